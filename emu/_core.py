@@ -1,0 +1,349 @@
+"""The core, by ctypes: the C side of ``workers/include/emu/control.h``, and where its files are.
+
+The core is one shared library a machine (engine), loaded with ``RTLD_GLOBAL`` so that a design
+that is loaded later finds the library's functions. One process loads one machine.
+
+Nothing here starts a process or knows of cells: see ``coordinator``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import emu
+from emu.errors import EmuError
+
+NAME_OF_KIND = ("rmap", "mm")
+
+LAT_NAMES = (
+    "iteration",
+    "exec",
+    "fork",
+    "exit",
+    "mmap",
+    "munmap",
+    "mprotect",
+    "brk",
+    "fault",
+    "walk",
+)
+"""Names of ``enum emu_latency_op``, in its order; checked against the library when it is loaded."""
+
+CALL_NAMES = ("exec", "fork", "exit", "mmap", "munmap", "mprotect", "brk", "work")
+"""Names of ``enum emu_call_op``."""
+
+SITES_MAX = 128
+HIST_COUNTS = 4096
+HIST_MAX_NS = 2**38 - 1
+
+HIST_DTYPE = np.dtype(
+    [
+        ("total", np.uint64),
+        ("overflow", np.uint64),
+        ("sum_ns", np.uint64),
+        ("max_ns", np.uint64),
+        ("counts", np.uint32, (HIST_COUNTS,)),
+    ]
+)
+"""``struct emu_hist``."""
+
+LOCK_STAT_DTYPE = np.dtype(
+    [
+        ("acquired", np.uint64),
+        ("contended", np.uint64),
+        ("wait_ns", np.uint64),
+        ("hold_ns", np.uint64),
+        ("hold_samples", np.uint64),
+    ]
+)
+"""``struct lock_stat``."""
+
+
+class Config(ctypes.Structure):
+    """``struct emu_config``."""
+
+    _fields_ = (
+        ("bytes", ctypes.c_uint32),
+        ("nr_cpus", ctypes.c_uint32),
+        ("nr_nodes", ctypes.c_uint32),
+        ("nr_files", ctypes.c_uint32),
+        ("nr_lists", ctypes.c_uint32),
+        ("nr_calls", ctypes.c_uint32),
+        ("oversubscribed", ctypes.c_uint32),
+        ("numa_penalty", ctypes.c_uint32),
+        ("work_jitter_permille", ctypes.c_uint32),
+        ("strict", ctypes.c_uint32),
+        ("seed", ctypes.c_uint64),
+        ("node_of_cpu", ctypes.POINTER(ctypes.c_uint32)),
+        ("penalty_ns", ctypes.POINTER(ctypes.c_uint32)),
+        ("host_node_of_node", ctypes.POINTER(ctypes.c_int32)),
+    )
+
+
+class PhaseStatus(ctypes.Structure):
+    """``struct emu_phase_status``."""
+
+    _fields_ = (
+        ("open", ctypes.c_uint32),
+        ("armed", ctypes.c_uint32),
+        ("done", ctypes.c_uint32),
+        ("failed", ctypes.c_uint32),
+        ("start_ns", ctypes.c_uint64),
+        ("deadline_ns", ctypes.c_uint64),
+    )
+
+
+class CpuResult(ctypes.Structure):
+    """``struct emu_cpu_result``."""
+
+    _fields_ = (
+        ("iterations", ctypes.c_uint64),
+        ("start_ns", ctypes.c_uint64),
+        ("end_ns", ctypes.c_uint64),
+        ("wait_ns", ctypes.c_uint64),
+        ("counts", ctypes.c_uint64 * len(CALL_NAMES)),
+    )
+
+
+class CpuState(ctypes.Structure):
+    """``struct emu_cpu_state``."""
+
+    _fields_ = (
+        ("op", ctypes.c_uint32),
+        ("list", ctypes.c_uint32),
+        ("index", ctypes.c_uint32),
+        ("iterations", ctypes.c_uint64),
+        ("failure", ctypes.c_char * 256),
+    )
+
+
+class CoreError(EmuError):
+    """A function of the core failed. ``errno`` is positive."""
+
+    def __init__(self, message: str, errno: int) -> None:
+        super().__init__(message)
+        self.errno = errno
+
+
+_U32, _U64, _I64, _INT = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_int64, ctypes.c_int
+_PTR, _STR = ctypes.c_void_p, ctypes.c_char_p
+
+# name: (result, arguments...). A result of _INT or _I64 below 0 is an error number.
+_PROTOTYPES: dict[str, tuple[Any, ...]] = {
+    "emu_error": (_STR,),
+    "emu_machine_id": (_U32,),
+    "emu_design_load": (_INT, _U32, _STR, _STR),
+    "emu_design_unload": (None,),
+    "emu_design_params": (_INT, _U32, _STR, ctypes.c_size_t),
+    "emu_arena_overhead": (_U64, ctypes.POINTER(Config)),
+    "emu_arena_format": (_INT, _PTR, _U64, ctypes.POINTER(Config)),
+    "emu_file_add": (_INT, _STR, _U64),
+    "emu_list_add": (_INT, _PTR, _U32),
+    "emu_boot": (_INT,),
+    "emu_cpu_attach": (_INT, _U32),
+    "emu_phase_prepare": (_INT, _U32, _U32, _U32, _U64),
+    "emu_phase_run": (_INT,),
+    "emu_phase_open": (_INT,),
+    "emu_phase_status": (ctypes.POINTER(PhaseStatus),),
+    "emu_cpu_state": (ctypes.POINTER(CpuState), _U32),
+    "emu_cpu_result": (ctypes.POINTER(CpuResult), _U32),
+    "emu_cpu_hists": (_PTR, _U32),
+    "emu_cpu_lock_stats": (_PTR, _U32),
+    "emu_nr_lock_classes": (_U32,),
+    "emu_lock_class_name": (_INT, _U32, ctypes.POINTER(_STR), ctypes.POINTER(_STR)),
+    "emu_cpu_site_path": (_INT, _U32, _U32, _STR, ctypes.c_size_t),
+    "emu_maps": (_I64, _STR, _U64),
+    "emu_list_run": (_INT, _U32, ctypes.POINTER(_U32)),
+    "emu_file_vmas": (_U64, _U32),
+    "emu_rmap_bytes_per_file": (_U64,),
+    "emu_bytes_per_vma": (_U64,),
+    "emu_check_drained": (_INT,),
+    "emu_op_name": (_STR, _U32),
+    "emu_call_name": (_STR, _U32),
+    "emu_clock_ns": (_U64,),
+}
+
+
+def data_path(*parts: str) -> Path:
+    """The path of an installed file or folder, such as ``data_path("lib", "build.json")``.
+
+    A checkout in the current directory hides the installed package but has none of what the build
+    makes; ``emu.__path__`` then leads on to the installed one.
+
+    Raises EmuError when no directory of the package has it.
+    """
+    for base in emu.__path__:
+        path = Path(base).joinpath(*parts)
+        if path.exists():
+            return path
+    raise EmuError(
+        f"{Path(*parts)} is not installed beside {Path(__file__).parent}; "
+        "`make build` or `pip install .` builds and installs it"
+    )
+
+
+@functools.cache
+def build_info() -> dict[str, Any]:
+    """How the core was compiled: compiler, flags for all machines and for each."""
+    info: dict[str, Any] = json.loads(data_path("lib", "build.json").read_text())
+    return info
+
+
+def design_names(kind: str) -> list[str]:
+    """The built-in designs of ``kind`` ("rmap" or "mm"), sorted."""
+    return sorted(path.stem for path in data_path("designs", kind).glob("*.so"))
+
+
+class Core:
+    """A loaded core. Method ``name`` calls the C function ``emu_<name>``; a failure is CoreError."""
+
+    def __init__(self, machine: str) -> None:
+        path = data_path("lib", f"libemu-{machine}.so")
+        try:
+            self._lib = ctypes.CDLL(str(path), mode=os.RTLD_GLOBAL | os.RTLD_NOW)
+        except OSError as error:
+            raise EmuError(f"{path} cannot be loaded: {error}") from None
+        self.machine = machine
+        for name, (result, *arguments) in _PROTOTYPES.items():
+            function = getattr(self._lib, name)
+            function.restype = result
+            function.argtypes = arguments
+        ops = tuple(self._text(self._lib.emu_op_name(i)) for i in range(len(LAT_NAMES)))
+        calls = tuple(self._text(self._lib.emu_call_name(i)) for i in range(len(CALL_NAMES)))
+        if ops != LAT_NAMES or calls != CALL_NAMES:
+            raise EmuError(f"{path} is not of this version: it names {ops} and {calls}")
+
+    @staticmethod
+    def _text(raw: bytes | None) -> str:
+        return (raw or b"").decode(errors="replace")
+
+    def _check(self, result: int, what: str) -> int:
+        if result < 0:
+            reason = self._text(self._lib.emu_error()) or os.strerror(-result)
+            raise CoreError(f"{what}{reason}", -result)
+        return result
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(self._lib, f"emu_{name}")
+        if function.restype not in (_INT, _I64):
+            return function
+
+        def checked(*arguments: Any) -> int:
+            return self._check(function(*arguments), "")
+
+        return checked
+
+    def text_of(self, function: str, *arguments: int) -> str:
+        """What a function that fills ``(buf, size)`` and returns the length needed has to say."""
+        call = getattr(self._lib, f"emu_{function}")
+        size = 4096
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            length = self._check(call(*arguments, buffer, size), "")
+            if length < size:
+                return self._text(buffer.value)
+            size = length + 1
+
+    def maps(self) -> str:
+        """The VMAs of the attached CPU's current mm, one a line."""
+        return self.text_of("maps")
+
+    def design_params(self, kind: str) -> list[str]:
+        """One line "name=value: help" a parameter of the loaded design."""
+        return self.text_of("design_params", NAME_OF_KIND.index(kind)).splitlines()
+
+    def hists(self, cpu: int) -> NDArray[np.void]:
+        """The CPU's histograms in the arena, by LAT_NAMES: a view, not a copy."""
+        return _view(self._lib.emu_cpu_hists(cpu), HIST_DTYPE, (len(LAT_NAMES),))
+
+    def lock_stats(self, cpu: int) -> NDArray[np.void]:
+        """The CPU's lock statistics, ``[class, site]``: a view of the arena."""
+        shape = (self._lib.emu_nr_lock_classes(), SITES_MAX)
+        return _view(self._lib.emu_cpu_lock_stats(cpu), LOCK_STAT_DTYPE, shape)
+
+    def lock_class_name(self, class_id: int) -> tuple[str, str | None]:
+        """Name and file of a lock class; no file: None."""
+        name, file = _STR(), _STR()
+        self._check(
+            self._lib.emu_lock_class_name(class_id, ctypes.byref(name), ctypes.byref(file)), ""
+        )
+        return self._text(name.value), self._text(file.value) or None
+
+    def site_path(self, cpu: int, site: int) -> str:
+        """The path "a>b>c" of a call site of the CPU."""
+        return self.text_of("cpu_site_path", cpu, site)
+
+    def list_run(self, number: int) -> tuple[int, str] | None:
+        """Run a call list once on the attached CPU; (index of the failed call, reason) or None."""
+        failed = _U32()
+        result = self._lib.emu_list_run(number, ctypes.byref(failed))
+        if result < 0:
+            return failed.value, self._text(self._lib.emu_error()) or os.strerror(-result)
+        return None
+
+
+def _view(address: int, dtype: np.dtype[np.void], shape: tuple[int, ...]) -> NDArray[np.void]:
+    length = dtype.itemsize * int(np.prod(shape))
+    memory = (ctypes.c_char * length).from_address(address)
+    return np.frombuffer(memory, dtype=dtype).reshape(shape)
+
+
+_loaded: dict[str, Core] = {}
+
+
+def load(machine: str) -> Core:
+    """The core for ``machine`` ("native"); loaded once a process, and no other beside it.
+
+    Raises EmuError when another machine is loaded already or the library does not fit.
+    """
+    if machine not in _loaded:
+        if _loaded:
+            raise EmuError(f"one process runs one machine, and {next(iter(_loaded))} is loaded")
+        _loaded[machine] = Core(machine)
+    return _loaded[machine]
+
+
+def make_config(
+    *,
+    node_of_cpu: list[int],
+    nr_nodes: int,
+    nr_files: int,
+    nr_lists: int,
+    nr_calls: int,
+    seed: int,
+    oversubscribed: bool = False,
+    work_jitter_permille: int = 0,
+    strict: bool = False,
+    penalty_ns: list[list[int]] | None = None,
+    host_node_of_node: list[int] | None = None,
+) -> Config:
+    """A ``struct emu_config``; it keeps the arrays that it points to alive."""
+    cpus = len(node_of_cpu)
+    config = Config(
+        bytes=ctypes.sizeof(Config),
+        nr_cpus=cpus,
+        nr_nodes=nr_nodes,
+        nr_files=nr_files,
+        nr_lists=nr_lists,
+        nr_calls=nr_calls,
+        oversubscribed=oversubscribed,
+        numa_penalty=penalty_ns is not None,
+        work_jitter_permille=work_jitter_permille,
+        strict=strict,
+        seed=seed & (2**64 - 1),
+    )
+    config.node_of_cpu = (_U32 * cpus)(*node_of_cpu)
+    if penalty_ns is not None:
+        flat = [ns for row in penalty_ns for ns in row]
+        config.penalty_ns = (_U32 * len(flat))(*flat)
+    if host_node_of_node is not None:
+        config.host_node_of_node = (ctypes.c_int32 * nr_nodes)(*host_node_of_node)
+    return config

@@ -1,0 +1,104 @@
+"""Latency histograms: the buckets that the core writes, read with the ``hdrhistogram`` package.
+
+The layout is that of ``HdrHistogram(1, 2**38 - 1, 2)`` (1 ns to 275 s, 2 significant digits), so a
+bucket's number here and there is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from hdrh.histogram import HdrHistogram
+from numpy.typing import NDArray
+
+from emu._core import HIST_COUNTS, HIST_MAX_NS
+
+PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p999": 99.9}
+
+
+def new_hdr() -> HdrHistogram:
+    """An empty histogram of the package, in the core's layout."""
+    return HdrHistogram(1, HIST_MAX_NS, 2)
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """The sum of some histograms of the arena. Times are nanoseconds.
+
+    ``total`` and ``sum_ns`` are of the values in ``counts``; ``overflow`` values were beyond the
+    range and are in neither; ``max_ns`` is of all.
+    """
+
+    counts: NDArray[np.uint64]
+    total: int
+    overflow: int
+    sum_ns: int
+    max_ns: int
+
+    @classmethod
+    def merged(cls, records: Iterable[Any]) -> Histogram:
+        """The sum of records of HIST_DTYPE; of none: empty."""
+        counts = np.zeros(HIST_COUNTS, np.uint64)
+        total = overflow = sum_ns = max_ns = 0
+        for record in records:
+            counts += record["counts"]
+            total += int(record["total"])
+            overflow += int(record["overflow"])
+            sum_ns += int(record["sum_ns"])
+            max_ns = max(max_ns, int(record["max_ns"]))
+        return cls(counts, total, overflow, sum_ns, max_ns)
+
+    def __add__(self, other: Histogram) -> Histogram:
+        return Histogram(
+            self.counts + other.counts,
+            self.total + other.total,
+            self.overflow + other.overflow,
+            self.sum_ns + other.sum_ns,
+            max(self.max_ns, other.max_ns),
+        )
+
+    @property
+    def count(self) -> int:
+        """All recorded values, those beyond the range included."""
+        return self.total + self.overflow
+
+    @property
+    def mean(self) -> float:
+        """The exact mean of the values within the range, ns; 0 for none."""
+        return self.sum_ns / self.total if self.total else 0.0
+
+    def to_hdr(self) -> HdrHistogram:
+        """The same as an object of the package; values beyond the range are not in it."""
+        hdr = new_hdr()
+        used = np.flatnonzero(self.counts)
+        for index in used:
+            hdr.counts[int(index)] = int(self.counts[index])
+        if used.size:
+            hdr.set_internal_tacking_values(int(used[0]), int(used[-1]), self.total)
+        return hdr
+
+    def percentiles(self) -> Mapping[str, int]:
+        """p50, p90, p99 and p999 in ns, ranked over all values; 0 for none.
+
+        A percentile among the values beyond the range is the largest value.
+        """
+        if not self.total:
+            return dict.fromkeys(PERCENTILES, self.max_ns if self.overflow else 0)
+        ranks = {name: p * self.count / self.total for name, p in PERCENTILES.items()}
+        values = self.to_hdr().get_percentile_to_value_dict(
+            [rank for rank in ranks.values() if rank <= 100]
+        )
+        return {name: min(values.get(rank, self.max_ns), self.max_ns) for name, rank in ranks.items()}
+
+    def encode(self) -> str:
+        """The buckets in HdrHistogram's own exchange format (V2, compressed, base64)."""
+        encoded: bytes = self.to_hdr().encode()
+        return encoded.decode()
+
+
+def decode(text: str) -> HdrHistogram:
+    """The object of the package for what ``Histogram.encode`` gave."""
+    return HdrHistogram.decode(text)

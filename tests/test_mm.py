@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: MIT
+"""The small mm against an oracle that knows nothing but pages.
+
+Every sequence of system calls must leave the same /proc/PID/maps as the oracle, whose VMAs are the
+longest runs of pages with equal properties, and the same results and errors as Linux gives.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mm_machine import (
+    LIST_EXEC,
+    LIST_EXIT,
+    LIST_FORK,
+    MAP_ANONYMOUS,
+    MAP_FIXED,
+    MAP_FIXED_NOREPLACE,
+    MAP_PRIVATE,
+    MAP_SHARED,
+    PAGE,
+    Machine,
+)
+
+from emu import _core
+
+BASE = 0x7000_0000_0000  # mmap_base: mappings without an address go below
+LOW = BASE - 48 * PAGE  # calls with an address use the 48 pages from here up
+MIN = 65536
+DESIGNS = ("single", "numa-trees", "numa-locks")
+
+
+@dataclass
+class Process:
+    """Page number -> (prot, shared, file, page of the file)."""
+
+    pages: dict[int, tuple[int, bool, int | None, int]] = field(default_factory=dict)
+
+    def copy(self) -> Process:
+        return Process(dict(self.pages))
+
+    def runs(self) -> list[tuple[int, int, tuple[int, bool, int | None, int]]]:
+        """(first page, pages, properties of the first page) of each VMA."""
+        found: list[tuple[int, int, tuple[int, bool, int | None, int]]] = []
+        for page in sorted(self.pages):
+            prot, shared, file, offset = self.pages[page]
+            if found:
+                first, length, (p, s, f, o) = found[-1]
+                follows = first + length == page and (p, s, f) == (prot, shared, file)
+                if follows and (file is None or o + length == offset):
+                    found[-1] = (first, length + 1, (p, s, f, o))
+                    continue
+            found.append((page, 1, self.pages[page]))
+        return found
+
+    def maps(self, files: tuple[str, ...]) -> list[str]:
+        lines = []
+        for first, length, (prot, shared, file, offset) in self.runs():
+            perms = "".join(c if prot & bit else "-" for c, bit in (("r", 1), ("w", 2), ("x", 4)))
+            name = "" if file is None else f" {files[file]}"
+            lines.append(
+                f"{first * PAGE:x}-{(first + length) * PAGE:x} {perms}{'s' if shared else 'p'} "
+                f"{0 if file is None else offset * PAGE:08x}{name}"
+            )
+        return lines
+
+    def highest_free(self, length: int) -> int:
+        """The highest `length` free pages below mmap_base; page number."""
+        top = BASE // PAGE
+        for page in sorted((p for p in self.pages if p < top), reverse=True):
+            if top - page - 1 >= length:
+                break
+            top = page
+        return top - length
+
+    def mmap(
+        self, addr: int, length: int, prot: int, flags: int, file: int | None, offset: int
+    ) -> int:
+        if length == 0 or offset % PAGE:
+            return -errno.EINVAL
+        count = -(-length // PAGE)
+        if flags & (MAP_FIXED | MAP_FIXED_NOREPLACE):
+            if addr % PAGE:
+                return -errno.EINVAL
+            first = addr // PAGE
+            taken = any(first + i in self.pages for i in range(count))
+            if flags & MAP_FIXED_NOREPLACE and taken:
+                return -errno.EEXIST
+        else:
+            first = -(-addr // PAGE)
+            if addr == 0 or any(first + i in self.pages for i in range(count)):
+                first = self.highest_free(count)
+        for i in range(count):
+            self.pages[first + i] = (prot, bool(flags & MAP_SHARED), file, offset // PAGE + i)
+        return first * PAGE
+
+    def munmap(self, addr: int, length: int) -> int:
+        if addr % PAGE or length == 0:
+            return -errno.EINVAL
+        for i in range(-(-length // PAGE)):
+            self.pages.pop(addr // PAGE + i, None)
+        return 0
+
+    def mprotect(self, addr: int, length: int, prot: int) -> int:
+        if addr % PAGE:
+            return -errno.EINVAL
+        for i in range(-(-length // PAGE)):
+            page = addr // PAGE + i
+            if page not in self.pages:
+                return -errno.ENOMEM
+            _, shared, file, offset = self.pages[page]
+            self.pages[page] = (prot, shared, file, offset)
+        return 0
+
+
+addresses = st.one_of(
+    st.integers(0, 44).map(lambda page: LOW + page * PAGE),
+    st.integers(0, 44 * PAGE).map(lambda byte: LOW + byte),
+)
+lengths = st.one_of(st.integers(1, 9).map(lambda pages: pages * PAGE), st.integers(0, 3 * PAGE))
+prots = st.sampled_from([0, 1, 3, 5, 7])
+placement = st.sampled_from([0, MAP_FIXED, MAP_FIXED, MAP_FIXED_NOREPLACE])
+files = st.sampled_from([None, 0, 0, 1])
+mmap_calls = st.tuples(
+    st.just("mmap"),
+    st.one_of(st.just(0), addresses, addresses),
+    lengths,
+    prots,
+    placement,
+    files,
+    st.booleans(),
+    st.one_of(st.integers(0, 8).map(lambda page: page * PAGE), st.integers(0, 2 * PAGE)),
+)
+operations = st.tuples(
+    st.integers(0, 1),  # CPU
+    st.one_of(
+        mmap_calls,
+        mmap_calls,
+        st.tuples(st.just("munmap"), addresses, lengths),
+        st.tuples(st.just("mprotect"), addresses, lengths, prots),
+        st.tuples(st.just("fork")),
+        st.tuples(st.just("exit")),
+    ),
+)
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+)
+@given(st.lists(operations, max_size=40))
+def test_random_calls_leave_the_maps_of_the_oracle(design: str, ops: list) -> None:  # type: ignore[type-arg]
+    machine = Machine(design, mmap_base=BASE)
+    stacks: list[list[Process]] = []
+    for cpu in range(2):
+        machine.attach(cpu)
+        machine.run_list(LIST_EXEC)
+        stacks.append([Process()])
+
+    for cpu, (op, *args) in ops:
+        machine.attach(cpu)
+        stack = stacks[cpu]
+        if op == "mmap":
+            addr, length, prot, fixed, file, shared, offset = args
+            # A fixed address without an address would be page 0.
+            flags = (fixed if addr else 0) | (
+                MAP_SHARED if shared and file is not None else MAP_PRIVATE
+            )
+            flags |= MAP_ANONYMOUS if file is None else 0
+            if file is None:
+                offset = 0
+            expected = stack[-1].mmap(addr, length, prot, flags, file, offset)
+            assert machine.mmap(addr, length, prot, flags, file, offset) == expected
+        elif op == "munmap":
+            assert machine.munmap(*args) == stack[-1].munmap(*args)
+        elif op == "mprotect":
+            assert machine.mprotect(*args) == stack[-1].mprotect(*args)
+        elif op == "fork" and len(stack) < 8:
+            machine.run_list(LIST_FORK)
+            stack.append(stack[-1].copy())
+        elif op == "exit" and len(stack) > 1:
+            machine.run_list(LIST_EXIT)
+            stack.pop()
+        assert machine.maps() == stack[-1].maps(machine.files)
+        for number in range(len(machine.files)):
+            linked = sum(
+                properties[2] == number
+                for each in stacks
+                for process in each
+                for _, _, properties in process.runs()
+            )
+            assert machine.file_vmas(number) == linked
+
+    for cpu, stack in enumerate(stacks):
+        machine.attach(cpu)
+        for process in reversed(stack):
+            assert machine.maps() == process.maps(machine.files)
+            machine.run_list(LIST_EXIT)
+    machine.check_drained()
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    st.lists(st.tuples(st.integers(0, 90), st.integers(1, 6)), min_size=3, max_size=30),
+    st.lists(st.integers(1, 7), min_size=1, max_size=12),
+)
+def test_a_mapping_without_an_address_takes_the_highest_gap(
+    holes: list[tuple[int, int]], lengths: list[int]
+) -> None:
+    machine = Machine("single", mmap_base=BASE)
+    machine.attach(0)
+    machine.run_list(LIST_EXEC)
+    process = Process()
+    flags = MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS
+    for page in range(1, 97):  # each page a VMA of its own
+        addr = BASE - page * PAGE
+        assert machine.mmap(addr, PAGE, 1 + page % 2, flags, None, 0) == process.mmap(
+            addr, PAGE, 1 + page % 2, flags, None, 0
+        )
+    for page, length in holes:
+        addr = BASE - (page + length) * PAGE
+        assert machine.munmap(addr, length * PAGE) == process.munmap(addr, length * PAGE)
+    for length in lengths:
+        arguments = (0, length * PAGE, 5, MAP_PRIVATE | MAP_ANONYMOUS, None, 0)
+        assert machine.mmap(*arguments) == process.mmap(*arguments)
+    assert machine.maps() == process.maps(machine.files)
+    machine.run_list(LIST_EXIT)
+    machine.check_drained()
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.lists(st.integers(-3, 40), max_size=20))
+def test_brk_grows_and_shrinks_the_heap_up_to_its_neighbour(steps: list[int]) -> None:
+    machine = Machine("single", mmap_base=BASE)
+    machine.attach(0)
+    machine.run_list(LIST_EXEC)
+    start = 0x1000_0000
+    wall = start + 32 * PAGE
+    private = MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS
+    # 0x20000000 is MAP_BRK: the heap begins where this mapping ends.
+    assert machine.mmap(start - PAGE, PAGE, 5, private | 0x20000000, None, 0) == start - PAGE
+    assert machine.mmap(wall, PAGE, 1, private, None, 0) == wall
+    brk = start
+    for step in steps:
+        wanted = start + step * PAGE // 2
+        # Below the start, or closer than a page to the next mapping: the break stays.
+        fits = start <= wanted and -(-wanted // PAGE) * PAGE + PAGE <= wall
+        shrinks = start <= wanted and -(-wanted // PAGE) <= -(-brk // PAGE)
+        if fits or shrinks:
+            brk = wanted
+        assert machine.brk(wanted) == brk
+        end = -(-brk // PAGE) * PAGE
+        heap = [f"{start:x}-{end:x} rw-p 00000000 [heap]"] if end > start else []
+        assert machine.maps()[1:-1] == heap
+    machine.run_list(LIST_EXIT)
+    machine.check_drained()
+
+
+def test_a_leak_is_found() -> None:
+    machine = Machine("single")
+    machine.attach(0)
+    machine.run_list(LIST_EXEC)
+    machine.mmap(0, PAGE, 1, MAP_PRIVATE, 0, 0)
+    with pytest.raises(_core.CoreError, match="a still has 1 VMAs"):
+        machine.check_drained()
+    machine.munmap(BASE - PAGE, PAGE)
+    with pytest.raises(_core.CoreError, match="leaks 1 objects"):
+        machine.check_drained()  # the mm itself
+    machine.run_list(LIST_EXIT)
+    machine.check_drained()
+
+
+def test_a_full_arena_is_an_error_that_names_the_option() -> None:
+    machine = Machine("single", mib=8)
+    machine.attach(0)
+    machine.run_list(LIST_EXEC)
+    for page in range(0, 2000, 2):
+        machine.mmap(0x1000_0000 + page * PAGE, PAGE, 1, MAP_PRIVATE | 0x30, None, 0)
+    failed = None
+    for _ in range(60):  # each child copies 1000 VMAs
+        failed = failed or machine.core.list_run(LIST_FORK)
+    assert failed is not None
+    assert failed[1] == "the arena of 8 MiB is full; --arena-size gives more"

@@ -1,0 +1,161 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * control.h - how the conductor (Python, by ctypes) drives the core. Not for designs.
+ *
+ * Life of a cell on the native engine, all in the coordinator's process up to the fork:
+ *   emu_design_load(rmap), emu_design_load(mm)    dlopen, checks, parameters
+ *   emu_arena_format(base, bytes, &config)        lay out an arena that the caller has mapped
+ *   emu_file_add() ... emu_list_add() ...         files and call lists of the workload, in order of their numbers
+ *   emu_boot()                                    locks, per-CPU parts, rmap state of every file
+ *   (fork: one process a CPU)
+ *     emu_cpu_attach(cpu)                         in the worker
+ *     emu_phase_run(phase)                        in the worker: arms, waits for the start line, runs, returns
+ *   emu_phase_open(phase)                         in the coordinator, when all are armed: the start line
+ *   emu_check_drained()                           after the drain phase: trees empty, nothing allocated
+ * The same calls without a fork (emu_cpu_attach(0) in the caller) replay a program alone: emu_list_run(), emu_maps().
+ *
+ * Functions return 0 or -errno; the reason is then in emu_error() (one line, no newline).
+ */
+#ifndef EMU_CONTROL_H
+#define EMU_CONTROL_H
+
+#include <emu/mm_ops.h>
+
+/* Latencies are recorded by operation. Names for people: emu_op_name(). */
+enum emu_latency_op {
+	EMU_LAT_ITERATION, /* once through a phase's list */
+	EMU_LAT_EXEC,
+	EMU_LAT_FORK,
+	EMU_LAT_EXIT,
+	EMU_LAT_MMAP,
+	EMU_LAT_MUNMAP,
+	EMU_LAT_MPROTECT,
+	EMU_LAT_BRK,
+	EMU_LAT_FAULT,
+	EMU_LAT_WALK,
+	EMU_LAT_NR
+};
+
+/* A call of a program. */
+enum emu_call_op {
+	EMU_CALL_EXEC, /* arg = number of the call list that the kernel runs to map the image; addr = mmap_base */
+	EMU_CALL_FORK, /* the child runs on; its EXIT gives the CPU back to the parent */
+	EMU_CALL_EXIT, /* tear down the current mm; then the parent's becomes current, or none */
+	EMU_CALL_MMAP,
+	EMU_CALL_MUNMAP,
+	EMU_CALL_MPROTECT,
+	EMU_CALL_BRK,
+	EMU_CALL_WORK, /* nothing but work_ns */
+	EMU_CALL_NR
+};
+
+#define EMU_NO_EXPECT UINT64_MAX
+
+struct emu_call { /* 64 bytes, all constant while CPUs run */
+	uint32_t op;	  /* enum emu_call_op */
+	uint32_t prot;	  /* EMU_PROT_* */
+	uint32_t flags;	  /* EMU_MAP_* */
+	int32_t arg;	  /* MMAP: file number, -1 = anonymous; EXEC: list number */
+	uint64_t addr;	  /* bytes */
+	uint64_t len;	  /* bytes */
+	uint64_t offset;  /* bytes */
+	uint64_t expect;  /* MMAP, BRK: the address that the real kernel returned; EMU_NO_EXPECT: not checked */
+	uint64_t work_ns; /* computing inside the call, before it touches the mm; part of its latency */
+	uint64_t reserved;
+};
+
+/* What a cell is made with. `bytes` = sizeof of this struct as the caller knows it; checked. */
+struct emu_config {
+	uint32_t bytes;
+	uint32_t nr_cpus, nr_nodes;
+	uint32_t nr_files, nr_lists, nr_calls; /* upper bounds */
+	uint32_t oversubscribed;	       /* more emulated than host CPUs: spinners yield to the host's scheduler */
+	uint32_t numa_penalty;		       /* emu_line_moved() costs */
+	uint32_t work_jitter_permille;	       /* each work_ns varies evenly by +- this */
+	uint32_t strict;		       /* munmap or mprotect of what is not mapped, a wrong expect: an error */
+	uint64_t seed;
+	const uint32_t *node_of_cpu;	 /* [nr_cpus], copied */
+	const uint32_t *penalty_ns;	 /* [nr_nodes][nr_nodes], copied; NULL without numa_penalty */
+	const int32_t *host_node_of_node; /* [nr_nodes] for mbind, -1 = leave to the host; NULL: all -1 */
+};
+
+/* A phase in progress, in the arena; the coordinator reads it at any time. */
+struct emu_phase_status {
+	_Atomic uint32_t open;	/* the start line: futex; 0 = not yet */
+	_Atomic uint32_t armed; /* CPUs that wait at it */
+	_Atomic uint32_t done;	/* CPUs that have finished */
+	_Atomic uint32_t failed;
+	uint64_t start_ns, deadline_ns; /* emu_clock_ns(), written before open */
+};
+
+/* What one CPU did in the phase it ran last; written by the CPU, for the coordinator. */
+struct emu_cpu_result {
+	uint64_t iterations;
+	uint64_t start_ns, end_ns;
+	uint64_t wait_ns;
+	uint64_t counts[EMU_CALL_NR]; /* calls done, by enum emu_call_op */
+};
+
+/* What a CPU is doing now; for the coordinator when the CPU died or hangs. */
+struct emu_cpu_state {
+	_Atomic uint32_t op;	/* enum emu_call_op, or EMU_CALL_NR: between calls */
+	_Atomic uint32_t list;	/* call list and */
+	_Atomic uint32_t index; /* place in it */
+	_Atomic uint64_t iterations;
+	char failure[256];	/* why this CPU gave up; empty: it did not */
+};
+
+EMU_EXPORT const char *emu_error(void);
+EMU_EXPORT uint32_t emu_machine_id(void);
+
+/* kind: 0 rmap, 1 mm. params: "k=v,k=v" or NULL. */
+EMU_EXPORT int emu_design_load(uint32_t kind, const char *path, const char *params);
+EMU_EXPORT void emu_design_unload(void);
+/* One line "name=value: help" a parameter of the loaded design; returns the length needed. */
+EMU_EXPORT int emu_design_params(uint32_t kind, char *buf, size_t size);
+
+/* Bytes an arena for this configuration needs at least, without what the mm allocates. */
+EMU_EXPORT uint64_t emu_arena_overhead(const struct emu_config *config);
+EMU_EXPORT int emu_arena_format(void *base, uint64_t bytes, const struct emu_config *config);
+EMU_EXPORT int emu_file_add(const char *name, uint64_t nr_pages);
+/* File number n, for the system calls of emu/mm.h. */
+EMU_EXPORT struct address_space *emu_file(uint32_t n);
+EMU_EXPORT int emu_list_add(const struct emu_call *calls, uint32_t n);
+EMU_EXPORT int emu_boot(void);
+
+EMU_EXPORT int emu_cpu_attach(uint32_t cpu);
+/*
+ * list: the call list to repeat; once: run it once, else until duration_ns after the start line. record: reset
+ * statistics at the start line and record latencies. -> 0, or -errno when a call failed.
+ */
+EMU_EXPORT int emu_phase_prepare(uint32_t list, uint32_t once, uint32_t record, uint64_t duration_ns);
+EMU_EXPORT int emu_phase_run(void);
+EMU_EXPORT int emu_phase_open(void);
+EMU_EXPORT struct emu_phase_status *emu_phase_status(void);
+
+EMU_EXPORT struct emu_cpu_state *emu_cpu_state(uint32_t cpu);
+EMU_EXPORT struct emu_cpu_result *emu_cpu_result(uint32_t cpu);
+EMU_EXPORT struct emu_hist *emu_cpu_hists(uint32_t cpu);     /* [EMU_LAT_NR] */
+EMU_EXPORT struct lock_stat *emu_cpu_lock_stats(uint32_t cpu); /* [emu_nr_lock_classes()][EMU_SITES_MAX] */
+EMU_EXPORT uint32_t emu_nr_lock_classes(void);
+EMU_EXPORT int emu_lock_class_name(uint32_t class_id, const char **name, const char **file);
+/* The path "a>b>c" of a CPU's call site; "" for the root. Returns its length or -errno. */
+EMU_EXPORT int emu_cpu_site_path(uint32_t cpu, uint32_t site, char *buf, size_t size);
+
+/* One line in /proc/PID/maps style a VMA ("start-end perms offset name") of the CPU's current mm; length needed. */
+EMU_EXPORT int64_t emu_maps(char *buf, uint64_t size);
+/* Runs a list once on the calling CPU; on failure *failed is the index of the call. */
+EMU_EXPORT int emu_list_run(uint32_t list, uint32_t *failed);
+
+/* VMAs linked to a file right now, by walking; and what memory costs. */
+EMU_EXPORT uint64_t emu_file_vmas(uint32_t file);
+EMU_EXPORT uint64_t emu_rmap_bytes_per_file(void);
+EMU_EXPORT uint64_t emu_bytes_per_vma(void);
+
+/* All trees empty, no arena object allocated since boot still live, no lock held. Else -EBUSY and emu_error(). */
+EMU_EXPORT int emu_check_drained(void);
+
+EMU_EXPORT const char *emu_op_name(uint32_t latency_op);
+EMU_EXPORT const char *emu_call_name(uint32_t call_op);
+
+#endif

@@ -1,0 +1,147 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * mm.h - the small mm: files, address spaces of processes, and the system calls on them.
+ *
+ * Structure and names follow the kernel's (mm/vma.c, mm/mmap.c, kernel/fork.c, fs/exec.c); the code is our own. Addresses
+ * and lengths are bytes, page offsets are pages. System calls return 0 or an address, or -errno.
+ *
+ * Lock order: mmap_lock (the mm design's) -> i_mmap lock (the rmap design's). Walkers take the latter alone.
+ */
+#ifndef EMU_MM_H
+#define EMU_MM_H
+
+#include <emu/interval_tree.h>
+#include <emu/rwsem.h>
+
+/* Protection and mapping flags of a call, with the values of Linux on x86-64 and aarch64. */
+#define EMU_PROT_READ 0x1u
+#define EMU_PROT_WRITE 0x2u
+#define EMU_PROT_EXEC 0x4u
+#define EMU_MAP_SHARED 0x01u
+#define EMU_MAP_PRIVATE 0x02u
+#define EMU_MAP_FIXED 0x10u
+#define EMU_MAP_ANONYMOUS 0x20u
+#define EMU_MAP_GROWSDOWN 0x100u
+#define EMU_MAP_FIXED_NOREPLACE 0x100000u
+/* Ours, for what the kernel maps by itself during exec. */
+#define EMU_MAP_SPECIAL 0x10000000u /* vdso, vvar: never merged */
+#define EMU_MAP_BRK 0x20000000u	    /* the end of this mapping is where the heap starts (start_brk) */
+
+/* vm_flags */
+#define VM_READ 0x1u
+#define VM_WRITE 0x2u
+#define VM_EXEC 0x4u
+#define VM_ACCESS (VM_READ | VM_WRITE | VM_EXEC)
+#define VM_SHARED 0x8u
+#define VM_GROWSDOWN 0x100u
+#define VM_SPECIAL 0x4000u
+
+#define EMU_STACK_GUARD_GAP (UINT64_C(256) << EMU_PAGE_SHIFT) /* the kernel's default, 1 MiB */
+#define EMU_TASK_SIZE UINT64_C(0x7ffffffff000)
+#define EMU_RMAP_SLOT 256u /* bytes of an address_space that belong to the rmap design */
+#define EMU_MM_SLOT 256u   /* bytes of an mm_struct that belong to the mm design */
+
+/* A file's page cache, and who maps it. */
+struct address_space {
+	/* Constant after the load phase. */
+	uint32_t id;
+	uint64_t nr_pages;
+	char name[96];
+
+	/* The rmap design's: trees and locks, or a pointer to them. */
+	__cacheline_aligned unsigned char i_mmap[EMU_RMAP_SLOT];
+};
+
+struct vm_area_struct {
+	/* The mm design's lock must be held for writing to change these (and the i_mmap lock too, where a walker looks:
+	 * vm_start, vm_end, vm_pgoff). */
+	__cacheline_aligned uint64_t vm_start;
+	uint64_t vm_end; /* first byte after */
+	struct mm_struct *vm_mm;
+	uint32_t vm_flags;
+	uint32_t i_mmap_index; /* the rmap design's: in which tree this VMA is */
+	union {
+		struct {
+			struct rb_node vm_rb;
+			/* Of the subtree below vm_rb: lowest start, highest end, largest gap between two VMAs. */
+			uint64_t rb_subtree_start, rb_subtree_end, rb_subtree_gap;
+		};
+		struct vm_area_struct *detached_next; /* out of the index: the next to be unlinked and freed */
+	};
+
+	/* The i_mmap lock of vm_file must be held when using `shared`, but for the VMA's own mm to read it. */
+	__cacheline_aligned struct interval_tree_node shared; /* start, last: in pages of the file */
+	struct address_space *vm_file; /* NULL: anonymous. VM_SPECIAL: only names the mapping, not in i_mmap */
+	uint64_t vm_pgoff;
+};
+
+struct mm_struct {
+	/* The mm design's lock must be held when using these. */
+	__cacheline_aligned uint64_t mmap_base; /* mappings without an address are placed below, top down */
+	uint64_t start_brk, brk;
+	uint32_t map_count;
+	uint32_t id;
+	uint64_t total_vm; /* pages */
+
+	/* The mm design's: index and lock. */
+	__cacheline_aligned unsigned char index[EMU_MM_SLOT];
+};
+
+/*
+ * What the i_mmap lock is held over in one go: `vma` and, where a merge or split moves a border, `adj_next` change their
+ * bounds between prepare and complete; `insert` (the new half of a split) joins, `remove` leaves. All map one file.
+ */
+struct vma_prepare {
+	struct vm_area_struct *vma;
+	struct vm_area_struct *adj_next;
+	struct vm_area_struct *insert;
+	struct vm_area_struct *remove;
+	struct vm_area_struct *remove2; /* prev, changed VMA and next became one: next goes too */
+	struct address_space *mapping;
+};
+
+static inline uint64_t vma_pages(const struct vm_area_struct *vma)
+{
+	return (vma->vm_end - vma->vm_start) >> EMU_PAGE_SHIFT;
+}
+
+/* Where the room below a VMA ends: stacks keep a guard gap. */
+static inline uint64_t vm_start_gap(const struct vm_area_struct *vma)
+{
+	if (!(vma->vm_flags & VM_GROWSDOWN))
+		return vma->vm_start;
+	return vma->vm_start > EMU_STACK_GUARD_GAP ? vma->vm_start - EMU_STACK_GUARD_GAP : 0;
+}
+
+/* The file in whose i_mmap this VMA is, or NULL. */
+static inline struct address_space *vma_mapping(const struct vm_area_struct *vma)
+{
+	return vma->vm_flags & VM_SPECIAL ? NULL : vma->vm_file;
+}
+
+/* The key of a file VMA in i_mmap. Designs call it before they (re-)insert a VMA. */
+static inline void vma_set_interval(struct vm_area_struct *vma)
+{
+	vma->shared.start = vma->vm_pgoff;
+	vma->shared.last = vma->vm_pgoff + vma_pages(vma) - 1;
+}
+
+#define vma_of(node) container_of(node, struct vm_area_struct, shared)
+
+/* System calls, on current->mm. */
+EMU_EXPORT int64_t emu_sys_mmap(uint64_t addr, uint64_t len, uint32_t prot, uint32_t flags, struct address_space *file,
+				uint64_t offset);
+EMU_EXPORT int64_t emu_sys_munmap(uint64_t addr, uint64_t len);
+EMU_EXPORT int64_t emu_sys_mprotect(uint64_t addr, uint64_t len, uint32_t prot);
+EMU_EXPORT int64_t emu_sys_brk(uint64_t brk); /* the new or, where that cannot be, the old break */
+
+/* A copy of `oldmm` with its VMAs linked just after their parents' in i_mmap. */
+EMU_EXPORT struct mm_struct *dup_mmap(struct mm_struct *oldmm);
+/* A new, empty mm becomes the current task's; the old one, if any, is torn down. */
+EMU_EXPORT void exec_mmap(uint64_t mmap_base);
+/* Unmaps everything and frees the mm. */
+EMU_EXPORT void exit_mmap(struct mm_struct *mm);
+/* Links a new file VMA into its file's i_mmap. */
+EMU_EXPORT void vma_link_file(struct vm_area_struct *vma);
+
+#endif

@@ -1,0 +1,127 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * stat.h - lock statistics by call site, as /proc/lock_stat has them, and latency histograms.
+ *
+ * Every lock belongs to a class (a name and, for a file's locks, the file). Every acquisition is counted in the table
+ * of the CPU that makes it, at [class][call site]; no line is shared. Waiting is timed always (it is on the slow path
+ * anyway). Holding is timed for one acquisition in EMU_HOLD_SAMPLE of the native engine, because two clock reads cost
+ * as much as the uncontended lock; hold_samples says how many. A reader scales by acquired / hold_samples.
+ *
+ * A call site is the path of small-mm functions that were entered: "mmap_region>vma_link_file". Functions of the small
+ * mm that may take locks open with EMU_CALL_SITE(). Designs need nothing.
+ */
+#ifndef EMU_STAT_H
+#define EMU_STAT_H
+
+#include <emu/task.h>
+
+#define EMU_SITES_MAX 128u
+#define EMU_HOLD_SAMPLE 16u
+
+struct lock_stat {
+	uint64_t acquired;
+	uint64_t contended;
+	uint64_t wait_ns;
+	uint64_t hold_ns; /* of the hold_samples timed ones */
+	uint64_t hold_samples;
+};
+
+/*
+ * The number of the class (name, file); file may be NULL. The same arguments give the same number on every CPU.
+ * Takes a lock: call it when a lock is set up, not when it is taken. At most 48 bytes of each string are kept.
+ */
+EMU_EXPORT uint32_t lock_class(const char *name, const char *file);
+
+static inline struct lock_stat *lock_stat_here(uint32_t class_id)
+{
+	return &current->lock_stats[class_id * EMU_SITES_MAX + current->site];
+}
+
+EMU_EXPORT void lock_stat_hold_begin(struct task_struct *task, struct lock_stat *stat, const void *lock);
+EMU_EXPORT void lock_stat_hold_end(struct task_struct *task, const void *lock);
+
+/* Each lock calls these on every path: got it / got it after waiting / about to release it. */
+static inline void lock_stat_acquired(uint32_t class_id, const void *lock)
+{
+	struct task_struct *task = current;
+	struct lock_stat *stat = &task->lock_stats[class_id * EMU_SITES_MAX + task->site];
+
+	stat->acquired++;
+	if (unlikely((++task->hold_tick & (EMU_HOLD_SAMPLE - 1)) == 0))
+		lock_stat_hold_begin(task, stat, lock);
+}
+
+static inline void lock_stat_contended(uint32_t class_id, uint64_t wait_ns)
+{
+	struct lock_stat *stat = lock_stat_here(class_id);
+
+	stat->contended++;
+	stat->wait_ns += wait_ns;
+	current->wait_ns += wait_ns;
+}
+
+static inline void lock_stat_release(const void *lock)
+{
+	struct task_struct *task = current;
+
+	/* Slots fill from 0 on without gaps: with no hold being timed this is one load of the task's own line. */
+	if (unlikely(task->holds[0].lock))
+		lock_stat_hold_end(task, lock);
+}
+
+/* A node of the call-site trie; 0 is the root and ends lists. */
+struct emu_site {
+	const char *function;
+	uint32_t parent, child, sibling;
+};
+
+/* The call-site trie. enter returns the site to go back to; leave goes back. */
+EMU_EXPORT uint32_t emu_site_enter(const char *function);
+static inline void emu_site_leave(uint32_t *saved)
+{
+	current->site = *saved;
+}
+#define EMU_CALL_SITE() \
+	__attribute__((cleanup(emu_site_leave), unused)) uint32_t emu_saved_site__ = emu_site_enter(__func__)
+
+/*
+ * Latency histograms in HdrHistogram's bucket layout: lowest discernible value 1 ns, 2 significant digits, highest
+ * trackable 2^38 - 1 ns (275 s). 256 sub-buckets, the lower half used in the first bucket only; counts of 32 bits.
+ * Values above the range are counted in `overflow` and not in `counts`.
+ */
+#define EMU_HIST_SUB_BITS 8u
+#define EMU_HIST_BUCKETS 31u
+#define EMU_HIST_COUNTS ((EMU_HIST_BUCKETS + 1) * (1u << (EMU_HIST_SUB_BITS - 1)))
+#define EMU_HIST_MAX_NS ((UINT64_C(1) << (EMU_HIST_BUCKETS + EMU_HIST_SUB_BITS - 1)) - 1)
+
+struct emu_hist {
+	uint64_t total; /* of counts[] */
+	uint64_t overflow;
+	uint64_t sum_ns; /* exact, of the counted ones */
+	uint64_t max_ns; /* exact, of all */
+	uint32_t counts[EMU_HIST_COUNTS];
+};
+
+static inline uint32_t emu_hist_index(uint64_t ns)
+{
+	/* The bucket is how far the value must be shifted until it fits into 256 sub-buckets. */
+	uint32_t bucket = 64u - EMU_HIST_SUB_BITS - (uint32_t)__builtin_clzll(ns | ((1u << EMU_HIST_SUB_BITS) - 1));
+	uint32_t sub = (uint32_t)(ns >> bucket);
+
+	return (bucket << (EMU_HIST_SUB_BITS - 1)) + sub;
+}
+
+static inline void emu_hist_record(struct emu_hist *h, uint64_t ns)
+{
+	if (ns > h->max_ns)
+		h->max_ns = ns;
+	if (unlikely(ns > EMU_HIST_MAX_NS)) {
+		h->overflow++;
+		return;
+	}
+	h->counts[emu_hist_index(ns)]++;
+	h->total++;
+	h->sum_ns += ns;
+}
+
+#endif

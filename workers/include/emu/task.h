@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * task.h - a task: what runs on a CPU and sleeps in locks.
+ *
+ * Tasks live in the arena for the whole run, so that a lock's owner word may be followed without a reference.
+ *
+ *   task_park()      sleep until somebody calls task_unpark(); a token: an unpark that came first is not lost
+ *   task_unpark(t)   let t run on; any CPU
+ *   task_running(t)  is t on its CPU now? What optimistic spinners ask about a lock's owner
+ */
+#ifndef EMU_TASK_H
+#define EMU_TASK_H
+
+#include <emu/machine.h>
+
+struct mm_struct;
+
+/* A timed hold of a lock that this task has now (see stat.h). lock == NULL: free slot. */
+struct emu_hold {
+	const void *lock;
+	void *stat;
+	uint64_t since_ns;
+};
+#define EMU_HOLDS 4
+
+/* A task's place in a rwsem's wait list. The list's wait_lock must be held when using these. */
+struct rwsem_waiter {
+	struct rwsem_waiter *next, *prev;
+	struct task_struct *task;
+	uint64_t timeout_ns; /* from then on it may ask for the hand-off */
+	uint32_t type;	     /* enum rwsem_waiter_type in rwsem.c */
+	bool handoff_set;
+	/* Cleared without the lock by whoever grants a read lock; the sleeper watches it. */
+	_Atomic uint32_t waiting;
+};
+
+struct task_struct {
+	/* Written before the first CPU starts. */
+	__cacheline_aligned uint32_t cpu;
+	uint32_t node;
+
+	/* Written by the task alone, read by spinners that ask whether the owner runs. */
+	__cacheline_aligned _Atomic uint32_t on_cpu;
+
+	/* Written by any CPU that wakes this task. */
+	__cacheline_aligned _Atomic uint32_t wake_token;
+	struct rwsem_waiter waiter;
+
+	/* This task's own; nobody else looks. */
+	__cacheline_aligned struct mm_struct *mm;
+	struct lock_stat *lock_stats; /* this CPU's table: [class * EMU_SITES_MAX + site] */
+	struct emu_site *sites;	      /* this CPU's call-site trie [EMU_SITES_MAX] */
+	uint32_t site;		      /* node of this CPU's call-site trie that is running now */
+	uint32_t hold_tick;	      /* counts acquisitions, so that one in EMU_HOLD_SAMPLE is timed */
+	uint64_t wait_ns;	      /* all waiting for locks so far, spinning or asleep */
+	struct emu_hold holds[EMU_HOLDS];
+};
+
+EMU_EXPORT void task_park(void);
+EMU_EXPORT void task_unpark(struct task_struct *task);
+
+static inline bool task_running(struct task_struct *task)
+{
+	return atomic_load_explicit(&task->on_cpu, memory_order_relaxed) != 0;
+}
+
+#endif

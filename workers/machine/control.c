@@ -1,0 +1,356 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * control.c - what the conductor drives: the arena's layout, a cell's life, phases (see emu/control.h).
+ */
+#include "internal.h"
+#include "../mm/internal.h"
+#include "program.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <setjmp.h>
+#include <stdio.h>
+#include <string.h>
+
+/* Where the parts of an arena begin; the same arithmetic tells how large it must be. */
+struct layout {
+	uint64_t node_of_cpu, penalty_ns, cpus, pools, lock_stats, files, lists, calls, classes, end;
+	uint32_t max_classes;
+};
+
+static uint64_t place(uint64_t *at, uint64_t bytes)
+{
+	uint64_t offset = (*at + EMU_CACHELINE - 1) & ~(uint64_t)(EMU_CACHELINE - 1);
+
+	*at = offset + bytes;
+	return offset;
+}
+
+static struct layout layout_of(const struct emu_config *c)
+{
+	uint64_t at = sizeof(struct emu_arena);
+	uint64_t cpus = c->nr_cpus, nodes = c->nr_nodes;
+	struct layout l = { 0 };
+
+	/* A design may have several classes a file; the machine and the mm have a few. */
+	l.max_classes = 16 + 4 * c->nr_files;
+	l.node_of_cpu = place(&at, cpus * sizeof(uint32_t));
+	l.penalty_ns = place(&at, nodes * nodes * sizeof(uint32_t));
+	l.cpus = place(&at, cpus * sizeof(struct emu_cpu));
+	l.pools = place(&at, nodes * sizeof(struct emu_pool));
+	l.lock_stats = place(&at, cpus * l.max_classes * EMU_SITES_MAX * sizeof(struct lock_stat));
+	l.files = place(&at, c->nr_files * sizeof(struct address_space));
+	l.lists = place(&at, c->nr_lists * sizeof(struct emu_list));
+	l.calls = place(&at, c->nr_calls * sizeof(struct emu_call));
+	l.classes = place(&at, l.max_classes * sizeof(struct emu_class));
+	l.end = at;
+	return l;
+}
+
+static int config_check(const struct emu_config *c)
+{
+	if (c->bytes != sizeof(*c))
+		return emu_set_error(-EINVAL, "struct emu_config has %u bytes here, %zu in the core", c->bytes,
+				     sizeof(*c));
+	if (!c->nr_cpus || !c->nr_nodes || !c->node_of_cpu)
+		return emu_set_error(-EINVAL, "a machine has at least one CPU and one node");
+	for (uint32_t i = 0; i < c->nr_cpus; i++)
+		if (c->node_of_cpu[i] >= c->nr_nodes)
+			return emu_set_error(-EINVAL, "CPU %u is on node %u of %u", i, c->node_of_cpu[i], c->nr_nodes);
+	if (c->numa_penalty && !c->penalty_ns)
+		return emu_set_error(-EINVAL, "numa_penalty without penalty_ns");
+	if (c->work_jitter_permille > 1000)
+		return emu_set_error(-EINVAL, "work_jitter_permille is %u, at most 1000", c->work_jitter_permille);
+	return 0;
+}
+
+uint64_t emu_arena_overhead(const struct emu_config *config)
+{
+	return layout_of(config).end + EMU_CHUNK_BYTES;
+}
+
+int emu_arena_format(void *base, uint64_t bytes, const struct emu_config *config)
+{
+	struct layout l = layout_of(config);
+	struct emu_arena *arena = base;
+	char *start = base;
+	int err = config_check(config);
+
+	if (err)
+		return err;
+	if (bytes < l.end + (config->nr_nodes + 1) * EMU_CHUNK_BYTES)
+		return emu_set_error(-ENOMEM, "an arena of %llu MiB is too small: %llu MiB at least; --arena-size gives more",
+				     (unsigned long long)(bytes >> 20),
+				     (unsigned long long)((l.end + (config->nr_nodes + 1) * EMU_CHUNK_BYTES) >> 20) + 1);
+	emu_machine_init();
+	memset(arena, 0, sizeof(*arena));
+	arena->magic = EMU_ARENA_MAGIC;
+	arena->bytes = bytes;
+	arena->config = *config;
+	arena->node_of_cpu = (uint32_t *)(start + l.node_of_cpu);
+	arena->penalty_ns = (uint32_t *)(start + l.penalty_ns);
+	arena->cpus = (struct emu_cpu *)(start + l.cpus);
+	arena->pools = (struct emu_pool *)(start + l.pools);
+	arena->lock_stats = (struct lock_stat *)(start + l.lock_stats);
+	arena->files = (struct address_space *)(start + l.files);
+	arena->lists = (struct emu_list *)(start + l.lists);
+	arena->calls = (struct emu_call *)(start + l.calls);
+	arena->classes = (struct emu_class *)(start + l.classes);
+	arena->max_classes = l.max_classes;
+	arena->nr_classes = 1;
+	memcpy(arena->node_of_cpu, config->node_of_cpu, config->nr_cpus * sizeof(uint32_t));
+	if (config->penalty_ns)
+		memcpy(arena->penalty_ns, config->penalty_ns,
+		       (uint64_t)config->nr_nodes * config->nr_nodes * sizeof(uint32_t));
+	emu_arena = arena;
+	emu_numa_penalty = config->numa_penalty;
+
+	for (uint32_t i = 0; i < config->nr_cpus; i++) {
+		struct emu_cpu *cpu = &arena->cpus[i];
+
+		memset(cpu, 0, sizeof(*cpu));
+		cpu->task.cpu = i;
+		cpu->task.node = arena->node_of_cpu[i];
+		cpu->task.waiter.task = &cpu->task;
+		cpu->task.lock_stats = emu_cpu_lock_stats(i);
+		cpu->task.sites = cpu->sites;
+		atomic_init(&cpu->task.on_cpu, 1);
+		cpu->random = config->seed * UINT64_C(0xd1342543de82ef95) + i;
+		emu_sync_init_cpu(&cpu->sync, i);
+		atomic_init(&cpu->state.op, EMU_CALL_NR);
+	}
+	emu_pools_init(l.end);
+	/* The caller's arrays are its own again. */
+	arena->config.node_of_cpu = arena->node_of_cpu;
+	arena->config.penalty_ns = arena->penalty_ns;
+	arena->config.host_node_of_node = NULL;
+	return 0;
+}
+
+int emu_file_add(const char *name, uint64_t nr_pages)
+{
+	struct address_space *file = &emu_arena->files[emu_arena->nr_files];
+
+	if (emu_arena->nr_files == emu_arena->config.nr_files)
+		return emu_set_error(-ENOSPC, "more than %u files", emu_arena->config.nr_files);
+	memset(file, 0, sizeof(*file));
+	file->id = emu_arena->nr_files;
+	file->nr_pages = nr_pages;
+	snprintf(file->name, sizeof(file->name), "%s", name);
+	emu_arena->nr_files++;
+	return (int)file->id;
+}
+
+struct address_space *emu_file(uint32_t n)
+{
+	return &emu_arena->files[n];
+}
+
+int emu_list_add(const struct emu_call *calls, uint32_t n)
+{
+	struct emu_arena *arena = emu_arena;
+
+	if (arena->nr_lists == arena->config.nr_lists || n > arena->config.nr_calls - arena->nr_calls)
+		return emu_set_error(-ENOSPC, "more than %u lists or %u calls", arena->config.nr_lists,
+				     arena->config.nr_calls);
+	for (uint32_t i = 0; i < n; i++)
+		if (calls[i].op >= EMU_CALL_NR ||
+		    (calls[i].op == EMU_CALL_MMAP && calls[i].arg >= (int32_t)arena->nr_files) ||
+		    (calls[i].op == EMU_CALL_EXEC &&
+		     (calls[i].arg < 0 || calls[i].arg >= (int32_t)arena->config.nr_lists)))
+			return emu_set_error(-EINVAL, "call %u: operation %u with argument %d", i, calls[i].op,
+					     calls[i].arg);
+	memcpy(arena->calls + arena->nr_calls, calls, n * sizeof(*calls));
+	arena->lists[arena->nr_lists] = (struct emu_list){ arena->calls + arena->nr_calls, n };
+	arena->nr_calls += n;
+	return (int)arena->nr_lists++;
+}
+
+/* Runs body with emu_fail() coming back here as -ENOMEM. */
+#define WITH_FAIL(err, body)                     \
+	do {                                     \
+		jmp_buf env__;                   \
+		if (setjmp(env__)) {             \
+			emu_fail_jmp = NULL;     \
+			return -ENOMEM;          \
+		}                                \
+		emu_fail_jmp = &env__;           \
+		body;                            \
+		emu_fail_jmp = NULL;             \
+	} while (0)
+
+int emu_boot(void)
+{
+	struct emu_arena *arena = emu_arena;
+
+	if (!emu_rmap || !emu_mm)
+		return emu_set_error(-EINVAL, "no rmap or no mm design is loaded");
+	emu_cpu_attach(0);
+	WITH_FAIL(err, {
+		for (uint32_t i = 0; i < arena->nr_files; i++) {
+			int64_t before = emu_live_bytes();
+
+			emu_rmap->init(&arena->files[i]);
+			arena->rmap_bytes_per_file = emu_rmap->size + (uint64_t)(emu_live_bytes() - before);
+		}
+	});
+	arena->boot_objects = emu_live_objects();
+	current = NULL;
+	return 0;
+}
+
+int emu_cpu_attach(uint32_t cpu)
+{
+	if (cpu >= emu_arena->config.nr_cpus)
+		return emu_set_error(-EINVAL, "no CPU %u of %u", cpu, emu_arena->config.nr_cpus);
+	current = &emu_arena->cpus[cpu].task;
+	return 0;
+}
+
+int emu_phase_prepare(uint32_t list, uint32_t once, uint32_t record, uint64_t duration_ns)
+{
+	struct emu_arena *arena = emu_arena;
+
+	if (list >= arena->nr_lists)
+		return emu_set_error(-EINVAL, "no call list %u of %u", list, arena->nr_lists);
+	arena->phase_list = list;
+	arena->phase_once = once;
+	arena->phase_record = record;
+	arena->phase_duration_ns = duration_ns;
+	atomic_store(&arena->phase.open, 0);
+	atomic_store(&arena->phase.armed, 0);
+	atomic_store(&arena->phase.done, 0);
+	atomic_store(&arena->phase.failed, 0);
+	return 0;
+}
+
+int emu_phase_open(void)
+{
+	struct emu_phase_status *phase = &emu_arena->phase;
+
+	phase->start_ns = emu_clock_ns();
+	phase->deadline_ns = phase->start_ns + emu_arena->phase_duration_ns;
+	/* Release: who sees the start line open sees the times. */
+	atomic_store_explicit(&phase->open, 1, memory_order_release);
+	emu_futex_wake(&phase->open, INT_MAX);
+	return 0;
+}
+
+struct emu_phase_status *emu_phase_status(void)
+{
+	return &emu_arena->phase;
+}
+
+static void reset_statistics(struct emu_cpu *cpu)
+{
+	memset(&cpu->result, 0, sizeof(cpu->result));
+	memset(cpu->task.lock_stats, 0, (uint64_t)emu_arena->nr_classes * EMU_SITES_MAX * sizeof(struct lock_stat));
+	memset(cpu->hists, 0, sizeof(cpu->hists));
+	cpu->task.wait_ns = 0;
+}
+
+int emu_phase_run(void)
+{
+	struct emu_arena *arena = emu_arena;
+	struct emu_phase_status *phase = &arena->phase;
+	struct emu_cpu *cpu = emu_this_cpu();
+	uint32_t failed = 0;
+	int err = 0;
+
+	reset_statistics(cpu);
+	atomic_fetch_add(&phase->armed, 1);
+	while (!atomic_load_explicit(&phase->open, memory_order_acquire))
+		emu_futex_wait(&phase->open, 0);
+
+	cpu->result.start_ns = emu_clock_ns();
+	do {
+		uint64_t start_ns = emu_clock_ns();
+
+		err = emu_program_run(arena->phase_list, arena->phase_record, &failed);
+		if (err)
+			break;
+		cpu->result.iterations++;
+		atomic_store_explicit(&cpu->state.iterations, cpu->result.iterations, memory_order_relaxed);
+		if (arena->phase_record)
+			emu_hist_record(&cpu->hists[EMU_LAT_ITERATION], emu_clock_ns() - start_ns);
+	} while (!arena->phase_once && emu_clock_ns() < phase->deadline_ns);
+	cpu->result.end_ns = emu_clock_ns();
+	cpu->result.wait_ns = cpu->task.wait_ns;
+	if (err) {
+		snprintf(cpu->state.failure, sizeof(cpu->state.failure), "%s", emu_error());
+		atomic_fetch_add(&phase->failed, 1);
+	}
+	atomic_fetch_add(&phase->done, 1);
+	return err;
+}
+
+int emu_list_run(uint32_t list, uint32_t *failed)
+{
+	int err;
+
+	*failed = 0;
+	if (list >= emu_arena->nr_lists)
+		return emu_set_error(-EINVAL, "no call list %u of %u", list, emu_arena->nr_lists);
+	WITH_FAIL(err, err = emu_program_run(list, false, failed));
+	return err;
+}
+
+struct emu_cpu_state *emu_cpu_state(uint32_t cpu)
+{
+	return &emu_arena->cpus[cpu].state;
+}
+
+struct emu_cpu_result *emu_cpu_result(uint32_t cpu)
+{
+	return &emu_arena->cpus[cpu].result;
+}
+
+struct emu_hist *emu_cpu_hists(uint32_t cpu)
+{
+	return emu_arena->cpus[cpu].hists;
+}
+
+uint64_t emu_rmap_bytes_per_file(void)
+{
+	return emu_arena->rmap_bytes_per_file;
+}
+
+static int count_vma(struct vm_area_struct *vma, void *arg)
+{
+	(void)vma;
+	++*(uint64_t *)arg;
+	return 0;
+}
+
+uint64_t emu_file_vmas(uint32_t file)
+{
+	uint64_t n = 0;
+
+	/* Never waits: the conductor calls it, and a lock may have been left held by a CPU that is gone. */
+	if (emu_rmap->walk(&emu_arena->files[file], 0, UINT64_MAX, true, count_vma, &n) < 0)
+		return UINT64_MAX;
+	return n;
+}
+
+int emu_check_drained(void)
+{
+	struct emu_arena *arena = emu_arena;
+	struct task_struct *caller = current;
+	int err = 0;
+
+	emu_cpu_attach(0);
+	for (uint32_t i = 0; i < arena->nr_files && !err; i++) {
+		uint64_t vmas = emu_file_vmas(i);
+
+		if (vmas == UINT64_MAX)
+			err = emu_set_error(-EBUSY, "a lock of %s's i_mmap is still held", arena->files[i].name);
+		else if (vmas || emu_rmap->mapped(&arena->files[i]))
+			err = emu_set_error(-EBUSY, "%s still has %llu VMAs%s", arena->files[i].name,
+					    (unsigned long long)vmas, vmas ? "" : ", yet counts as mapped");
+	}
+	if (!err && emu_live_objects() != arena->boot_objects)
+		err = emu_set_error(-EBUSY, "the arena leaks %lld objects",
+				    (long long)(emu_live_objects() - arena->boot_objects));
+	current = caller;
+	return err;
+}

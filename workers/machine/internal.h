@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * internal.h - what the machine's own files share: the arena's header and the per-CPU part. Not for designs.
+ */
+#ifndef EMU_MACHINE_INTERNAL_H
+#define EMU_MACHINE_INTERNAL_H
+
+#include <emu/control.h>
+#include <emu/percpu_sync.h>
+
+#define EMU_ARENA_MAGIC UINT64_C(0x656d752d6172656e) /* "emu-aren" */
+#define EMU_CHUNK_BYTES (UINT64_C(1) << 16)
+#define EMU_SIZE_CLASSES 24u
+#define EMU_MM_STACK 64u /* processes of one CPU that wait for their child */
+
+struct emu_free_list {
+	void *first;
+	uint32_t count;
+};
+
+/* Free objects and chunks of one node. `locked` guards all but `locked` itself. */
+struct emu_pool {
+	__cacheline_aligned _Atomic uint32_t locked;
+	struct emu_free_list free[EMU_SIZE_CLASSES];
+	uint64_t next_chunk, end_chunk; /* never used so far: offsets into the arena */
+	void *large;			/* freed runs of chunks */
+};
+
+struct emu_cpu {
+	struct task_struct task;
+	struct emu_percpu_sync sync;
+	struct emu_cpu_state state;
+
+	/* This CPU's alone. */
+	__cacheline_aligned struct emu_free_list cache[EMU_SIZE_CLASSES]; /* of the CPU's own node */
+	int64_t live_objects, live_bytes; /* allocated minus freed here; only the sum over all CPUs means anything */
+	uint64_t random;
+	struct mm_struct *parents[EMU_MM_STACK];
+	uint32_t nr_parents;
+	struct emu_cpu_result result;
+	struct emu_site sites[EMU_SITES_MAX];
+	struct emu_hist hists[EMU_LAT_NR];
+};
+
+struct emu_class {
+	char name[48];
+	char file[48];
+};
+
+struct emu_list {
+	const struct emu_call *calls;
+	uint32_t nr;
+};
+
+struct emu_arena {
+	/* Constant once the first CPU runs. */
+	uint64_t magic;
+	uint64_t bytes;
+	struct emu_config config;
+	uint32_t *node_of_cpu;
+	uint32_t *penalty_ns;
+	struct emu_cpu *cpus; /* [nr_cpus] */
+	struct emu_pool *pools; /* [nr_nodes] */
+	struct lock_stat *lock_stats; /* [nr_cpus][max_classes][EMU_SITES_MAX] */
+	struct address_space *files; /* [nr_files] */
+	uint32_t nr_files;
+	struct emu_list *lists;
+	uint32_t nr_lists;
+	struct emu_call *calls;
+	uint32_t nr_calls;
+	uint32_t max_classes;
+	int64_t boot_objects; /* live when emu_boot() was done */
+	uint64_t rmap_bytes_per_file;
+
+	/* Lock classes; class_lock guards them. Class 0 is nobody's. */
+	_Atomic uint32_t class_lock;
+	uint32_t nr_classes;
+	struct emu_class *classes;
+
+	/* The phase that runs or is about to; constant while open. */
+	uint32_t phase_list, phase_once, phase_record;
+	uint64_t phase_duration_ns;
+	__cacheline_aligned struct emu_phase_status phase;
+};
+
+extern struct emu_arena *emu_arena;
+
+static inline struct emu_cpu *emu_this_cpu(void)
+{
+	return container_of(current, struct emu_cpu, task);
+}
+
+/* One line for emu_error(); returns err, so that `return emu_set_error(-EINVAL, ...)` reads well. */
+int emu_set_error(int err, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/* Allocator: set up the pools over [first, arena end); live objects and bytes over all CPUs. */
+void emu_pools_init(uint64_t first_offset);
+int64_t emu_live_objects(void);
+int64_t emu_live_bytes(void);
+
+/* A lock of the machine itself: held for a few instructions, never while anything waits. */
+static inline void emu_raw_lock(_Atomic uint32_t *word)
+{
+	while (atomic_exchange_explicit(word, 1, memory_order_acquire))
+		emu_spin_wait(word);
+}
+
+static inline void emu_raw_unlock(_Atomic uint32_t *word)
+{
+	atomic_store_explicit(word, 0, memory_order_release);
+}
+
+/* The engine's own part (native.c; virtual/): measure the clock, place memory, name of an aborted run. */
+void emu_machine_init(void);
+void emu_machine_bind(void *base, uint64_t bytes, int32_t host_node);
+/* Where emu_fail() goes when the caller is not a worker: set around code that may fail, in the conductor. */
+extern _Thread_local void *emu_fail_jmp;
+_Noreturn void emu_machine_exit(void);
+
+#endif

@@ -1,0 +1,204 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * native.c - the native machine: host clock, host futexes, host memory. One OS process (or thread, in tests) a CPU.
+ */
+#define _GNU_SOURCE
+#include "internal.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <sched.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+#ifdef __x86_64__
+#include <cpuid.h>
+#endif
+
+/* Spins of a CPU of an oversubscribed host between two yields, and until it should rather sleep. */
+#define SPINS_PER_YIELD 64u
+#define SPINS_TO_RESCHED 1024u
+
+_Thread_local struct task_struct *emu_current;
+bool emu_numa_penalty;
+_Thread_local void *emu_fail_jmp;
+
+static _Thread_local uint32_t spins;
+
+/* Set by emu_machine_init(), before the workers are forked. */
+static struct {
+	bool tsc;
+	double ns_per_tick;
+	uint64_t epoch; /* ticks or nanoseconds at the start */
+	double loops_per_ns;
+} host;
+
+static uint64_t raw_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC_RAW, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
+#ifdef __x86_64__
+static uint64_t ticks(void)
+{
+	return __builtin_ia32_rdtsc();
+}
+
+/* Invariant TSC: the same rate in all power states, so the same on all CPUs of a machine that Linux trusts it on. */
+static bool ticks_usable(void)
+{
+	unsigned int a, b, c, d;
+
+	return __get_cpuid(0x80000007, &a, &b, &c, &d) && (d & (1u << 8));
+}
+#else
+static uint64_t ticks(void)
+{
+	return 0;
+}
+
+static bool ticks_usable(void)
+{
+	return false;
+}
+#endif
+
+uint64_t emu_clock_ns(void)
+{
+	if (likely(host.tsc))
+		return (uint64_t)((double)(ticks() - host.epoch) * host.ns_per_tick);
+	return raw_ns() - host.epoch;
+}
+
+/* A chain of dependent multiplications: takes CPU time, no memory, and cannot be optimised away. */
+static EMU_NOINLINE uint64_t work_loop(uint64_t n)
+{
+	uint64_t x = n | 1;
+
+	while (n--)
+		x = x * UINT64_C(6364136223846793005) + 1;
+	return x;
+}
+
+static volatile uint64_t work_sink;
+
+void emu_compute(uint64_t ns)
+{
+	work_sink = work_loop((uint64_t)((double)ns * host.loops_per_ns));
+}
+
+/* About 25 ms, once in the life of the conductor. */
+void emu_machine_init(void)
+{
+	const uint64_t probe = 200000;
+
+	if (host.loops_per_ns > 0)
+		return;
+	if (ticks_usable()) {
+		uint64_t t0 = ticks(), ns0 = raw_ns(), ns1;
+
+		do {
+			ns1 = raw_ns();
+		} while (ns1 - ns0 < 20000000);
+		host.ns_per_tick = (double)(ns1 - ns0) / (double)(ticks() - t0);
+		host.tsc = true;
+	}
+	host.epoch = host.tsc ? ticks() : raw_ns();
+	/* The fastest of several: whatever disturbs makes it slower. */
+	for (int i = 0; i < 8; i++) {
+		uint64_t start = raw_ns();
+		double rate;
+
+		work_sink = work_loop(probe);
+		rate = (double)probe / (double)(raw_ns() - start);
+		if (rate > host.loops_per_ns)
+			host.loops_per_ns = rate;
+	}
+}
+
+void emu_futex_wait(_Atomic uint32_t *word, uint32_t expected)
+{
+	struct task_struct *task = current;
+
+	/* Spinners on a lock that this task owns stop spinning from here on. */
+	atomic_store_explicit(&task->on_cpu, 0, memory_order_relaxed);
+	syscall(SYS_futex, word, FUTEX_WAIT, expected, NULL, NULL, 0);
+	atomic_store_explicit(&task->on_cpu, 1, memory_order_relaxed);
+	spins = 0;
+}
+
+uint32_t emu_futex_wake(_Atomic uint32_t *word, uint32_t n)
+{
+	long woken = syscall(SYS_futex, word, FUTEX_WAKE, n > INT_MAX ? INT_MAX : (int)n, NULL, NULL, 0);
+
+	return woken < 0 ? 0 : (uint32_t)woken;
+}
+
+void emu_spin_wait(const volatile void *addr)
+{
+	(void)addr;
+#ifdef __x86_64__
+	__builtin_ia32_pause();
+#else
+	atomic_signal_fence(memory_order_seq_cst);
+#endif
+	spins++;
+	/* Without oversubscription too a host thread may have taken the owner's CPU: do not keep it from running. */
+	if (unlikely(spins % (emu_arena && emu_arena->config.oversubscribed ? SPINS_PER_YIELD : 4096u) == 0))
+		sched_yield();
+}
+
+bool emu_need_resched(void)
+{
+	if (likely(!emu_arena->config.oversubscribed || spins < SPINS_TO_RESCHED))
+		return false;
+	spins = 0;
+	return true;
+}
+
+void emu_line_moved_slow(uint32_t *last)
+{
+	uint32_t node = current->node;
+	uint32_t from = *last;
+	uint64_t until;
+
+	*last = node + 1;
+	if (!from || from == node + 1)
+		return;
+	until = emu_clock_ns() + emu_arena->penalty_ns[(from - 1) * emu_arena->config.nr_nodes + node];
+	while (emu_clock_ns() < until)
+		;
+}
+
+void emu_machine_bind(void *base, uint64_t bytes, int32_t host_node)
+{
+#ifdef SYS_mbind
+	unsigned long mask[16] = { 0 };
+
+	if (!bytes || (uint32_t)host_node >= 8 * sizeof(mask))
+		return;
+	mask[(uint32_t)host_node / (8 * sizeof(long))] = 1UL << ((uint32_t)host_node % (8 * sizeof(long)));
+	/* 1 = MPOL_PREFERRED: a full node is slow, not an error. */
+	if (syscall(SYS_mbind, base, bytes, 1, mask, 8 * sizeof(mask), 0))
+		fprintf(stderr, "emu: mbind to node %d: %s; memory stays where the host puts it\n", host_node,
+			strerror(errno));
+#else
+	(void)base;
+	(void)bytes;
+	(void)host_node;
+#endif
+}
+
+void emu_machine_exit(void)
+{
+	_exit(1);
+}

@@ -1,0 +1,196 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * program.c - runs the system calls of a program on a CPU.
+ *
+ * Fork and exit nest: the child takes the CPU at once and gives it back when it exits, so that a call list is one
+ * sequence. Latencies are taken around each call.
+ */
+#include "internal.h"
+#include "../mm/internal.h"
+#include "program.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+static const char *const op_names[EMU_LAT_NR] = { "iteration", "exec",	   "fork", "exit",  "mmap",
+						  "munmap",    "mprotect", "brk",  "fault", "walk" };
+static const char *const call_names[EMU_CALL_NR] = { "exec",	 "fork", "exit", "mmap", "munmap",
+						     "mprotect", "brk",	 "work" };
+
+static const uint32_t latency_op[EMU_CALL_NR] = {
+	[EMU_CALL_EXEC] = EMU_LAT_EXEC,		[EMU_CALL_FORK] = EMU_LAT_FORK,	    [EMU_CALL_EXIT] = EMU_LAT_EXIT,
+	[EMU_CALL_MMAP] = EMU_LAT_MMAP,		[EMU_CALL_MUNMAP] = EMU_LAT_MUNMAP, [EMU_CALL_MPROTECT] = EMU_LAT_MPROTECT,
+	[EMU_CALL_BRK] = EMU_LAT_BRK,		[EMU_CALL_WORK] = EMU_LAT_NR,
+};
+
+const char *emu_op_name(uint32_t op)
+{
+	return op < EMU_LAT_NR ? op_names[op] : "?";
+}
+
+const char *emu_call_name(uint32_t op)
+{
+	return op < EMU_CALL_NR ? call_names[op] : "?";
+}
+
+/* Varies by the configured share either way, so that CPUs do not march in step. */
+static void work(uint64_t ns)
+{
+	uint64_t jitter = ns * emu_arena->config.work_jitter_permille / 1000;
+
+	if (!ns)
+		return;
+	if (jitter)
+		ns += emu_random() % (2 * jitter + 1) - jitter;
+	emu_compute(ns);
+}
+
+static struct address_space *file_of(const struct emu_call *call)
+{
+	return call->arg < 0 ? NULL : &emu_arena->files[call->arg];
+}
+
+/* Strict: is anything mapped in [addr, addr + len)? */
+static bool anything_mapped(const struct emu_call *call)
+{
+	struct mm_struct *mm = current->mm;
+	struct vm_area_struct *vma;
+	bool found;
+
+	emu_mm->write_lock(mm);
+	vma = emu_mm->find(mm, call->addr, NULL);
+	found = vma && vma->vm_start < call->addr + call->len;
+	emu_mm->write_unlock(mm);
+	return found;
+}
+
+static int64_t run_call(const struct emu_call *call, bool strict);
+
+/* What the kernel maps while it executes a new image. */
+static EMU_NOINLINE int64_t load_elf_binary(const struct emu_call *call, bool strict)
+{
+	EMU_CALL_SITE();
+	const struct emu_list *list = &emu_arena->lists[call->arg];
+
+	exec_mmap(call->addr);
+	for (uint32_t i = 0; i < list->nr; i++) {
+		int64_t ret = run_call(&list->calls[i], strict);
+
+		if (ret < 0)
+			return ret;
+	}
+	return 0;
+}
+
+static int64_t run_call(const struct emu_call *call, bool strict)
+{
+	struct emu_cpu *cpu = emu_this_cpu();
+	int64_t ret = 0;
+
+	work(call->work_ns);
+	if (unlikely(!current->mm && call->op != EMU_CALL_EXEC && call->op != EMU_CALL_WORK))
+		return emu_set_error(-ESRCH, "%s without a process: exec comes first", call_names[call->op]);
+	switch ((enum emu_call_op)call->op) {
+	case EMU_CALL_EXEC:
+		return load_elf_binary(call, strict);
+	case EMU_CALL_FORK:
+		if (cpu->nr_parents == EMU_MM_STACK)
+			return emu_set_error(-EAGAIN, "more than %u processes wait for a child on this CPU", EMU_MM_STACK);
+		cpu->parents[cpu->nr_parents++] = current->mm;
+		current->mm = dup_mmap(current->mm);
+		return 0;
+	case EMU_CALL_EXIT:
+		exit_mmap(current->mm);
+		current->mm = cpu->nr_parents ? cpu->parents[--cpu->nr_parents] : NULL;
+		return 0;
+	case EMU_CALL_MMAP:
+		ret = emu_sys_mmap(call->addr, call->len, call->prot, call->flags, file_of(call), call->offset);
+		break;
+	case EMU_CALL_MUNMAP:
+		if (strict && !anything_mapped(call))
+			return emu_set_error(-EINVAL, "munmap(%#llx, %llu): nothing is mapped there",
+					     (unsigned long long)call->addr, (unsigned long long)call->len);
+		ret = emu_sys_munmap(call->addr, call->len);
+		break;
+	case EMU_CALL_MPROTECT:
+		ret = emu_sys_mprotect(call->addr, call->len, call->prot);
+		break;
+	case EMU_CALL_BRK:
+		ret = emu_sys_brk(call->addr);
+		break;
+	case EMU_CALL_WORK:
+	case EMU_CALL_NR:
+		return 0;
+	}
+	if (ret < 0)
+		return emu_set_error((int)ret, "%s(%#llx, %llu): %s", call_names[call->op],
+				     (unsigned long long)call->addr, (unsigned long long)call->len,
+				     strerror((int)-ret));
+	if (strict && call->expect != EMU_NO_EXPECT && call->expect != (uint64_t)ret)
+		return emu_set_error(-ESTALE, "%s(%#llx, %llu) returned %#llx, the recording has %#llx",
+				     call_names[call->op], (unsigned long long)call->addr,
+				     (unsigned long long)call->len, (unsigned long long)ret,
+				     (unsigned long long)call->expect);
+	return ret;
+}
+
+int emu_program_run(uint32_t list_nr, bool record, uint32_t *failed)
+{
+	struct emu_cpu *cpu = emu_this_cpu();
+	const struct emu_list *list = &emu_arena->lists[list_nr];
+	bool strict = emu_arena->config.strict;
+
+	atomic_store_explicit(&cpu->state.list, list_nr, memory_order_relaxed);
+	for (uint32_t i = 0; i < list->nr; i++) {
+		const struct emu_call *call = &list->calls[i];
+		uint32_t op = latency_op[call->op];
+		uint64_t start_ns;
+		int64_t ret;
+
+		/* The coordinator looks here when this CPU is gone. */
+		atomic_store_explicit(&cpu->state.index, i, memory_order_relaxed);
+		atomic_store_explicit(&cpu->state.op, call->op, memory_order_relaxed);
+		start_ns = emu_clock_ns();
+		ret = run_call(call, strict);
+		if (ret < 0) {
+			*failed = i;
+			return (int)ret;
+		}
+		cpu->result.counts[call->op]++;
+		if (record && op < EMU_LAT_NR)
+			emu_hist_record(&cpu->hists[op], emu_clock_ns() - start_ns);
+	}
+	atomic_store_explicit(&cpu->state.op, EMU_CALL_NR, memory_order_relaxed);
+	return 0;
+}
+
+int64_t emu_maps(char *buf, uint64_t size)
+{
+	struct mm_struct *mm = current->mm;
+	struct vm_area_struct *vma;
+	uint64_t used = 0;
+
+	if (!mm)
+		return emu_set_error(-ESRCH, "CPU %u has no process", current->cpu);
+	emu_mm->write_lock(mm);
+	for (vma = emu_mm->find(mm, 0, NULL); vma; vma = emu_mm->find(mm, vma->vm_end, NULL)) {
+		const char *name = "";
+
+		if (vma->vm_file)
+			name = vma->vm_file->name;
+		else if (vma->vm_flags & VM_GROWSDOWN)
+			name = "[stack]";
+		else if (vma->vm_start < mm->brk && vma->vm_end > mm->start_brk)
+			name = "[heap]";
+		used += (uint64_t)snprintf(used < size ? buf + used : NULL, used < size ? size - used : 0,
+					   "%llx-%llx %c%c%c%c %08llx%s%s\n", (unsigned long long)vma->vm_start,
+					   (unsigned long long)vma->vm_end, vma->vm_flags & VM_READ ? 'r' : '-',
+					   vma->vm_flags & VM_WRITE ? 'w' : '-', vma->vm_flags & VM_EXEC ? 'x' : '-',
+					   vma->vm_flags & VM_SHARED ? 's' : 'p',
+					   vma->vm_file ? (unsigned long long)(vma->vm_pgoff << EMU_PAGE_SHIFT) : 0ULL,
+					   name[0] ? " " : "", name);
+	}
+	emu_mm->write_unlock(mm);
+	return (int64_t)used;
+}

@@ -1,0 +1,12 @@
+/* SPDX-License-Identifier: MIT */
+/* program.h - the interpreter of call lists, for the engines. */
+#ifndef EMU_MACHINE_PROGRAM_H
+#define EMU_MACHINE_PROGRAM_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* Runs a list once on this CPU. On -errno, *failed is the index of the call and emu_error() says why. */
+int emu_program_run(uint32_t list, bool record, uint32_t *failed);
+
+#endif

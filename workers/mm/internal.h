@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * internal.h - what the files of the small mm share. Not for designs.
+ */
+#ifndef EMU_MM_INTERNAL_H
+#define EMU_MM_INTERNAL_H
+
+#include <emu/mm_ops.h>
+
+/* The loaded designs; constant while CPUs run. */
+extern const struct mm_ops *emu_mm;
+extern const struct rmap_ops *emu_rmap;
+
+#define MMAP_MIN_ADDR UINT64_C(65536)
+#define PMD_SIZE (UINT64_C(1) << 21)
+#define UNLINK_BATCH 8u /* as unlink_file_vma_batch since Linux 6.10 */
+
+static inline uint64_t page_align(uint64_t bytes)
+{
+	return (bytes + EMU_PAGE_SIZE - 1) & ~(EMU_PAGE_SIZE - 1);
+}
+
+/* vma.c. The mm's write lock is held for all of these. */
+struct vm_area_struct *vm_area_alloc(struct mm_struct *mm, uint64_t start, uint64_t end, uint32_t flags,
+				     struct address_space *file, uint64_t pgoff);
+void vm_area_free(struct vm_area_struct *vma);
+/* Into the mm's index, with its counters. */
+void mm_link(struct mm_struct *mm, struct vm_area_struct *vma);
+void vma_prepare(struct vma_prepare *vp);
+void vma_complete(struct mm_struct *mm, struct vma_prepare *vp);
+void __split_vma(struct mm_struct *mm, struct vm_area_struct *vma, uint64_t addr, bool new_below);
+struct vm_area_struct *vma_merge(struct mm_struct *mm, struct vm_area_struct *prev, uint64_t start, uint64_t end,
+				 uint32_t flags, struct address_space *file, uint64_t pgoff);
+/* Takes [start, end) out of the mm's index, splitting at the ends. A list by detached_next, in order of address. */
+struct vm_area_struct *vms_gather_munmap_vmas(struct mm_struct *mm, uint64_t start, uint64_t end);
+/* Unlinks a gathered list from the files and frees it. */
+void vms_complete_munmap_vmas(struct vm_area_struct *list);
+
+#endif

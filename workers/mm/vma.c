@@ -1,0 +1,256 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * vma.c - VMAs: split, merge, link to and unlink from files.
+ *
+ * A change of bounds is bracketed by vma_prepare() and vma_complete(): between them the rmap design keeps the file's
+ * i_mmap locked and the VMA out of it, because bounds are the key of both trees.
+ */
+#include "internal.h"
+
+const struct mm_ops *emu_mm;
+const struct rmap_ops *emu_rmap;
+
+struct vm_area_struct *vm_area_alloc(struct mm_struct *mm, uint64_t start, uint64_t end, uint32_t flags,
+				     struct address_space *file, uint64_t pgoff)
+{
+	struct vm_area_struct *vma = emu_alloc(sizeof(*vma), emu_node_id());
+
+	vma->vm_mm = mm;
+	vma->vm_start = start;
+	vma->vm_end = end;
+	vma->vm_flags = flags;
+	vma->vm_file = file;
+	/* As in the kernel: the page offset of anonymous memory is its address, so that neighbours always fit. */
+	vma->vm_pgoff = file ? pgoff : start >> EMU_PAGE_SHIFT;
+	vma->i_mmap_index = 0;
+	return vma;
+}
+
+void vm_area_free(struct vm_area_struct *vma)
+{
+	emu_free(vma);
+}
+
+void mm_link(struct mm_struct *mm, struct vm_area_struct *vma)
+{
+	emu_mm->link(mm, vma);
+	mm->map_count++;
+	mm->total_vm += vma_pages(vma);
+}
+
+static void mm_unlink(struct mm_struct *mm, struct vm_area_struct *vma)
+{
+	emu_mm->unlink(mm, vma);
+	mm->map_count--;
+	mm->total_vm -= vma_pages(vma);
+}
+
+static void mm_resize(struct mm_struct *mm, struct vm_area_struct *vma, uint64_t start, uint64_t end)
+{
+	mm->total_vm += ((end - start) >> EMU_PAGE_SHIFT) - vma_pages(vma);
+	if (start > vma->vm_start)
+		vma->vm_pgoff += (start - vma->vm_start) >> EMU_PAGE_SHIFT;
+	else
+		vma->vm_pgoff -= (vma->vm_start - start) >> EMU_PAGE_SHIFT;
+	emu_mm->resize(mm, vma, start, end);
+}
+
+EMU_NOINLINE void vma_link_file(struct vm_area_struct *vma)
+{
+	EMU_CALL_SITE();
+	struct address_space *mapping = vma_mapping(vma);
+
+	if (mapping)
+		emu_rmap->insert(mapping, vma);
+}
+
+EMU_NOINLINE void vma_prepare(struct vma_prepare *vp)
+{
+	EMU_CALL_SITE();
+
+	vp->mapping = vma_mapping(vp->vma);
+	if (vp->mapping)
+		emu_rmap->prepare(vp->mapping, vp);
+}
+
+EMU_NOINLINE void vma_complete(struct mm_struct *mm, struct vma_prepare *vp)
+{
+	EMU_CALL_SITE();
+
+	if (vp->insert)
+		mm_link(mm, vp->insert);
+	if (vp->mapping)
+		emu_rmap->complete(vp->mapping, vp);
+	if (vp->remove)
+		vm_area_free(vp->remove);
+	if (vp->remove2)
+		vm_area_free(vp->remove2);
+}
+
+/* Splits at addr, inside vma. The new VMA is the lower half if new_below, else the upper. */
+EMU_NOINLINE void __split_vma(struct mm_struct *mm, struct vm_area_struct *vma, uint64_t addr, bool new_below)
+{
+	EMU_CALL_SITE();
+	uint64_t start = new_below ? vma->vm_start : addr;
+	uint64_t end = new_below ? addr : vma->vm_end;
+	struct vma_prepare vp = { .vma = vma };
+
+	EMU_ASSERT(addr > vma->vm_start && addr < vma->vm_end && !(addr % EMU_PAGE_SIZE), "split at %#llx",
+		   (unsigned long long)addr);
+	vp.insert = vm_area_alloc(mm, start, end, vma->vm_flags, vma->vm_file,
+				  vma->vm_pgoff + ((start - vma->vm_start) >> EMU_PAGE_SHIFT));
+	vma_prepare(&vp);
+	if (new_below)
+		mm_resize(mm, vma, addr, vma->vm_end);
+	else
+		mm_resize(mm, vma, vma->vm_start, addr);
+	vma_complete(mm, &vp);
+}
+
+/* May a range with these properties join `vma`, pgoff being what the range's first page would have there? */
+static bool can_vma_merge(const struct vm_area_struct *vma, uint32_t flags, const struct address_space *file,
+			  uint64_t vma_pgoff_wanted)
+{
+	if ((vma->vm_flags | flags) & VM_SPECIAL)
+		return false;
+	return vma->vm_flags == flags && vma->vm_file == file && vma->vm_pgoff == vma_pgoff_wanted;
+}
+
+/*
+ * [start, end) is about to have these properties: let a neighbour cover it. The range is either free or made of one
+ * VMA or the head or tail of one (mprotect); prev is the VMA before it, or the one that starts before `start` and
+ * covers it. Returns the VMA that covers the range now, or NULL when no neighbour fits.
+ */
+EMU_NOINLINE struct vm_area_struct *vma_merge(struct mm_struct *mm, struct vm_area_struct *prev, uint64_t start,
+					      uint64_t end, uint32_t flags, struct address_space *file, uint64_t pgoff)
+{
+	EMU_CALL_SITE();
+	uint64_t pages = (end - start) >> EMU_PAGE_SHIFT;
+	struct vm_area_struct *curr = emu_mm->find(mm, start, NULL); /* what the range is made of, if anything */
+	struct vm_area_struct *next;
+	struct vma_prepare vp = { 0 };
+	bool with_prev, with_next;
+
+	if (curr && curr->vm_start >= end)
+		curr = NULL;
+	next = emu_mm->find(mm, end, NULL);
+	if (!file)
+		pgoff = start >> EMU_PAGE_SHIFT;
+	with_prev = prev && prev != curr && prev->vm_end == start &&
+		    can_vma_merge(prev, flags, file, pgoff - vma_pages(prev));
+	with_next = next && next != curr && next->vm_start == end && can_vma_merge(next, flags, file, pgoff + pages);
+
+	if (with_prev) {
+		vp.vma = prev;
+		if (curr && curr->vm_end == end)
+			vp.remove = curr;
+		else
+			vp.adj_next = curr; /* loses its head */
+		if (with_next) {
+			if (vp.remove)
+				vp.remove2 = next;
+			else
+				vp.remove = next;
+		}
+		vma_prepare(&vp);
+		if (vp.adj_next)
+			mm_resize(mm, vp.adj_next, end, vp.adj_next->vm_end);
+		if (vp.remove)
+			mm_unlink(mm, vp.remove);
+		if (vp.remove2)
+			mm_unlink(mm, vp.remove2);
+		mm_resize(mm, prev, prev->vm_start, with_next ? next->vm_end : end);
+	} else if (with_next) {
+		vp.vma = next;
+		if (curr && curr->vm_start == start)
+			vp.remove = curr;
+		else if (curr)
+			vp.adj_next = curr; /* loses its tail */
+		vma_prepare(&vp);
+		if (vp.adj_next)
+			mm_resize(mm, curr, curr->vm_start, start);
+		if (vp.remove)
+			mm_unlink(mm, vp.remove);
+		mm_resize(mm, next, start, next->vm_end);
+	} else {
+		return NULL;
+	}
+	vma_complete(mm, &vp);
+	return vp.vma;
+}
+
+/* Up to UNLINK_BATCH VMAs of one file, to be unlinked under one hold of its lock. */
+struct unlink_vma_file_batch {
+	uint32_t count;
+	struct vm_area_struct *vmas[UNLINK_BATCH];
+};
+
+static EMU_NOINLINE void unlink_file_vma_batch_final(struct unlink_vma_file_batch *vb)
+{
+	EMU_CALL_SITE();
+
+	if (vb->count)
+		emu_rmap->remove(vma_mapping(vb->vmas[0]), vb->vmas, vb->count);
+	vb->count = 0;
+}
+
+static void unlink_file_vma_batch_add(struct unlink_vma_file_batch *vb, struct vm_area_struct *vma)
+{
+	if (!vma_mapping(vma))
+		return;
+	if (vb->count == UNLINK_BATCH || (vb->count && vma_mapping(vb->vmas[0]) != vma_mapping(vma)))
+		unlink_file_vma_batch_final(vb);
+	vb->vmas[vb->count++] = vma;
+}
+
+/* As the kernel, which frees page tables as it goes, a batch ends where a gap of a page table's reach begins. */
+static EMU_NOINLINE void free_pgtables(struct vm_area_struct *list)
+{
+	EMU_CALL_SITE();
+
+	for (struct vm_area_struct *vma = list; vma;) {
+		struct unlink_vma_file_batch vb = { 0 };
+		struct vm_area_struct *next = vma->detached_next;
+
+		unlink_file_vma_batch_add(&vb, vma);
+		while (next && next->vm_start <= vma->vm_end + PMD_SIZE) {
+			vma = next;
+			next = vma->detached_next;
+			unlink_file_vma_batch_add(&vb, vma);
+		}
+		unlink_file_vma_batch_final(&vb);
+		vma = next;
+	}
+}
+
+EMU_NOINLINE struct vm_area_struct *vms_gather_munmap_vmas(struct mm_struct *mm, uint64_t start, uint64_t end)
+{
+	EMU_CALL_SITE();
+	struct vm_area_struct *list = NULL, **tail = &list;
+	struct vm_area_struct *vma = emu_mm->find(mm, start, NULL);
+
+	if (vma && vma->vm_start < start)
+		__split_vma(mm, vma, start, true);
+	while ((vma = emu_mm->find(mm, start, NULL)) && vma->vm_start < end) {
+		if (vma->vm_end > end)
+			__split_vma(mm, vma, end, false);
+		mm_unlink(mm, vma);
+		vma->detached_next = NULL;
+		*tail = vma;
+		tail = &vma->detached_next;
+	}
+	return list;
+}
+
+EMU_NOINLINE void vms_complete_munmap_vmas(struct vm_area_struct *list)
+{
+	EMU_CALL_SITE();
+
+	free_pgtables(list);
+	while (list) {
+		struct vm_area_struct *vma = list;
+
+		list = vma->detached_next;
+		vm_area_free(vma);
+	}
+}
