@@ -8,8 +8,8 @@
  *   hot   the five intervals of one process, over and over: all lines used stay in the L1 cache
  *   cold  the next of the five of a process drawn at random each time: a removal's lines come from wherever they are
  *
- * Prints lines "name<TAB>ns": per pair, the median over the rounds, each of which has a tree of its own. Give a number to
- * change the seed of the order in which the processes come.
+ * Prints lines "name<TAB>ns": per pair, the median over the rounds, each of which has a tree of its own. The argument
+ * is the seed of the choice of processes, 1 if not given.
  */
 #include <emu/interval_tree.h>
 

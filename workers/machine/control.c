@@ -120,6 +120,7 @@ int emu_arena_format(void *base, uint64_t bytes, const struct emu_config *config
 		atomic_init(&cpu->state.op, EMU_CALL_NR);
 	}
 	emu_pools_init(l.end);
+	EMU_ASSERT(lock_class("mmap_lock", NULL) == EMU_CLASS_MMAP_LOCK, "the first class is taken");
 	/* The caller's arrays are its own again. */
 	arena->config.node_of_cpu = arena->node_of_cpu;
 	arena->config.penalty_ns = arena->penalty_ns;
@@ -160,7 +161,8 @@ int emu_list_add(const struct emu_call *calls, uint32_t n)
 		     (calls[i].arg < 0 || calls[i].arg >= (int32_t)arena->config.nr_lists)))
 			return emu_set_error(-EINVAL, "call %u: operation %u with argument %d", i, calls[i].op,
 					     calls[i].arg);
-	memcpy(arena->calls + arena->nr_calls, calls, n * sizeof(*calls));
+	if (n)
+		memcpy(arena->calls + arena->nr_calls, calls, n * sizeof(*calls));
 	arena->lists[arena->nr_lists] = (struct emu_list){ arena->calls + arena->nr_calls, n };
 	arena->nr_calls += n;
 	return (int)arena->nr_lists++;

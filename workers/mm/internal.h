@@ -8,8 +8,8 @@
 #include <emu/mm_ops.h>
 
 /* The loaded designs; constant while CPUs run. */
-extern const struct mm_ops *emu_mm;
-extern const struct rmap_ops *emu_rmap;
+extern EMU_EXPORT const struct mm_ops *emu_mm;
+extern EMU_EXPORT const struct rmap_ops *emu_rmap;
 
 #define MMAP_MIN_ADDR UINT64_C(65536)
 #define PMD_SIZE (UINT64_C(1) << 21)

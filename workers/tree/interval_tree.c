@@ -2,11 +2,13 @@
 /*
  * interval_tree.c - see interval_tree.h. What costs here is cache lines: no step looks at a node it can do without.
  *
- * Invariant: subtree_last is the largest last of the node and all below it. An insertion raises it on the way down. After
- * a removal it can only fall, and only in nodes whose value was that of the removed one: the way up ends at the first
- * node that has the value from its own last, or from a child that the removal did not touch.
+ * subtree_last is the largest last of the node and all below it. An insertion raises it on the way down. A removal
+ * can only lower it, and only where it was the removed node's: the way up ends at the first node that has its value
+ * from its own last or from a child in which it did not fall.
  */
 #include <emu/interval_tree.h>
+
+#include <inttypes.h>
 
 #include "rbtree_template.h"
 
@@ -16,8 +18,8 @@ static inline struct interval_tree_node *interval_entry(const struct rb_node *rb
 }
 
 /*
- * Recomputes a value that was right before and can only have fallen since. Whether it is still right is mostly seen
- * without a look at the children, whose lines may be cold. Returns whether it fell.
+ * Recomputes a value that was right before and can only have fallen since. That it has not is mostly seen without a
+ * look at the children, whose lines may be cold. Returns whether it fell.
  */
 static inline bool interval_lower(struct interval_tree_node *node)
 {
@@ -69,8 +71,8 @@ static const struct rb_augment_callbacks interval_augment = {
 };
 
 /* Links the node as the last step of an insertion. */
-static inline void interval_link(struct interval_tree_node *node, struct rb_node *parent, struct rb_node **link,
-				 struct interval_tree_root *root)
+static inline void interval_link(struct interval_tree_node *node, struct rb_node *parent,
+				 struct rb_node **link, struct interval_tree_root *root)
 {
 	node->subtree_last = node->last;
 	rb_link_node(&node->rb, parent, link);
@@ -86,7 +88,7 @@ void interval_tree_insert(struct interval_tree_node *node, struct interval_tree_
 	struct rb_node **link = &root->rb.rb_node;
 	struct rb_node *parent = NULL;
 
-	EMU_ASSERT(start <= last, "interval [%llu, %llu]", (unsigned long long)start, (unsigned long long)last);
+	EMU_ASSERT(start <= last, "interval [%" PRIu64 ", %" PRIu64 "]", start, last);
 	emu_line_moved(&root->last_node);
 	while (*link) {
 		struct interval_tree_node *at = interval_entry(*link);
@@ -94,7 +96,11 @@ void interval_tree_insert(struct interval_tree_node *node, struct interval_tree_
 		parent = &at->rb;
 		if (at->subtree_last < last)
 			at->subtree_last = last;
-		if (start < at->start)
+		/*
+		 * The hint is for the compiler: a branch lets the CPU guess the way and load ahead, where a
+		 * conditional move would make each level wait for the one above.
+		 */
+		if (unlikely(start < at->start))
 			link = &parent->rb_left;
 		else
 			link = &parent->rb_right;
@@ -109,8 +115,8 @@ void interval_tree_insert_after(struct interval_tree_node *node, struct interval
 	struct rb_node **link = &prev->rb.rb_right;
 	struct rb_node *parent = &prev->rb, *up;
 
-	EMU_ASSERT(node->start == prev->start && node->start <= last, "interval [%llu, %llu] after one from %llu",
-		   (unsigned long long)node->start, (unsigned long long)last, (unsigned long long)prev->start);
+	EMU_ASSERT(node->start == prev->start && node->start <= last,
+		   "interval [%" PRIu64 ", %" PRIu64 "] after one from %" PRIu64, node->start, last, prev->start);
 	emu_line_moved(&root->last_node);
 	while (*link) {
 		parent = *link;
@@ -137,8 +143,8 @@ static inline bool interval_reaches(const struct rb_node *rb, uint64_t start)
 }
 
 /*
- * The first one below rb that overlaps [start, last]; interval_reaches(rb, start) holds. Where the left subtree reaches
- * start, its first node that does so is the answer or, if that one begins behind last, all that follow do too.
+ * The first one from rb down that overlaps [start, last]; interval_reaches(rb, start) holds. Where the left subtree
+ * reaches start, the first node in it that does is the answer; if it begins behind last, so do all that follow.
  */
 static struct interval_tree_node *interval_search(struct rb_node *rb, uint64_t start, uint64_t last)
 {
@@ -157,14 +163,16 @@ static struct interval_tree_node *interval_search(struct rb_node *rb, uint64_t s
 	}
 }
 
-struct interval_tree_node *interval_tree_iter_first(struct interval_tree_root *root, uint64_t start, uint64_t last)
+struct interval_tree_node *interval_tree_iter_first(struct interval_tree_root *root, uint64_t start,
+						    uint64_t last)
 {
 	if (!interval_reaches(root->rb.rb_node, start))
 		return NULL;
 	return interval_search(root->rb.rb_node, start, last);
 }
 
-struct interval_tree_node *interval_tree_iter_next(struct interval_tree_node *node, uint64_t start, uint64_t last)
+struct interval_tree_node *interval_tree_iter_next(struct interval_tree_node *node, uint64_t start,
+						   uint64_t last)
 {
 	for (;;) {
 		const struct rb_node *rb = &node->rb;

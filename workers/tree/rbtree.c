@@ -31,13 +31,15 @@ void rb_erase(struct rb_node *node, struct rb_root *root)
 		rb_erase_fix(parent, root, NULL);
 }
 
-void rb_insert_augmented(struct rb_node *node, struct rb_root *root, const struct rb_augment_callbacks *aug)
+void rb_insert_augmented(struct rb_node *node, struct rb_root *root,
+			 const struct rb_augment_callbacks *aug)
 {
 	if (rb_needs_insert_fix(node, root))
 		rb_insert_fix(node, root, aug);
 }
 
-void rb_erase_augmented(struct rb_node *node, struct rb_root *root, const struct rb_augment_callbacks *aug)
+void rb_erase_augmented(struct rb_node *node, struct rb_root *root,
+			const struct rb_augment_callbacks *aug)
 {
 	struct rb_node *parent = rb_unlink(node, root, aug);
 

@@ -2,9 +2,9 @@
 /*
  * rbtree_template.h - the red-black algorithms as always-inline templates, private to workers/tree/.
  *
- * Each user makes one instance with callbacks that are known at compile time (NULL: none), so that no augmented value is
- * reached through a function pointer: rbtree.c for any callbacks and for none, interval_tree.c for its own. See
- * rbtree.h for the rules; rb_insert_fix() is what is left to do after rb_link_node() below a red parent.
+ * Each user makes an instance with callbacks that are known at compile time (NULL: none), so that none is called
+ * through a pointer: rbtree.c for any callbacks (there they are) and for none, interval_tree.c for its own.
+ * rb_insert_fix() is what is left to do after rb_link_node() below a red parent; rb_erase_fix() after rb_unlink().
  *
  * The mirror images are one text: `left` is a constant wherever rb_child() is used with it.
  */
@@ -13,7 +13,7 @@
 
 #include <emu/rbtree.h>
 
-#define RB_BLACK UINT64_C(1)
+#define RB_BLACK ((uintptr_t)1)
 #define RB_TEMPLATE static inline __attribute__((always_inline))
 
 static inline bool rb_is_black(const struct rb_node *node)
@@ -54,8 +54,8 @@ static inline void rb_replace_child(struct rb_node *parent, struct rb_node *old,
 }
 
 /*
- * Gives the child of `from` on that side to `to`, as its child on the other side: the subtree that changes its parent
- * when `to` moves down past `from`. It is black but for NULL where the callers below do this.
+ * Gives the child of `from` on that side to `to`, as its child on the other side: the subtree that changes its
+ * parent when `to` moves down past `from`. It is black, or empty, wherever this is called.
  */
 RB_TEMPLATE void rb_hand_over_black(struct rb_node *from, struct rb_node *to, bool left)
 {
@@ -92,7 +92,8 @@ RB_TEMPLATE void rb_insert_rotate(struct rb_node *node, struct rb_node *parent, 
 }
 
 /* `node` is red and so is its parent; all else is in order. */
-RB_TEMPLATE void rb_insert_fix(struct rb_node *node, struct rb_root *root, const struct rb_augment_callbacks *aug)
+RB_TEMPLATE void rb_insert_fix(struct rb_node *node, struct rb_root *root,
+			       const struct rb_augment_callbacks *aug)
 {
 	for (;;) {
 		struct rb_node *parent = rb_parent(node);
@@ -122,18 +123,18 @@ RB_TEMPLATE void rb_insert_fix(struct rb_node *node, struct rb_root *root, const
 }
 
 /*
- * The `left` subtree of parent has one black too few. Done: true. Else the whole subtree of parent has one too few now,
- * and parent is black.
+ * The `left` subtree of parent has one black too few. True: the tree is in order again. False: now all of the subtree
+ * at parent, which is black, has one too few.
  */
-RB_TEMPLATE bool rb_erase_rotate(struct rb_node *parent, struct rb_root *root, const struct rb_augment_callbacks *aug,
-				 bool left)
+RB_TEMPLATE bool rb_erase_rotate(struct rb_node *parent, struct rb_root *root,
+				 const struct rb_augment_callbacks *aug, bool left)
 {
 	struct rb_node *sibling = *rb_child(parent, !left); /* exists: it has that black */
 	struct rb_node *inner, *outer;
 	uintptr_t above;
 
 	if (!rb_is_black(sibling)) {
-		/* Make a black one the sibling: its children have the black in that case. parent becomes red. */
+		/* Its children are black: with parent, then red, below it, one of them is the sibling. */
 		above = parent->rb_parent_color;
 		inner = *rb_child(sibling, left);
 		rb_hand_over_black(sibling, parent, left);
@@ -185,7 +186,8 @@ RB_TEMPLATE bool rb_erase_rotate(struct rb_node *parent, struct rb_root *root, c
 }
 
 /* A black leaf is gone from below parent. */
-RB_TEMPLATE void rb_erase_fix(struct rb_node *parent, struct rb_root *root, const struct rb_augment_callbacks *aug)
+RB_TEMPLATE void rb_erase_fix(struct rb_node *parent, struct rb_root *root,
+			      const struct rb_augment_callbacks *aug)
 {
 	struct rb_node *node = NULL;
 
@@ -198,7 +200,7 @@ RB_TEMPLATE void rb_erase_fix(struct rb_node *parent, struct rb_root *root, cons
 	} while (parent);
 }
 
-/* Takes node out. Returns the parent of a black leaf's place, for rb_erase_fix(), or NULL if the tree is in order. */
+/* Takes node out. Returns the parent of the place where a black leaf is missing now, NULL: none is. */
 RB_TEMPLATE struct rb_node *rb_unlink(struct rb_node *node, struct rb_root *root,
 				      const struct rb_augment_callbacks *aug)
 {
@@ -212,7 +214,7 @@ RB_TEMPLATE struct rb_node *rb_unlink(struct rb_node *node, struct rb_root *root
 		rb_replace_child(parent, node, child, root);
 		was_black = rb_is_black(node);
 		if (child) {
-			/* An only child is a red leaf, so node is black: child takes over parent and colour. */
+			/* An only child is a red leaf and node black: child takes over parent and colour. */
 			child->rb_parent_color = node->rb_parent_color;
 			was_black = false;
 		}

@@ -75,12 +75,9 @@ static const struct rb_augment_callbacks gap_callbacks = { gap_propagate, gap_co
 
 static void mmap_sem_init(struct mm_struct *mm)
 {
-	static uint32_t class_id;
 	struct mmap_sem *ms = mm_private(mm, struct mmap_sem);
 
-	if (!class_id)
-		class_id = lock_class("mmap_lock", NULL);
-	init_rwsem(&ms->mmap_lock, class_id);
+	init_rwsem(&ms->mmap_lock, EMU_CLASS_MMAP_LOCK);
 	ms->rb.rb_node = NULL;
 }
 

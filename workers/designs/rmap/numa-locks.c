@@ -164,7 +164,7 @@ static bool numa_locks_mapped(struct address_space *mapping)
 	for (uint32_t node = 0; node < emu_nr_nodes(); node++)
 		if (!i_mmap_tree_empty(&nl->nodes[node]->tree))
 			return true;
-	return false;
+	return numa_locks_walk(mapping, 0, UINT64_MAX, false, rmap_found, NULL);
 }
 
 EMU_EXPORT const struct rmap_ops emu_rmap_ops = {

@@ -121,7 +121,7 @@ static bool numa_trees_mapped(struct address_space *mapping)
 	for (uint32_t node = 0; node < emu_nr_nodes(); node++)
 		if (!i_mmap_tree_empty(nt->trees[node]))
 			return true;
-	return false;
+	return numa_trees_walk(mapping, 0, UINT64_MAX, false, rmap_found, NULL);
 }
 
 EMU_EXPORT const struct rmap_ops emu_rmap_ops = {

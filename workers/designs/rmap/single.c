@@ -92,7 +92,8 @@ static int single_walk(struct address_space *mapping, uint64_t first, uint64_t l
 
 static bool single_mapped(struct address_space *mapping)
 {
-	return !i_mmap_tree_empty(&rmap_private(mapping, struct single)->i_mmap);
+	return !i_mmap_tree_empty(&rmap_private(mapping, struct single)->i_mmap) ||
+	       single_walk(mapping, 0, UINT64_MAX, false, rmap_found, NULL);
 }
 
 EMU_EXPORT const struct rmap_ops emu_rmap_ops = {

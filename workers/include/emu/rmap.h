@@ -65,7 +65,10 @@ struct rmap_ops {
 	int (*walk)(struct address_space *mapping, uint64_t first, uint64_t last, bool try_lock, rmap_walk_fn fn,
 		    void *arg);
 
-	/* Does any VMA map this file? Without a lock; true or false at some time during the call. Required. */
+	/*
+	 * Does any VMA map this file? Right at some time during the call, also while a VMA is between prepare and
+	 * complete. Should touch no line that modifiers write, and no lock, where the answer is yes. Required.
+	 */
 	bool (*mapped)(struct address_space *mapping);
 };
 
@@ -105,7 +108,15 @@ static inline int i_mmap_tree_walk(struct interval_tree_root *tree, uint64_t fir
 	return ret;
 }
 
-/* Without the lock: true or false at some time. */
+/* Ends a walk at its first VMA: what mapped() asks when a tree looks empty. */
+static inline int rmap_found(struct vm_area_struct *vma, void *arg)
+{
+	(void)vma;
+	(void)arg;
+	return 1;
+}
+
+/* Without the lock: a tree may look empty while its only VMA is between prepare and complete. */
 static inline bool i_mmap_tree_empty(const struct interval_tree_root *tree)
 {
 	return !READ_ONCE(tree->rb.rb_node);
