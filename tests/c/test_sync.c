@@ -296,20 +296,22 @@ static void osq_cpu(void *arg)
 
 static void osq_excludes_and_lets_go(void)
 {
-	/* 0: leave only when the host is busy; 3: from the middle of the queue, all the time. */
-	static const uint32_t impatience[] = { 0, 40, 3 };
+	/* Impatience 0: leave only when the host is busy; 3: from the middle of the queue, all the time. */
+	static const struct {
+		uint32_t nr_cpus, impatient;
+	} runs[] = { { 2, 0 }, { 2, 3 }, { MANY_CPUS, 0 }, { MANY_CPUS, 40 }, { MANY_CPUS, 3 } };
 
-	for (uint32_t i = 0; i < ARRAY_SIZE(impatience); i++) {
+	for (uint32_t i = 0; i < ARRAY_SIZE(runs); i++) {
 		uint32_t *arg = machine_zalloc(sizeof(*arg));
 
 		fresh();
-		*arg = impatience[i];
-		machine_run(MANY_CPUS, osq_cpu, arg);
+		*arg = runs[i].impatient;
+		machine_run(runs[i].nr_cpus, osq_cpu, arg);
 		ASSERT(shared->inside == 0 && !osq_is_locked(&shared->osq), "a spinner is left");
-		ASSERT(done_sum() + shared->seen == MANY_CPUS * ITERATIONS, "%u got it, %u left", done_sum(),
+		ASSERT(done_sum() + shared->seen == runs[i].nr_cpus * ITERATIONS, "%u got it, %u left", done_sum(),
 		       shared->seen);
 		ASSERT(done_sum(), "nobody ever got it");
-		ASSERT(shared->seen || !impatience[i], "nobody ever left");
+		ASSERT(shared->seen || !runs[i].impatient, "nobody ever left");
 	}
 }
 
@@ -569,7 +571,6 @@ static void no_overtaking_cpu(void *arg)
 		shared->step = 1;
 		wait_for_queue(sem, 1);
 		ASSERT(!down_read_trylock(sem), "read trylock overtook a waiting writer");
-		ASSERT(!osq_is_locked(&sem->osq), "a writer spins on readers");
 		shared->step = 2;
 		wait_for_queue(sem, 2);
 		count_done();
@@ -674,6 +675,34 @@ static void writers_spin_on_a_running_owner_only(void)
 {
 	fresh();
 	machine_run(2, spinning_cpu, NULL);
+	assert_settled();
+}
+
+/* Readers may sleep, and nobody can tell: a writer queues at once. */
+static void reader_owned_cpu(void *arg)
+{
+	struct rw_semaphore *sem = &shared->sem;
+
+	(void)arg;
+	if (current->cpu == 0) {
+		down_read(sem);
+		shared->step = 1;
+		wait_for_queue(sem, 1);
+		ASSERT(!osq_is_locked(&sem->osq), "spins although readers have it");
+		count_done();
+		up_read(sem);
+	} else {
+		wait_for_step(1);
+		down_write(sem);
+		count_done();
+		up_write(sem);
+	}
+}
+
+static void writers_do_not_spin_on_readers(void)
+{
+	fresh();
+	machine_run(2, reader_owned_cpu, NULL);
 	assert_settled();
 }
 
@@ -944,6 +973,7 @@ int main(void)
 	TEST(readers_do_not_overtake_a_writer_while_others_read);
 	TEST(a_reader_may_overtake_a_woken_writer);
 	TEST(writers_spin_on_a_running_owner_only);
+	TEST(writers_do_not_spin_on_readers);
 	TEST(no_spin_queues_at_once);
 	TEST(hammering_trylocks_starve_nobody);
 	TEST(spinning_writers_starve_nobody);

@@ -1,0 +1,650 @@
+"""The coordinator: starts the workers of a cell, takes them through its phases, and cleans up.
+
+The only module that starts processes. A cell's life is in ``run``: arena, core and designs are set
+up here; one worker a CPU is forked; the workload's phases follow one another; the drain phase
+must leave the trees and the arena empty. Whatever happens in between, no process, no socket and no
+shared memory outlives ``run``.
+
+ZeroMQ (ROUTER here, DEALER in the workers) carries orders between phases. The start line of a phase
+is a futex in the arena, and nothing is sent while CPUs run.
+
+Fork rules: when workers are forked there is no thread and no ZeroMQ context in this process. The
+context is made after the forks and is gone before the next cell's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import resource
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import msgspec
+import multiprocess
+import numpy as np
+import zmq
+from numpy.typing import NDArray
+
+from emu import _core
+from emu.arena import MIB, Arena, run_directory
+from emu.errors import EmuError, InputError
+from emu.histogram import Histogram
+from emu.workers import cpu as worker
+from emu.workload import Workload
+
+_WATCH_S = 0.1
+"""How often dead and stopped workers are looked for."""
+_HANG_S = 10.0
+"""A CPU that does nothing for so long after its time is up hangs. Far more than a busy host takes."""
+_FORK = multiprocess.get_context("fork")
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM came. Not an error: what has finished is kept."""
+
+
+class CellFailed(EmuError):
+    """A cell cannot be finished. ``outside``: somebody else killed or stopped a worker."""
+
+    def __init__(self, message: str, *, outside: bool = False) -> None:
+        super().__init__(message)
+        self.outside = outside
+
+
+class StopFlag:
+    """Turns SIGINT, SIGTERM and SIGHUP into a flag that is looked at where it is safe to stop.
+
+    A context manager. In another than the main thread signals are left alone.
+    """
+
+    _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def __init__(self) -> None:
+        self._set = False
+        self._old: dict[int, Any] = {}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._set = True
+
+    def check(self) -> None:
+        """Raises Interrupted once a signal has come."""
+        if self._set:
+            raise Interrupted
+
+    def __enter__(self) -> Self:
+        with contextlib.suppress(ValueError):
+            for number in self._SIGNALS:
+                self._old[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+
+@dataclass(frozen=True)
+class DesignFile:
+    """A design to load: its shared object and its parameters "k=v,k=v"."""
+
+    name: str
+    path: Path
+    params: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is needed to run one cell; what the names in it stand for has been looked up."""
+
+    machine: str
+    rmap: DesignFile
+    mm: DesignFile
+    workload: Workload
+    node_of_cpu: list[int]
+    nr_nodes: int
+    host_cpu_of_cpu: list[int]
+    host_node_of_node: list[int] | None
+    """For mbind; None where the host has one node."""
+    penalty_ns: list[list[int]] | None
+    oversubscribed: bool
+    seed: int
+    duration_ns: int
+    arena_bytes: int
+
+
+@dataclass
+class LockTotals:
+    """A lock class over all CPUs: one record, and one for each call site (LOCK_STAT_DTYPE)."""
+
+    name: str
+    file: str | None
+    total: NDArray[np.void]
+    sites: dict[str, NDArray[np.void]] = field(default_factory=dict)
+
+
+@dataclass
+class PhaseTotals:
+    """What a recorded phase came to. ``seconds``: from the start line until the last CPU is done."""
+
+    name: str
+    seconds: float
+    wait_ns: int
+    counts: dict[str, int]
+    hists: dict[str, Histogram]
+    locks: list[LockTotals]
+
+
+@dataclass
+class CellTotals:
+    """What a cell came to."""
+
+    phases: list[PhaseTotals]
+    calls: int
+    start_s: float
+    memory_bytes: int
+    rmap_bytes_per_file: int
+    bytes_per_vma: int
+
+
+def compile_design(source: Path, machine: str, directory: Path) -> Path:
+    """Compile a user's design as the built-in ones were; the shared object, in ``directory``.
+
+    Raises InputError with the compiler's first error.
+    """
+    info = _core.build_info()
+    output = directory / f"{source.stem}-{abs(hash(source.resolve())):x}.so"
+    command = [
+        info["compiler"],
+        *info["flags"],
+        *info["machines"][machine],
+        f"-I{_core.data_path('include')}",
+        "-shared",
+        "-o",
+        str(output),
+        str(source),
+    ]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise InputError(
+            f"{source} cannot be compiled with {info['compiler']}: {error}; "
+            "Debian's compiler is in the package build-essential"
+        ) from None
+    if done.returncode:
+        lines = done.stderr.splitlines() or [f"exit status {done.returncode}"]
+        first = next((line for line in lines if "error" in line), lines[0])
+        raise InputError(f"{source} cannot be compiled: {first}")
+    return output
+
+
+def rehearse(plan: Plan, stop: StopFlag) -> None:
+    """Run the program once on one CPU, strictly, in a process and an arena of its own.
+
+    A design that crashes or hangs here is no business of the rehearsal: its cells will say so.
+
+    Raises InputError when the designs do not load or a call of the program cannot be done.
+    """
+    ours, theirs = _FORK.Pipe(duplex=False)
+    with tempfile.TemporaryFile() as silence:
+        process = _FORK.Process(target=_rehearse, args=(plan, theirs, silence.fileno()))
+        _start(process)
+        theirs.close()
+        try:
+            give_up = time.monotonic() + _HANG_S
+            while not ours.poll(0.05) and time.monotonic() < give_up:
+                stop.check()
+            problem = ours.recv() if ours.poll(0) else None
+        except EOFError:
+            problem = None
+        finally:
+            process.kill()
+            process.join()
+            process.close()
+            ours.close()
+    if problem:
+        raise InputError(problem)
+
+
+def _rehearse(plan: Plan, answer: Any, stderr: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.dup2(stderr, 2)
+    core = _core.load(plan.machine)
+    alone = msgspec.structs.replace(plan) if isinstance(plan, msgspec.Struct) else plan
+    try:
+        answer.send(_rehearse_alone(core, alone))
+    except _core.CoreError as error:
+        answer.send(str(error))
+
+
+def _rehearse_alone(core: _core.Core, plan: Plan) -> str | None:
+    workload = plan.workload
+    with Arena.anonymous(256 * MIB) as arena:
+        _set_up(core, plan, arena, strict=True)
+        core.cpu_attach(0)
+        order = [workload.load_list, *(phase.list for phase in workload.phases)]
+        for number in (*order, workload.drain_list):
+            if number is not None and (failed := core.list_run(number)):
+                index, reason = failed
+                where = workload.describe_call(number, index)
+                return f"workload {workload.name}: {where}: {reason}"
+    return None
+
+
+def _start(process: Any) -> None:
+    try:
+        process.start()
+    except OSError as error:
+        raise InputError(
+            f"no process can be started ({error.strerror}); fewer --cpus, more memory or a higher "
+            "limit on processes (ulimit -u) would help"
+        ) from None
+
+
+def _set_up(core: _core.Core, plan: Plan, arena: Arena, *, strict: bool = False) -> None:
+    """Load the designs and lay out the arena. Raises CoreError."""
+    workload = plan.workload
+    for kind, design in (("rmap", plan.rmap), ("mm", plan.mm)):
+        params = design.params.encode() or None
+        core.design_load(_core.NAME_OF_KIND.index(kind), os.fsencode(design.path), params)
+    config = _config(plan, strict=strict)
+    core.arena_format(arena.base, arena.size, ctypes.byref(config))
+    for name, pages in workload.files:
+        core.file_add(os.fsencode(name), pages)
+    for calls in workload.lists:
+        core.list_add(calls.ctypes.data, len(calls))
+    core.boot()
+
+
+def _config(plan: Plan, *, strict: bool = False) -> _core.Config:
+    workload = plan.workload
+    return _core.make_config(
+        node_of_cpu=plan.node_of_cpu,
+        nr_nodes=plan.nr_nodes,
+        nr_files=len(workload.files),
+        nr_lists=len(workload.lists),
+        nr_calls=sum(len(calls) for calls in workload.lists),
+        seed=plan.seed,
+        oversubscribed=plan.oversubscribed,
+        work_jitter_permille=workload.work_jitter_permille,
+        strict=strict,
+        penalty_ns=plan.penalty_ns,
+        host_node_of_node=plan.host_node_of_node,
+    )
+
+
+def arena_overhead(plan: Plan) -> int:
+    """Bytes that the plan's arena needs before the mm allocates anything."""
+    config = _config(plan)
+    return int(_core.load(plan.machine).arena_overhead(ctypes.byref(config)))
+
+
+def run(plan: Plan, stop: StopFlag, tick: Callable[[float], None]) -> CellTotals:
+    """Run one cell; ``tick`` is called every 0.1 s or so with the share that is done.
+
+    Raises CellFailed, Interrupted, or InputError when memory or limits do not allow it.
+    """
+    core = _core.load(plan.machine)
+    workload = plan.workload
+    try:
+        with Arena.create(plan.arena_bytes) as arena:
+            try:
+                _set_up(core, plan, arena)
+            except _core.CoreError as error:
+                raise InputError(str(error)) from None
+            arena.reserve()
+            with run_directory() as directory, Workers(plan, core, directory, stop) as workers:
+                start_s = workers.start()
+                phases: list[PhaseTotals] = []
+                calls = 0
+                if workload.load_list is not None:
+                    workers.phase("load", workload.load_list, once=True)
+                    calls += _calls(core, plan)
+                done_ns = 0
+                for phase in workload.phases:
+                    share_ns = 0 if phase.once else round(plan.duration_ns * phase.share)
+
+                    def progress(elapsed_ns: int, before_ns: int = done_ns) -> None:
+                        tick(min(1.0, (before_ns + elapsed_ns) / plan.duration_ns))
+
+                    workers.phase(
+                        phase.name,
+                        phase.list,
+                        once=phase.once,
+                        record=phase.record,
+                        duration_ns=share_ns,
+                        progress=progress,
+                    )
+                    done_ns += share_ns
+                    calls += _calls(core, plan)
+                    if phase.record:
+                        phases.append(_gather(core, plan, phase.name))
+                memory = arena.used_bytes() + _private_bytes([os.getpid(), *workers.pids])
+                workers.phase("drain", workload.drain_list, once=True)
+                calls += _calls(core, plan)
+                try:
+                    core.check_drained()
+                except _core.CoreError as error:
+                    raise CellFailed(f"after the drain phase {error}") from None
+                workers.finish()
+                return CellTotals(
+                    phases=phases,
+                    calls=calls,
+                    start_s=start_s,
+                    memory_bytes=memory,
+                    rmap_bytes_per_file=core.rmap_bytes_per_file(),
+                    bytes_per_vma=core.bytes_per_vma(),
+                )
+    finally:
+        core.design_unload()
+
+
+class Workers:
+    """The workers of a cell. Leaving the context ends them all, whatever state they are in."""
+
+    def __init__(self, plan: Plan, core: _core.Core, directory: Path, stop: StopFlag) -> None:
+        self._plan, self._core, self._stop = plan, core, stop
+        self._stderr_path = directory / "stderr"
+        self._address = f"ipc://{directory}/coordinator"
+        self._processes: list[Any] = []
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._router: zmq.Socket[bytes]
+        self._decoder = msgspec.msgpack.Decoder(worker.FromWorker)
+        self._waiting_for: set[int] = set()
+        self._looked_s = 0.0
+        self._phase = "start"
+
+    @property
+    def pids(self) -> list[int]:
+        """Process numbers, by CPU."""
+        return [process.pid for process in self._processes]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            process.join()
+            process.close()
+        if self._context:
+            self._context.destroy(linger=0)
+
+    def start(self) -> float:
+        """Fork them all and wait until they are ready; the seconds it took."""
+        began = time.monotonic()
+        cpus = len(self._plan.node_of_cpu)
+        _allow_files(3 * cpus + 256)
+        # What is there now is not looked at by the workers' garbage collector, so that its pages
+        # stay shared.
+        gc.collect()
+        gc.freeze()
+        try:
+            for cpu in range(cpus):
+                plan = worker.WorkerPlan(
+                    cpu=cpu,
+                    host_cpu=self._plan.host_cpu_of_cpu[cpu],
+                    address=self._address,
+                    stderr_path=self._stderr_path,
+                    parent_pid=os.getpid(),
+                )
+                process = _FORK.Process(
+                    target=worker.main, args=(plan, self._core), name=f"emu-cpu-{cpu}", daemon=True
+                )
+                _start(process)
+                self._processes.append(process)
+                self._stop.check()
+        finally:
+            gc.unfreeze()
+        self._context = zmq.Context()
+        self._router = self._context.socket(zmq.ROUTER)
+        self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._router.setsockopt(zmq.BACKLOG, cpus + 16)
+        self._router.setsockopt(zmq.LINGER, 1000)
+        self._router.bind(self._address)
+        self._waiting_for = set(range(cpus))
+        self._wait(lambda: not self._waiting_for)
+        return time.monotonic() - began
+
+    def phase(
+        self,
+        name: str,
+        list_number: int,
+        *,
+        once: bool = False,
+        record: bool = False,
+        duration_ns: int = 0,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """Run a phase on all CPUs; returns when all have finished it. Raises CellFailed."""
+        self._phase = f"phase {name}"
+        core, cpus = self._core, len(self._processes)
+        core.phase_prepare(list_number, once, record, duration_ns)
+        status = core.phase_status().contents
+        self._waiting_for = set(range(cpus))
+        self._send(worker.RunPhase())
+        self._wait(lambda: status.armed == cpus, poll_ms=2)
+        core.phase_open()
+        start_ns = status.start_ns
+
+        def look() -> None:
+            if progress:
+                progress(min(duration_ns, core.clock_ns() - start_ns))
+
+        self._wait(lambda: not self._waiting_for, not_before_ns=status.deadline_ns, look=look)
+
+    def finish(self) -> None:
+        """Let them exit by themselves."""
+        self._send(worker.Stop())
+        deadline = time.monotonic() + 5
+        for process in self._processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+
+    def _send(self, message: worker.FromCoordinator) -> None:
+        text = msgspec.msgpack.encode(message)
+        for cpu in range(len(self._processes)):
+            self._router.send_multipart([b"%d" % cpu, text])
+
+    def _receive(self, poll_ms: int) -> None:
+        """Take all messages that are there; wait ``poll_ms`` for the first."""
+        while self._router.poll(poll_ms):
+            poll_ms = 0
+            identity, text = self._router.recv_multipart()
+            message = self._decoder.decode(text)
+            cpu = int(identity)
+            if isinstance(message, worker.Failed):
+                raise CellFailed(f"{self._who(cpu)}: {message.error}, {self._doing(cpu)}")
+            self._waiting_for.discard(cpu)
+
+    def _wait(
+        self,
+        done: Callable[[], bool],
+        *,
+        poll_ms: int = 50,
+        not_before_ns: int = 0,
+        look: Callable[[], None] | None = None,
+    ) -> None:
+        """Until ``done``: take messages, look for dead workers, and for hanging ones once the
+        emulated clock has passed ``not_before_ns``.
+        """
+        seen: object = None
+        since = time.monotonic()
+        while not done():
+            self._receive(poll_ms)
+            now = time.monotonic()
+            if now - self._looked_s < _WATCH_S:
+                continue
+            self._looked_s = now
+            self._stop.check()
+            self._look_for_dead()
+            if look:
+                look()
+            if self._core.clock_ns() < not_before_ns:
+                since = now
+                continue
+            progress = self._progress()
+            if progress != seen:
+                seen, since = progress, now
+            elif now - since > _HANG_S:
+                self._hangs(now - since)
+
+    def _progress(self) -> object:
+        """Changes when any CPU that is waited for does something."""
+        states = (self._core.cpu_state(cpu).contents for cpu in sorted(self._waiting_for))
+        armed = self._core.phase_status().contents.armed
+        return armed, [(s.list, s.index, s.op, s.iterations) for s in states]
+
+    def _look_for_dead(self) -> None:
+        found: list[tuple[int, Any]] = []
+        for cpu, process in enumerate(self._processes):
+            # WNOWAIT: the corpse is left to process.join().
+            flags = os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT
+            info = os.waitid(os.P_PID, process.pid, flags)
+            if info is not None:
+                found.append((cpu, info))
+        if not found:
+            return
+        cpu, info = found[0]
+        reason, outside = self._cause(cpu, info)
+        others = f", and {len(found) - 1} more CPUs are gone" if len(found) > 1 else ""
+        raise CellFailed(f"{self._who(cpu)} {reason}, {self._doing(cpu)}{others}", outside=outside)
+
+    def _cause(self, cpu: int, info: Any) -> tuple[str, bool]:
+        """How a worker ended, in words, and whether somebody else did it."""
+        own_words = self._core.cpu_state(cpu).contents.failure.decode(errors="replace")
+        if info.si_code == os.CLD_STOPPED:
+            return f"was stopped by {signal.Signals(info.si_status).name}", True
+        if info.si_code in (os.CLD_KILLED, os.CLD_DUMPED):
+            name = signal.Signals(info.si_status).name
+            outside = name in ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT", "SIGQUIT")
+            return f"was killed by {name}{own_words and ': ' + own_words}", outside
+        words = own_words or self._last_words() or f"exit status {info.si_status}"
+        return f"gave up: {words}", False
+
+    def _last_words(self) -> str:
+        """The last line that workers wrote on stderr."""
+        with contextlib.suppress(OSError):
+            lines = self._stderr_path.read_text(errors="replace").split("\n")
+            return next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return ""
+
+    def _who(self, cpu: int) -> str:
+        return f"CPU {cpu} (pid {self._processes[cpu].pid})"
+
+    def _doing(self, cpu: int) -> str:
+        """Where in the program the CPU was last."""
+        state = self._core.cpu_state(cpu).contents
+        if self._phase == "start":
+            return "while the workers were starting"
+        where = self._plan.workload.describe_call(state.list, state.index)
+        if state.op == len(_core.CALL_NAMES):
+            return f"in {self._phase} between two calls, the last was {where}"
+        return f"in {self._phase} during {where}"
+
+    def _hangs(self, idle_s: float) -> None:
+        cpus = sorted(self._waiting_for) or [0]
+        cpu = cpus[0]
+        others = f"; {len(cpus) - 1} more CPUs wait too" if len(cpus) > 1 else ""
+        raise CellFailed(
+            f"{self._who(cpu)} hangs: nothing for {idle_s:.0f} s, {self._doing(cpu)}{others}"
+        )
+
+
+def _allow_files(wanted: int) -> None:
+    """Raise the limit on open files. Raises InputError when it may not be raised so far."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        if hard != resource.RLIM_INFINITY and hard < wanted:
+            raise InputError(
+                f"{wanted} open files are needed and the limit is {hard}; "
+                "fewer --cpus, or a higher limit (ulimit -n)"
+            )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _private_bytes(pids: Iterable[int]) -> int:
+    """Memory of processes without the arena; pages that several share count once in all."""
+    kib = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                if line.startswith(("Pss_Anon:", "Pss_File:")):
+                    kib += int(line.split()[1])
+    return kib * 1024
+
+
+def _calls(core: _core.Core, plan: Plan) -> int:
+    """System calls that the CPUs did in the phase that has just ended."""
+    cpus = range(len(plan.node_of_cpu))
+    return sum(sum(core.cpu_result(cpu).contents.counts) for cpu in cpus)
+
+
+def _gather(core: _core.Core, plan: Plan, name: str) -> PhaseTotals:
+    """Add up what the CPUs left in the arena. Raises CellFailed when it does not add up."""
+    cpus = range(len(plan.node_of_cpu))
+    status = core.phase_status().contents
+    results = [core.cpu_result(cpu).contents for cpu in cpus]
+    counts = {
+        op: sum(result.counts[number] for result in results)
+        for number, op in enumerate(_core.CALL_NAMES)
+    }
+    counts["iteration"] = sum(result.iterations for result in results)
+    hists = {
+        op: Histogram.merged(core.hists(cpu)[number] for cpu in cpus)
+        for number, op in enumerate(_core.LAT_NAMES)
+    }
+    for op, histogram in hists.items():
+        if op in counts and histogram.count != counts[op]:
+            raise CellFailed(
+                f"BUG: phase {name} counted {counts[op]} of {op} and {histogram.count} latencies"
+            )
+    return PhaseTotals(
+        name=name,
+        seconds=(max(result.end_ns for result in results) - status.start_ns) / 1e9,
+        wait_ns=sum(result.wait_ns for result in results),
+        counts=counts,
+        hists=hists,
+        locks=_gather_locks(core, cpus),
+    )
+
+
+def _gather_locks(core: _core.Core, cpus: Iterable[int]) -> list[LockTotals]:
+    """Lock statistics of all CPUs by class and by the path of the call site."""
+    found: dict[int, LockTotals] = {}
+    for cpu in cpus:
+        stats = core.lock_stats(cpu)
+        used = np.argwhere((stats["acquired"] > 0) | (stats["contended"] > 0))
+        paths = {site: core.site_path(cpu, site) for site in set(used[:, 1].tolist())}
+        for class_id, site in used.tolist():
+            if class_id not in found:
+                name, file = core.lock_class_name(class_id)
+                found[class_id] = LockTotals(name, file, _no_stat())
+            record, lock = stats[class_id, site], found[class_id]
+            for into in (lock.total, lock.sites.setdefault(paths[site], _no_stat())):
+                for key in _core.LOCK_STAT_DTYPE.names or ():
+                    into[key] += record[key]
+    return [found[class_id] for class_id in sorted(found)]
+
+
+def _no_stat() -> NDArray[np.void]:
+    return np.zeros((), _core.LOCK_STAT_DTYPE)
