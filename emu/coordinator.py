@@ -24,7 +24,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -46,6 +46,7 @@ _WATCH_S = 0.1
 """How often dead and stopped workers are looked for."""
 _HANG_S = 10.0
 """A CPU that does nothing for so long after its time is up hangs. Far more than a busy host takes."""
+_REHEARSAL_BYTES = 256 * MIB
 _FORK = multiprocess.get_context("fork")
 
 
@@ -166,7 +167,7 @@ def compile_design(source: Path, machine: str, directory: Path) -> Path:
     Raises InputError with the compiler's first error.
     """
     info = _core.build_info()
-    output = directory / f"{source.stem}-{abs(hash(source.resolve())):x}.so"
+    output = Path(tempfile.mkdtemp(dir=directory)) / f"{source.stem}.so"
     command = [
         info["compiler"],
         *info["flags"],
@@ -200,7 +201,8 @@ def rehearse(plan: Plan, stop: StopFlag) -> None:
     """
     ours, theirs = _FORK.Pipe(duplex=False)
     with tempfile.TemporaryFile() as silence:
-        process = _FORK.Process(target=_rehearse, args=(plan, theirs, silence.fileno()))
+        arguments = (plan, theirs, silence.fileno(), os.getpid())
+        process = _FORK.Process(target=_rehearse, args=arguments, daemon=True)
         _start(process)
         theirs.close()
         try:
@@ -219,22 +221,21 @@ def rehearse(plan: Plan, stop: StopFlag) -> None:
         raise InputError(problem)
 
 
-def _rehearse(plan: Plan, answer: Any, stderr: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def _rehearse(plan: Plan, answer: Any, stderr: int, parent_pid: int) -> None:
+    worker.be_a_child(parent_pid)
     os.dup2(stderr, 2)
-    core = _core.load(plan.machine)
-    alone = msgspec.structs.replace(plan) if isinstance(plan, msgspec.Struct) else plan
     try:
-        answer.send(_rehearse_alone(core, alone))
+        answer.send(_rehearse_alone(plan))
     except _core.CoreError as error:
         answer.send(str(error))
 
 
-def _rehearse_alone(core: _core.Core, plan: Plan) -> str | None:
-    workload = plan.workload
-    with Arena.anonymous(256 * MIB) as arena:
-        _set_up(core, plan, arena, strict=True)
+def _rehearse_alone(plan: Plan) -> str | None:
+    """The first thing that goes wrong, in one line."""
+    core, workload = _core.load(plan.machine), plan.workload
+    alone = replace(plan, node_of_cpu=plan.node_of_cpu[:1], host_node_of_node=None)
+    with Arena.anonymous(_REHEARSAL_BYTES) as arena:
+        _set_up(core, alone, arena, strict=True)
         core.cpu_attach(0)
         order = [workload.load_list, *(phase.list for phase in workload.phases)]
         for number in (*order, workload.drain_list):
@@ -242,6 +243,10 @@ def _rehearse_alone(core: _core.Core, plan: Plan) -> str | None:
                 index, reason = failed
                 where = workload.describe_call(number, index)
                 return f"workload {workload.name}: {where}: {reason}"
+        try:
+            core.check_drained()
+        except _core.CoreError as error:
+            return f"workload {workload.name}: after its drain list {error}"
     return None
 
 

@@ -61,15 +61,19 @@ class WorkerPlan:
     parent_pid: int
 
 
-def main(plan: WorkerPlan, core: Any) -> None:
-    """The worker's life; ``core`` is the emu._core.Core that the coordinator has loaded."""
-    # The coordinator alone answers the terminal, and a worker never outlives it.
+def be_a_child(parent_pid: int) -> None:
+    """Leave the terminal's signals to the parent, and never outlive it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != plan.parent_pid:
+    if os.getppid() != parent_pid:
         os._exit(1)
+
+
+def main(plan: WorkerPlan, core: Any) -> None:
+    """The worker's life; ``core`` is the emu._core.Core that the coordinator has loaded."""
+    be_a_child(plan.parent_pid)
     with plan.stderr_path.open("ab", buffering=0) as file:
         os.dup2(file.fileno(), 2)
 

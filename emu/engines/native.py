@@ -1,0 +1,316 @@
+"""The native engine: the machine is the machine, one OS process an emulated CPU.
+
+This module looks up what a cell's names stand for, decides where its CPUs run on the host and how
+much memory they need, lets the coordinator run it, and puts the totals into a result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from emu import _core, coordinator, topology
+from emu import workload as workloads
+from emu.arena import MIB, memory_available, remove_stale, run_directory
+from emu.coordinator import (
+    CellFailed,
+    CellTotals,
+    DesignFile,
+    LockTotals,
+    PhaseTotals,
+    Plan,
+    StopFlag,
+)
+from emu.errors import InputError
+from emu.experiment import Cell, Experiment, unknown
+from emu.histogram import Histogram
+from emu.results import CellResult, Host, Latency, Lock, Memory, Phase, Site
+from emu.topology import Topology
+
+_WORKER_BYTES = 6 * MIB
+"""What a worker costs besides the arena; measured at 384 CPUs, rounded up."""
+_CPU_HEAP_BYTES = MIB
+"""Arena for a CPU's first slabs of each size."""
+_VMA_BYTES = 512
+"""Arena for a VMA: the struct and its share of a slab, and a spare."""
+
+
+def place_cpus(node_of_cpu: Sequence[int], host: Topology) -> list[int]:
+    """The host CPU for each emulated CPU.
+
+    Where the host has a node for each emulated one, and CPUs enough in each, nodes stand for nodes.
+    Elsewhere the emulated CPUs, in order of their nodes, are laid along the host's, in order of
+    theirs: an emulated node becomes a group of neighbouring host CPUs.
+    """
+    host_order = sorted(range(host.nr_cpus), key=lambda cpu: (host.node_of_cpu[cpu], cpu))
+    order = sorted(range(len(node_of_cpu)), key=lambda cpu: (node_of_cpu[cpu], cpu))
+    fits = len(order) <= len(host_order)
+    host_cpu = [0] * len(node_of_cpu)
+    if max(node_of_cpu) < host.nr_nodes:
+        of_node = [
+            [cpu for cpu in host_order if host.node_of_cpu[cpu] == node]
+            for node in range(host.nr_nodes)
+        ]
+        used = [0] * host.nr_nodes
+        for cpu in order:
+            node = node_of_cpu[cpu]
+            host_cpu[cpu] = host.host_cpus[of_node[node][used[node] % len(of_node[node])]]
+            used[node] += 1
+        if not fits or len(set(host_cpu)) == len(host_cpu):
+            return host_cpu
+    for place, cpu in enumerate(order):
+        index = place if fits else place * len(host_order) // len(order)
+        host_cpu[cpu] = host.host_cpus[host_order[index]]
+    return host_cpu
+
+
+def crossing_ns(machine: Topology) -> list[list[int]]:
+    """[from][to]: what a line's way to another node costs more than a way inside one, ns.
+
+    Two legs of the topology's cost model, for a line whose home is where it comes from.
+    """
+    return [[round(ns) for ns in row] for row in (machine.leg_ns + machine.leg_ns.T).tolist()]
+
+
+class NativeEngine:
+    """See ``engines.Engine``."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self._experiment = experiment
+        self._host = topology.host()
+        self._topologies = {name: topology.load(name) for name in experiment.topology}
+        self._workloads = {name: workloads.load(name) for name in experiment.workload}
+        self.cpus: Mapping[str, tuple[int, ...]] = {
+            name: self._cpus(machine) for name, machine in self._topologies.items()
+        }
+        self._cleanup = contextlib.ExitStack()
+        self._designs: dict[tuple[str, str], DesignFile] = {}
+
+    def _cpus(self, machine: Topology) -> tuple[int, ...]:
+        wanted = self._experiment.cpus or (min(machine.nr_cpus, self._host.nr_cpus),)
+        if machine.name != "host" and max(wanted) > machine.nr_cpus:
+            raise InputError(
+                f"--cpus {max(wanted)}: topology {machine.name} has {machine.nr_cpus} CPUs"
+            )
+        return wanted
+
+    def prepare(self, cells: Sequence[Cell], stop: StopFlag) -> None:
+        """Find and try the designs, rehearse the programs, see that memory suffices."""
+        remove_stale()
+        for kind, texts in (("rmap", self._experiment.rmap), ("mm", self._experiment.mm)):
+            for text in texts:
+                self._designs[kind, text] = self._design(kind, text)
+        rehearsed = set()
+        for cell in cells:
+            stop.check()
+            key = (cell.workload, cell.rmap, cell.mm)
+            plan = self._plan(cell)
+            self._check_memory(plan)
+            if key not in rehearsed:
+                coordinator.rehearse(plan, stop)
+                rehearsed.add(key)
+
+    def close(self) -> None:
+        """Remove compiled designs."""
+        self._cleanup.close()
+
+    def _design(self, kind: str, text: str) -> DesignFile:
+        """A design from "name", "name:k=v,k=v" or "./file.c:k=v"."""
+        name, _, params = text.partition(":")
+        if name.endswith(".c"):
+            source = Path(name)
+            if not source.is_file():
+                raise InputError(f"--{kind} {text}: there is no file {source}")
+            directory = self._cleanup.enter_context(run_directory())
+            path = coordinator.compile_design(source, "native", directory)
+            return DesignFile(text, path, params)
+        names = _core.design_names(kind)
+        if name not in names:
+            raise unknown(f"{kind} design", name, [*names, "./FILE.c"])
+        return DesignFile(text, _core.data_path("designs", kind, f"{name}.so"), params)
+
+    def _plan(self, cell: Cell) -> Plan:
+        machine, host = self._topologies[cell.topology], self._host
+        node_of_cpu = [int(machine.node_of_cpu[i % machine.nr_cpus]) for i in range(cell.cpus)]
+        host_cpus = place_cpus(node_of_cpu, host)
+        host_nodes = None
+        if host.nr_nodes > 1:
+            real_node = dict(zip(host.host_cpus, host.node_of_cpu.tolist(), strict=True))
+            host_nodes = [-1] * machine.nr_nodes
+            for node, host_cpu in zip(node_of_cpu, host_cpus, strict=True):
+                host_nodes[node] = host.host_nodes[real_node[host_cpu]]
+        plan = Plan(
+            machine="native",
+            rmap=self._designs["rmap", cell.rmap],
+            mm=self._designs["mm", cell.mm],
+            workload=self._workloads[cell.workload],
+            node_of_cpu=node_of_cpu,
+            nr_nodes=machine.nr_nodes,
+            host_cpu_of_cpu=host_cpus,
+            host_node_of_node=host_nodes,
+            penalty_ns=crossing_ns(machine) if self._experiment.numa_penalty else None,
+            oversubscribed=len(set(host_cpus)) < cell.cpus,
+            seed=cell.seed,
+            duration_ns=self._experiment.duration_ns,
+            arena_bytes=self._experiment.arena_size,
+        )
+        if plan.arena_bytes:
+            return plan
+        # Every call of a list may leave a VMA or two, and processes may wait for their children.
+        calls = sum(len(each) for each in plan.workload.lists)
+        heap = cell.cpus * (_CPU_HEAP_BYTES + 4 * calls * _VMA_BYTES)
+        return replace(
+            plan, arena_bytes=coordinator.arena_overhead(plan) + heap + plan.nr_nodes * MIB
+        )
+
+    def _check_memory(self, plan: Plan) -> None:
+        cpus = len(plan.node_of_cpu)
+        needed = plan.arena_bytes + cpus * _WORKER_BYTES
+        available = memory_available()
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit != resource.RLIM_INFINITY:
+            available = min(available, limit)
+        if needed > available:
+            raise InputError(
+                f"{cpus} CPUs need {needed // MIB} MiB of memory, {plan.arena_bytes // MIB} of it "
+                f"for the arena, and {available // MIB} are available; "
+                "fewer --cpus or a smaller --arena-size"
+            )
+
+    def run(
+        self, cell: Cell, stop: StopFlag, tick: Callable[[float], None]
+    ) -> tuple[CellResult, bool]:
+        """Run a cell: its result, and whether it makes sense to go on with others."""
+        plan = self._plan(cell)
+        result = CellResult(
+            rmap=cell.rmap,
+            mm=cell.mm,
+            topology=cell.topology,
+            cpus=cell.cpus,
+            workload=cell.workload,
+            engine=cell.engine,
+            seed=cell.seed,
+            repeat=cell.repeat,
+            status="ok",
+            oversubscribed=plan.oversubscribed,
+            note=self._note(cell, plan),
+            numa_penalty=plan.penalty_ns is not None,
+            latency_ns={op: Latency() for op in _core.LAT_NAMES},
+            memory=Memory(),
+            host=Host(),
+        )
+        began = time.monotonic()
+        go_on = True
+        try:
+            _fill_in(result, plan, coordinator.run(plan, stop, tick))
+        except CellFailed as error:
+            result.status, result.error = "failed", str(error)
+            go_on = not error.outside
+        result.host.wall_s = time.monotonic() - began
+        return result, go_on
+
+    def _note(self, cell: Cell, plan: Plan) -> str | None:
+        """What must be known to read the figures: one sentence each, or None."""
+        sentences = []
+        shared = len(set(plan.host_cpu_of_cpu))
+        if plan.oversubscribed:
+            sentences.append(
+                f"{cell.cpus} emulated CPUs shared {shared} host CPUs, so these figures show that "
+                "the designs work, not how they scale."
+            )
+        used_nodes = len(set(plan.node_of_cpu))
+        if used_nodes > self._host.nr_nodes:
+            sentences.append(
+                f"{used_nodes} emulated nodes are groups of host CPUs on {self._host.nr_nodes} "
+                "host node(s), so a cache line travels between them as on this host"
+                + (
+                    ", plus the topology's extra time for lock and tree lines (--numa-penalty on)."
+                    if plan.penalty_ns
+                    else "."
+                )
+            )
+        elif plan.penalty_ns:
+            sentences.append(
+                "Lock and tree lines that change node cost the topology's extra time "
+                "(--numa-penalty on)."
+            )
+        return " ".join(sentences) or None
+
+
+def _fill_in(result: CellResult, plan: Plan, totals: CellTotals) -> None:
+    cpus = len(plan.node_of_cpu)
+    by_name = {phase.name: phase for phase in plan.workload.phases}
+    counting = plan.workload.counting_phase
+    merged: dict[str, Histogram] = {}
+    for phase in totals.phases:
+        for op, histogram in phase.hists.items():
+            merged[op] = merged[op] + histogram if op in merged else histogram
+        unit = by_name[phase.name].unit
+        result.phases.append(
+            Phase(
+                name=phase.name,
+                unit=unit,
+                ops=phase.counts[unit],
+                seconds=phase.seconds,
+                counts_ops=phase.name == counting,
+                wait_share=_wait_share(phase, cpus),
+                latency_ns={op: _latency(histogram) for op, histogram in phase.hists.items()},
+                locks=[_lock(lock) for lock in phase.locks],
+            )
+        )
+    result.latency_ns = {op: _latency(histogram) for op, histogram in merged.items()}
+    for done in result.phases:
+        if done.counts_ops:
+            result.ops, result.seconds = done.ops, done.seconds
+            result.ops_per_s = done.ops / done.seconds
+            result.wait_share, result.locks = done.wait_share, done.locks
+    result.memory = Memory(
+        rmap_bytes_per_file=totals.rmap_bytes_per_file, bytes_per_vma=totals.bytes_per_vma
+    )
+    result.host.events = totals.calls
+    result.host.peak_rss_bytes = totals.memory_bytes
+    result.host.start_s = totals.start_s
+
+
+def _wait_share(phase: PhaseTotals, cpus: int) -> float:
+    return phase.wait_ns / (cpus * phase.seconds * 1e9)
+
+
+def _latency(histogram: Histogram) -> Latency:
+    if not histogram.count:
+        return Latency()
+    return Latency(
+        count=histogram.count,
+        mean=histogram.mean,
+        max=histogram.max_ns,
+        overflow=histogram.overflow,
+        hdr=histogram.encode(),
+        **histogram.percentiles(),
+    )
+
+
+def _lock(lock: LockTotals) -> Lock:
+    total = lock.total
+    timed = int(total["hold_samples"])
+    scale = int(total["acquired"]) / timed if timed else 0.0
+    return Lock(
+        name=lock.name,
+        file=lock.file,
+        acquired=int(total["acquired"]),
+        contended=int(total["contended"]),
+        wait_ns=int(total["wait_ns"]),
+        hold_ns=round(int(total["hold_ns"]) * scale),
+        sites=[
+            Site(
+                site=path,
+                acquired=int(stat["acquired"]),
+                contended=int(stat["contended"]),
+                wait_ns=int(stat["wait_ns"]),
+            )
+            for path, stat in sorted(lock.sites.items(), key=lambda kv: -int(kv[1]["wait_ns"]))
+        ],
+    )
