@@ -16,6 +16,7 @@
 #define CACHE_BATCH 16u
 #define CACHE_MAX 64u
 #define POISON 0x6b
+#define FRESH 0x5a
 
 struct chunk {
 	uint32_t magic;
@@ -51,13 +52,15 @@ static void poison(void *ptr, uint32_t bytes)
 #endif
 }
 
-static void poison_check(const void *ptr, uint32_t bytes)
+static void unpoison(void *ptr, uint32_t bytes)
 {
 #ifdef EMU_CHECKED
 	const unsigned char *byte = ptr;
 
 	for (uint32_t i = sizeof(void *); i < bytes; i++)
 		EMU_ASSERT(byte[i] == POISON, "%p was written at byte %u after it was freed", ptr, i);
+	/* Differs from a free object even where the caller writes only a part. */
+	memset(ptr, FRESH, bytes);
 #else
 	(void)ptr;
 	(void)bytes;
@@ -199,7 +202,7 @@ void *emu_alloc(size_t size, uint32_t node)
 			emu_raw_unlock(&pool->locked);
 		}
 	}
-	poison_check(ptr, class_bytes[c]);
+	unpoison(ptr, class_bytes[c]);
 	return ptr;
 }
 
