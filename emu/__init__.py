@@ -7,20 +7,39 @@
 >>> emu.load("last")            # a stored run
 """
 
+import contextlib
+import importlib
 import importlib.metadata
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from emu._version import __version__
+
+if TYPE_CHECKING:
+    from emu.errors import EmuError, InputError
+    from emu.experiment import load, run
+    from emu.results import CellResult, Run
+
+__all__ = ["CellResult", "EmuError", "InputError", "Run", "__version__", "load", "run"]
 
 # A checkout in the current directory hides the installed package; what only the build makes (and
 # what lies elsewhere in the checkout) is then found in the installed one.
 if not (Path(__file__).parent / "lib").is_dir():
-    try:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         __path__.append(str(importlib.metadata.distribution("mm-emu").locate_file("emu")))
-    except importlib.metadata.PackageNotFoundError:
-        pass
 
-from emu._version import __version__
-from emu.errors import EmuError, InputError
-from emu.experiment import load, run
-from emu.results import CellResult, Run
+_HOME = {
+    "CellResult": "emu.results",
+    "EmuError": "emu.errors",
+    "InputError": "emu.errors",
+    "Run": "emu.results",
+    "load": "emu.experiment",
+    "run": "emu.experiment",
+}
 
-__all__ = ["CellResult", "EmuError", "InputError", "Run", "__version__", "load", "run"]
+
+def __getattr__(name: str) -> Any:
+    # On first use: the command line has to say how many threads numpy may make before it is loaded.
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'emu' has no attribute {name!r}")

@@ -203,7 +203,7 @@ def design_names(kind: str) -> list[str]:
 
 
 class Core:
-    """A loaded core. Method ``name`` calls the C function ``emu_<name>``; a failure is CoreError."""
+    """A loaded core. Method ``name`` calls the C function ``emu_<name>``; or raises CoreError."""
 
     def __init__(self, machine: str) -> None:
         path = data_path("lib", f"libemu-{machine}.so")
@@ -292,8 +292,8 @@ class Core:
 
 def _view(address: int, dtype: np.dtype[np.void], shape: tuple[int, ...]) -> NDArray[np.void]:
     length = dtype.itemsize * int(np.prod(shape))
-    memory = (ctypes.c_char * length).from_address(address)
-    return np.frombuffer(memory, dtype=dtype).reshape(shape)
+    memory = (ctypes.c_uint8 * length).from_address(address)
+    return np.ctypeslib.as_array(memory).view(dtype).reshape(shape)
 
 
 _loaded: dict[str, Core] = {}

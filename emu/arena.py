@@ -4,8 +4,8 @@ POSIX shared memory of mode 0600 under a random name, mapped at one fixed addres
 are forked, so that plain pointers are valid in all of them. The mapping is what counts; the name is
 only there to look at, and goes when the arena is closed.
 
-Liveness: whoever has the arena open holds a lock (``flock``) on it, the workers too, by inheritance.
-An arena or run directory that nobody has locked is what a dead run left behind.
+Liveness: whoever has the arena open holds a lock (``flock``) on it, the workers too, by
+inheritance. An arena or run directory that nobody has locked is what a dead run left behind.
 """
 
 from __future__ import annotations
@@ -213,13 +213,12 @@ def remove_stale() -> list[Path]:
     removed = []
     for parent, is_kind in parents.items():
         try:
-            names = os.listdir(parent)
+            paths = list(parent.iterdir())
         except OSError:
             continue
-        for name in names:
-            if not (match := _OURS.fullmatch(name)):
+        for path in paths:
+            if not (match := _OURS.fullmatch(path.name)):
                 continue
-            path = parent / name
             with contextlib.suppress(OSError):
                 info = path.lstat()
                 if info.st_uid != os.geteuid() or not is_kind(info.st_mode):

@@ -45,7 +45,7 @@ from emu.workload import Workload
 _WATCH_S = 0.1
 """How often dead and stopped workers are looked for."""
 _HANG_S = 10.0
-"""A CPU that does nothing for so long after its time is up hangs. Far more than a busy host takes."""
+"""A CPU that does nothing for so long after its time is up hangs. A busy host takes far less."""
 _REHEARSAL_BYTES = 256 * MIB
 _FORK = multiprocess.get_context("fork")
 
@@ -65,12 +65,14 @@ class CellFailed(EmuError):
 class StopFlag:
     """Turns SIGINT, SIGTERM and SIGHUP into a flag that is looked at where it is safe to stop.
 
-    A context manager. In another than the main thread signals are left alone.
+    A context manager. In another than the main thread signals are left alone. ``restore``: give the
+    signals back at the end; a program that is about to exit does not want them any more.
     """
 
     _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-    def __init__(self) -> None:
+    def __init__(self, *, restore: bool = True) -> None:
+        self._restore = restore
         self._set = False
         self._old: dict[int, Any] = {}
 
@@ -94,8 +96,9 @@ class StopFlag:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
+        if self._restore:
+            for number, handler in self._old.items():
+                signal.signal(number, handler)
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,7 @@ class LockTotals:
 
 @dataclass
 class PhaseTotals:
-    """What a recorded phase came to. ``seconds``: from the start line until the last CPU is done."""
+    """What a recorded phase came to. ``seconds``: from the start line to the last CPU's end."""
 
     name: str
     seconds: float
@@ -226,7 +229,7 @@ def _rehearse(plan: Plan, answer: Any, stderr: int, parent_pid: int) -> None:
     os.dup2(stderr, 2)
     try:
         answer.send(_rehearse_alone(plan))
-    except _core.CoreError as error:
+    except EmuError as error:
         answer.send(str(error))
 
 
@@ -239,14 +242,12 @@ def _rehearse_alone(plan: Plan) -> str | None:
         core.cpu_attach(0)
         order = [workload.load_list, *(phase.list for phase in workload.phases)]
         for number in (*order, workload.drain_list):
-            if number is not None and (failed := core.list_run(number)):
+            if failed := core.list_run(number):
                 index, reason = failed
-                where = workload.describe_call(number, index)
-                return f"workload {workload.name}: {where}: {reason}"
-        try:
-            core.check_drained()
-        except _core.CoreError as error:
-            return f"workload {workload.name}: after its drain list {error}"
+                call = workload.describe_call(number, index)
+                # The core names the call in its own words, unless the failure is not the call's.
+                own = reason.startswith(call.text.partition("(")[0] + "(")
+                return f"{call.place if own else call}: {reason}"
     return None
 
 
@@ -261,11 +262,15 @@ def _start(process: Any) -> None:
 
 
 def _set_up(core: _core.Core, plan: Plan, arena: Arena, *, strict: bool = False) -> None:
-    """Load the designs and lay out the arena. Raises CoreError."""
+    """Load the designs and lay out the arena. Raises InputError for a design, else CoreError."""
     workload = plan.workload
     for kind, design in (("rmap", plan.rmap), ("mm", plan.mm)):
         params = design.params.encode() or None
-        core.design_load(_core.NAME_OF_KIND.index(kind), os.fsencode(design.path), params)
+        try:
+            core.design_load(_core.NAME_OF_KIND.index(kind), os.fsencode(design.path), params)
+        except _core.CoreError as error:
+            hint = "; `emu list designs` shows what each takes" if params else ""
+            raise InputError(f"--{kind} {design.name}: {error}{hint}") from None
     config = _config(plan, strict=strict)
     core.arena_format(arena.base, arena.size, ctypes.byref(config))
     for name, pages in workload.files:
@@ -316,15 +321,15 @@ def run(plan: Plan, stop: StopFlag, tick: Callable[[float], None]) -> CellTotals
                 start_s = workers.start()
                 phases: list[PhaseTotals] = []
                 calls = 0
-                if workload.load_list is not None:
-                    workers.phase("load", workload.load_list, once=True)
-                    calls += _calls(core, plan)
+                workers.phase("load", workload.load_list, once=True)
+                calls += _calls(core, plan)
                 done_ns = 0
+                all_ns = plan.duration_ns * sum(phase.share for phase in workload.phases) or 1
                 for phase in workload.phases:
-                    share_ns = 0 if phase.once else round(plan.duration_ns * phase.share)
+                    share_ns = round(plan.duration_ns * phase.share)
 
                     def progress(elapsed_ns: int, before_ns: int = done_ns) -> None:
-                        tick(min(1.0, (before_ns + elapsed_ns) / plan.duration_ns))
+                        tick(min(1.0, (before_ns + elapsed_ns) / all_ns))
 
                     workers.phase(
                         phase.name,
@@ -561,7 +566,8 @@ class Workers:
         state = self._core.cpu_state(cpu).contents
         if self._phase == "start":
             return "while the workers were starting"
-        where = self._plan.workload.describe_call(state.list, state.index)
+        call = self._plan.workload.describe_call(state.list, state.index)
+        where = f"{call.text} ({call.place})"
         if state.op == len(_core.CALL_NAMES):
             return f"in {self._phase} between two calls, the last was {where}"
         return f"in {self._phase} during {where}"

@@ -1,4 +1,4 @@
-"""An experiment: a matrix of cells, from the command line, a TOML file or Python, and how it is run.
+"""An experiment: a matrix of cells, from the command line, a file or Python, and how it is run.
 
 The words are the same in all three. In TOML a value is what the option takes, or a list:
 
@@ -9,6 +9,7 @@ The words are the same in all three. In TOML a value is what the option takes, o
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import itertools
 import os
@@ -20,18 +21,21 @@ import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from emu._version import __version__
 from emu.errors import InputError
 from emu.results import CellResult, Run, RunInfo, Store, new_run_id
+
+if TYPE_CHECKING:
+    from emu.coordinator import StopFlag
 
 MAX_CPUS = 4096
 """More CPUs than this are surely a slip of the hand: each is a process here."""
 MAX_REPEATS = 1000
 
 Progress = Callable[[int, int, "Cell", float], None]
-"""Called often with: finished cells, all cells, the cell that runs, how much of it is done (0..1)."""
+"""Called often with: finished cells, all cells, the cell that runs, its share done (0..1)."""
 
 
 @dataclass(frozen=True)
@@ -93,15 +97,15 @@ class Experiment:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """`; did you mean "x"?`, or nothing when no name is near."""
+    """` (did you mean 'x'?)`, or nothing when no name is near."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f'; did you mean "{close[0]}"?' if close else ""
+    return f" (did you mean '{close[0]}'?)" if close else ""
 
 
 def unknown(what: str, name: str, names: Iterable[str]) -> InputError:
     """The error for a name that is not there: lists those that are."""
     valid = list(names)
-    return InputError(f'no {what} "{name}"{nearest(name, valid)}; there are {", ".join(valid)}')
+    return InputError(f"no {what} '{name}'{nearest(name, valid)}; there are: {', '.join(valid)}")
 
 
 def split_names(text: str) -> list[str]:
@@ -286,6 +290,7 @@ def execute(
     store: Store | None,
     progress: Progress | None = None,
     on_failure: Callable[[CellResult], None] | None = None,
+    stop: StopFlag | None = None,
 ) -> Run:
     """Run all cells. What has finished is in the store (None: kept nowhere) after every cell.
 
@@ -297,22 +302,24 @@ def execute(
     from emu import engines
     from emu.coordinator import Interrupted, StopFlag
 
-    engine = engines.get(experiment.engine)(experiment)
-    cells = list(experiment.cells(engine.cpus))
-    if store:
-        store.prepare()
-    run = Run(
-        run=RunInfo(
-            id=new_run_id(),
-            started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            version=__version__,
-            command=sys.argv[1:],
-            experiment=describe(experiment, engine.cpus),
-            host=_host_info(),
-        ),
-        cells=[],
-    )
-    with StopFlag() as stop:
+    with contextlib.ExitStack() as cleanup:
+        stop = stop or cleanup.enter_context(StopFlag())
+        engine = engines.get(experiment.engine)(experiment)
+        cleanup.callback(engine.close)
+        cells = list(experiment.cells(engine.cpus))
+        if store:
+            store.prepare()
+        run = Run(
+            run=RunInfo(
+                id=new_run_id(),
+                started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                version=__version__,
+                command=sys.argv[1:],
+                experiment=describe(experiment, engine.cpus),
+                host=_host_info(),
+            ),
+            cells=[],
+        )
         try:
             engine.prepare(cells, stop)
             for number, cell in enumerate(cells):
@@ -349,13 +356,17 @@ def run(
     seed: int | None = None,
     repeats: int | None = None,
     duration: str | None = None,
-    numa_penalty: bool | None = None,
+    numa_penalty: bool | str | None = None,
     arena_size: str | int | None = None,
     store: str | Path | None = None,
     progress: Progress | None = None,
     on_failure: Callable[[CellResult], None] | None = None,
+    stop: StopFlag | None = None,
 ) -> Run:
     """Run an experiment; arguments are the options of ``emu run`` and override those of the file.
+
+    ``progress`` is called every 0.1 s or so, ``on_failure`` as soon as a cell has failed. ``stop``:
+    a flag that the caller has put up; None: SIGINT and SIGTERM are looked after here.
 
     Returns the run, which prints as a table. Cells that failed are in it, with their error.
 
@@ -379,7 +390,7 @@ def run(
         base,
     )
     where = Store(Path(store) if store is not None else None)
-    return execute(matrix, store=where, progress=progress, on_failure=on_failure)
+    return execute(matrix, store=where, progress=progress, on_failure=on_failure, stop=stop)
 
 
 def load(name: str, store: str | Path | None = None) -> Run:

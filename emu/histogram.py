@@ -91,7 +91,9 @@ class Histogram:
         values = self.to_hdr().get_percentile_to_value_dict(
             [rank for rank in ranks.values() if rank <= 100]
         )
-        return {name: min(values.get(rank, self.max_ns), self.max_ns) for name, rank in ranks.items()}
+        return {
+            name: min(values.get(rank, self.max_ns), self.max_ns) for name, rank in ranks.items()
+        }
 
     def encode(self) -> str:
         """The buckets in HdrHistogram's own exchange format (V2, compressed, base64)."""

@@ -178,17 +178,21 @@ def _dig(value: Any, field: str) -> Any:
             value = value[name] if isinstance(value, dict) else getattr(value, name)
         except (KeyError, AttributeError):
             names = list(value) if isinstance(value, dict) else list(value.__struct_fields__)
-            raise InputError(f"no field {name!r} in a result; there are {', '.join(names)}") from None
+            raise InputError(
+                f"no field {name!r} in a result; there are {', '.join(names)}"
+            ) from None
     return value
 
 
 def new_run_id() -> str:
-    """A name that sorts by time and is never given twice: "20260131-235959-1a2b3c"."""
-    return time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(3)
+    """A name that sorts by time and is never given twice: "20260131-235959-017-1a2b"."""
+    now = time.time()
+    date = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
+    return f"{date}-{int(now * 1000) % 1000:03d}-{secrets.token_hex(2)}"
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old contents or all of the new ones. May raise OSError."""
+    """Write a file so that a reader sees the old contents or all of the new. May raise OSError."""
     fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(fd, "wb") as file:
@@ -229,7 +233,7 @@ class Store:
             probe.unlink()
         except OSError as error:
             raise InputError(
-                f"{self.directory}: {error.strerror}; --store names another directory for the results"
+                f"{self.directory}: {error.strerror}; --store names another directory for results"
             ) from None
 
     def save(self, run: Run) -> Path:

@@ -35,7 +35,10 @@ def call(op: str, **fields: int) -> np.ndarray:
 
 
 class Machine:
-    """CPUs on two nodes, ``files`` of 64 pages each. mmap_base is the end of the free addresses."""
+    """CPUs on two nodes, ``files`` of 64 pages each. mmap_base is the end of the free addresses.
+
+    Without ``lists``, its call lists are LIST_FORK, LIST_EXIT, LIST_EXEC (of an empty image).
+    """
 
     def __init__(
         self,
@@ -46,18 +49,18 @@ class Machine:
         files: tuple[str, ...] = ("a", "b"),
         mmap_base: int = 0x7000_0000_0000,
         mib: int = 64,
-        extra_lists: tuple[np.ndarray, ...] = (),
+        lists: tuple[np.ndarray, ...] | None = None,
     ) -> None:
         self.core = _core.load("native")
         self.lib = self.core._lib
         self._declare()
-        lists = (
-            call("fork"),
-            call("exit"),
-            call("exec", arg=LIST_IMAGE, addr=mmap_base),
-            np.zeros(0, dtype=CALL_DTYPE),
-            *extra_lists,
-        )
+        if lists is None:
+            lists = (
+                call("fork"),
+                call("exit"),
+                call("exec", arg=LIST_IMAGE, addr=mmap_base),
+                np.zeros(0, dtype=CALL_DTYPE),
+            )
         self.memory = mmap.mmap(-1, mib << 20)
         base = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
         config = _core.make_config(
@@ -102,7 +105,9 @@ class Machine:
         failed = self.core.list_run(number)
         assert failed is None, failed
 
-    def mmap(self, addr: int, length: int, prot: int, flags: int, file: int | None, off: int) -> int:
+    def mmap(
+        self, addr: int, length: int, prot: int, flags: int, file: int | None, off: int
+    ) -> int:
         where = None if file is None else self.lib.emu_file(file)
         return int(self.lib.emu_sys_mmap(addr, length, prot, flags, where, off))
 

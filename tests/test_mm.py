@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -34,32 +35,40 @@ MIN = 65536
 DESIGNS = ("single", "numa-trees", "numa-locks")
 
 
+class Page(NamedTuple):
+    prot: int
+    shared: bool
+    account: bool  # private and writable at some time
+    file: int | None
+    offset: int  # page of the file
+
+
 @dataclass
 class Process:
-    """Page number -> (prot, shared, file, page of the file)."""
+    """Page number -> Page."""
 
-    pages: dict[int, tuple[int, bool, int | None, int]] = field(default_factory=dict)
+    pages: dict[int, Page] = field(default_factory=dict)
 
     def copy(self) -> Process:
         return Process(dict(self.pages))
 
-    def runs(self) -> list[tuple[int, int, tuple[int, bool, int | None, int]]]:
+    def runs(self) -> list[tuple[int, int, Page]]:
         """(first page, pages, properties of the first page) of each VMA."""
-        found: list[tuple[int, int, tuple[int, bool, int | None, int]]] = []
-        for page in sorted(self.pages):
-            prot, shared, file, offset = self.pages[page]
+        found: list[tuple[int, int, Page]] = []
+        for number in sorted(self.pages):
+            page = self.pages[number]
             if found:
-                first, length, (p, s, f, o) = found[-1]
-                follows = first + length == page and (p, s, f) == (prot, shared, file)
-                if follows and (file is None or o + length == offset):
-                    found[-1] = (first, length + 1, (p, s, f, o))
+                first, length, head = found[-1]
+                follows = first + length == number and head[:4] == page[:4]
+                if follows and (page.file is None or head.offset + length == page.offset):
+                    found[-1] = (first, length + 1, head)
                     continue
-            found.append((page, 1, self.pages[page]))
+            found.append((number, 1, page))
         return found
 
     def maps(self, files: tuple[str, ...]) -> list[str]:
         lines = []
-        for first, length, (prot, shared, file, offset) in self.runs():
+        for first, length, (prot, shared, _, file, offset) in self.runs():
             perms = "".join(c if prot & bit else "-" for c, bit in (("r", 1), ("w", 2), ("x", 4)))
             name = "" if file is None else f" {files[file]}"
             lines.append(
@@ -94,8 +103,10 @@ class Process:
             first = -(-addr // PAGE)
             if addr == 0 or any(first + i in self.pages for i in range(count)):
                 first = self.highest_free(count)
+        shared = bool(flags & MAP_SHARED)
         for i in range(count):
-            self.pages[first + i] = (prot, bool(flags & MAP_SHARED), file, offset // PAGE + i)
+            account = not shared and bool(prot & 2)
+            self.pages[first + i] = Page(prot, shared, account, file, offset // PAGE + i)
         return first * PAGE
 
     def munmap(self, addr: int, length: int) -> int:
@@ -112,8 +123,9 @@ class Process:
             page = addr // PAGE + i
             if page not in self.pages:
                 return -errno.ENOMEM
-            _, shared, file, offset = self.pages[page]
-            self.pages[page] = (prot, shared, file, offset)
+            old = self.pages[page]
+            account = old.account or (not old.shared and bool(prot & 2))
+            self.pages[page] = old._replace(prot=prot, account=account)
         return 0
 
 
@@ -188,7 +200,7 @@ def test_random_calls_leave_the_maps_of_the_oracle(design: str, ops: list) -> No
         assert machine.maps() == stack[-1].maps(machine.files)
         for number in range(len(machine.files)):
             linked = sum(
-                properties[2] == number
+                properties.file == number
                 for each in stacks
                 for process in each
                 for _, _, properties in process.runs()

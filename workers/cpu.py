@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import os
 import signal
 from dataclasses import dataclass
@@ -63,6 +64,7 @@ class WorkerPlan:
 
 def be_a_child(parent_pid: int) -> None:
     """Leave the terminal's signals to the parent, and never outlive it."""
+    faulthandler.disable()  # the coordinator tells how a worker died
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

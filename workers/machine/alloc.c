@@ -267,6 +267,16 @@ void emu_pools_init(uint64_t first_offset)
 	}
 }
 
+uint32_t emu_object_bytes(const void *ptr)
+{
+	uint64_t offset = (uint64_t)((const char *)ptr - (char *)emu_arena);
+	struct chunk *chunk = (struct chunk *)((char *)emu_arena + (offset & ~(EMU_CHUNK_BYTES - 1)));
+
+	if ((char *)chunk <= (char *)emu_arena || chunk->magic != CHUNK_MAGIC)
+		return 0;
+	return chunk->size_class < EMU_SIZE_CLASSES ? class_bytes[chunk->size_class] : EMU_CHUNK_BYTES;
+}
+
 int64_t emu_live_objects(void)
 {
 	int64_t sum = 0;

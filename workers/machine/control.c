@@ -14,7 +14,7 @@
 
 /* Where the parts of an arena begin; the same arithmetic tells how large it must be. */
 struct layout {
-	uint64_t node_of_cpu, penalty_ns, cpus, pools, lock_stats, files, lists, calls, classes, end;
+	uint64_t node_of_cpu, penalty_ns, lock_stats, cpus, pools, files, lists, calls, classes, end;
 	uint32_t max_classes;
 };
 
@@ -36,9 +36,10 @@ static struct layout layout_of(const struct emu_config *c)
 	l.max_classes = 16 + 4 * c->nr_files;
 	l.node_of_cpu = place(&at, cpus * sizeof(uint32_t));
 	l.penalty_ns = place(&at, nodes * nodes * sizeof(uint32_t));
+	/* Before the CPUs, where the virtual machine's memory begins: counting costs nothing there. */
+	l.lock_stats = place(&at, cpus * l.max_classes * EMU_SITES_MAX * sizeof(struct lock_stat));
 	l.cpus = place(&at, cpus * sizeof(struct emu_cpu));
 	l.pools = place(&at, nodes * sizeof(struct emu_pool));
-	l.lock_stats = place(&at, cpus * l.max_classes * EMU_SITES_MAX * sizeof(struct lock_stat));
 	l.files = place(&at, c->nr_files * sizeof(struct address_space));
 	l.lists = place(&at, c->nr_lists * sizeof(struct emu_list));
 	l.calls = place(&at, c->nr_calls * sizeof(struct emu_call));
@@ -181,24 +182,35 @@ int emu_list_add(const struct emu_call *calls, uint32_t n)
 		emu_fail_jmp = NULL;             \
 	} while (0)
 
-int emu_boot(void)
+/* As new files to the rmap design. The caller is attached to a CPU. */
+static int init_files(void)
 {
 	struct emu_arena *arena = emu_arena;
 
-	if (!emu_rmap || !emu_mm)
-		return emu_set_error(-EINVAL, "no rmap or no mm design is loaded");
-	emu_cpu_attach(0);
 	WITH_FAIL(err, {
 		for (uint32_t i = 0; i < arena->nr_files; i++) {
 			int64_t before = emu_live_bytes();
 
+			memset(arena->files[i].i_mmap, 0, sizeof(arena->files[i].i_mmap));
 			emu_rmap->init(&arena->files[i]);
 			arena->rmap_bytes_per_file = emu_rmap->size + (uint64_t)(emu_live_bytes() - before);
 		}
 	});
-	arena->boot_objects = emu_live_objects();
-	current = NULL;
 	return 0;
+}
+
+int emu_boot(void)
+{
+	struct emu_arena *arena = emu_arena;
+	int err;
+
+	if (!emu_rmap || !emu_mm)
+		return emu_set_error(-EINVAL, "no rmap or no mm design is loaded");
+	emu_cpu_attach(0);
+	arena->boot_objects = emu_live_objects();
+	err = init_files();
+	current = NULL;
+	return err;
 }
 
 int emu_cpu_attach(uint32_t cpu)
@@ -243,26 +255,23 @@ struct emu_phase_status *emu_phase_status(void)
 	return &emu_arena->phase;
 }
 
-static void reset_statistics(struct emu_cpu *cpu)
+void emu_phase_reset(uint32_t number)
 {
+	struct emu_cpu *cpu = &emu_arena->cpus[number];
+
 	memset(&cpu->result, 0, sizeof(cpu->result));
 	memset(cpu->task.lock_stats, 0, (uint64_t)emu_arena->nr_classes * EMU_SITES_MAX * sizeof(struct lock_stat));
 	memset(cpu->hists, 0, sizeof(cpu->hists));
 	cpu->task.wait_ns = 0;
 }
 
-int emu_phase_run(void)
+int emu_phase_body(void)
 {
 	struct emu_arena *arena = emu_arena;
 	struct emu_phase_status *phase = &arena->phase;
 	struct emu_cpu *cpu = emu_this_cpu();
 	uint32_t failed = 0;
 	int err = 0;
-
-	reset_statistics(cpu);
-	atomic_fetch_add(&phase->armed, 1);
-	while (!atomic_load_explicit(&phase->open, memory_order_acquire))
-		emu_futex_wait(&phase->open, 0);
 
 	cpu->result.start_ns = emu_clock_ns();
 	do {
@@ -284,6 +293,17 @@ int emu_phase_run(void)
 	}
 	atomic_fetch_add(&phase->done, 1);
 	return err;
+}
+
+int emu_phase_run(void)
+{
+	struct emu_phase_status *phase = &emu_arena->phase;
+
+	emu_phase_reset(current->cpu);
+	atomic_fetch_add(&phase->armed, 1);
+	while (!atomic_load_explicit(&phase->open, memory_order_acquire))
+		emu_futex_wait(&phase->open, 0);
+	return emu_phase_body();
 }
 
 int emu_list_run(uint32_t list, uint32_t *failed)
@@ -327,11 +347,10 @@ static int count_vma(struct vm_area_struct *vma, void *arg)
 uint64_t emu_file_vmas(uint32_t file)
 {
 	uint64_t n = 0;
-
 	/* Never waits: the conductor calls it, and a lock may have been left held by a CPU that is gone. */
-	if (emu_rmap->walk(&emu_arena->files[file], 0, UINT64_MAX, true, count_vma, &n) < 0)
-		return UINT64_MAX;
-	return n;
+	int ret = emu_rmap->walk(&emu_arena->files[file], 0, UINT64_MAX, true, count_vma, &n);
+
+	return ret < 0 && ret != -EOPNOTSUPP ? UINT64_MAX : n;
 }
 
 int emu_check_drained(void)
@@ -350,9 +369,16 @@ int emu_check_drained(void)
 			err = emu_set_error(-EBUSY, "%s still has %llu VMAs%s", arena->files[i].name,
 					    (unsigned long long)vmas, vmas ? "" : ", yet counts as mapped");
 	}
-	if (!err && emu_live_objects() != arena->boot_objects)
-		err = emu_set_error(-EBUSY, "the arena leaks %lld objects",
-				    (long long)(emu_live_objects() - arena->boot_objects));
+	if (!err) {
+		/* A design may have allocated more for a file since boot; that goes with the file. Then all start anew. */
+		for (uint32_t i = 0; i < arena->nr_files && emu_rmap->destroy; i++)
+			emu_rmap->destroy(&arena->files[i]);
+		if (emu_live_objects() != arena->boot_objects)
+			err = emu_set_error(-EBUSY, "the arena leaks %lld objects",
+					    (long long)(emu_live_objects() - arena->boot_objects));
+		if (init_files() && !err)
+			err = -ENOMEM;
+	}
 	current = caller;
 	return err;
 }

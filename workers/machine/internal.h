@@ -97,6 +97,12 @@ int emu_set_error(int err, const char *fmt, ...) __attribute__((format(printf, 2
 void emu_pools_init(uint64_t first_offset);
 int64_t emu_live_objects(void);
 int64_t emu_live_bytes(void);
+/* How large the object around `ptr` is; 0 where nothing was ever allocated. */
+uint32_t emu_object_bytes(const void *ptr);
+
+/* A CPU's part of a phase: statistics to zero; and the phase itself, from the start line on. */
+void emu_phase_reset(uint32_t cpu);
+int emu_phase_body(void);
 
 /* A lock of the machine itself: held for a few instructions, never while anything waits. */
 static inline void emu_raw_lock(_Atomic uint32_t *word)

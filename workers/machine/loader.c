@@ -16,9 +16,12 @@ enum { KIND_RMAP, KIND_MM, KIND_NR };
 static const char *const kind_name[KIND_NR] = { "rmap", "mm" };
 static const char *const kind_symbol[KIND_NR] = { "emu_rmap_ops", "emu_mm_ops" };
 
+#define PARAMS_MAX 16u
+
 static struct {
 	void *handle;
 	const struct emu_param *params;
+	uint32_t defaults[PARAMS_MAX]; /* what the parameters were before this load set them */
 } loaded[KIND_NR];
 
 struct hook {
@@ -69,6 +72,39 @@ static int check_mm(const struct mm_ops *o)
 		     ARRAY_SIZE(hooks));
 }
 
+/* "a number from 1 to 8", or the words that are accepted. */
+static const char *describe_values(const struct emu_param *p, char *buf, size_t size)
+{
+	size_t used;
+
+	if (!p->values) {
+		snprintf(buf, size, "a number from %u to %u", p->min, p->max);
+		return buf;
+	}
+	used = (size_t)snprintf(buf, size, "one of");
+	for (uint32_t i = p->min; i <= p->max && used < size; i++)
+		used += (size_t)snprintf(buf + used, size - used, "%s %s", i > p->min ? "," : "", p->values[i]);
+	return buf;
+}
+
+/* The number that the text stands for, or UINT64_MAX. */
+static uint64_t parse_value(const struct emu_param *p, const char *text, size_t len)
+{
+	unsigned long value;
+	char *end;
+
+	if (p->values) {
+		for (uint32_t i = p->min; i <= p->max; i++)
+			if (strlen(p->values[i]) == len && !strncmp(p->values[i], text, len))
+				return i;
+		return UINT64_MAX;
+	}
+	if (!len || *text < '0' || *text > '9')
+		return UINT64_MAX;
+	value = strtoul(text, &end, 10);
+	return end == text + len && value >= p->min && value <= p->max ? value : UINT64_MAX;
+}
+
 /* Sets "k=v,k=v". */
 static int set_params(const char *design, const struct emu_param *params, const char *text)
 {
@@ -76,23 +112,52 @@ static int set_params(const char *design, const struct emu_param *params, const 
 		size_t len = strcspn(text, ",");
 		const char *equals = memchr(text, '=', len);
 		size_t key = equals ? (size_t)(equals - text) : len;
+		const char *given = equals ? equals + 1 : text + len;
 		const struct emu_param *p = params;
-		unsigned long value;
-		char *end;
+		uint64_t value;
+		char buf[128];
 
 		while (p && p->name && (strlen(p->name) != key || strncmp(p->name, text, key)))
 			p++;
 		if (!p || !p->name)
 			return emu_set_error(-EINVAL, "%s has no parameter '%.*s'", design, (int)key, text);
-		value = equals ? strtoul(equals + 1, &end, 10) : 0;
-		if (!equals || end == equals + 1 || end != text + len || value < p->min || value > p->max)
-			return emu_set_error(-EINVAL, "%s: parameter %s must be a number from %u to %u, not '%.*s'",
-					     design, p->name, p->min, p->max,
-					     equals ? (int)(len - key - 1) : 0, equals ? equals + 1 : "");
+		value = parse_value(p, given, (size_t)(text + len - given));
+		if (value == UINT64_MAX)
+			return emu_set_error(-EINVAL, "%s: parameter %s must be %s, not '%.*s'", design, p->name,
+					     describe_values(p, buf, sizeof(buf)), (int)(text + len - given), given);
 		*p->value = (uint32_t)value;
 		text += len + (text[len] == ',');
 	}
 	return 0;
+}
+
+static int keep_defaults(uint32_t kind, const char *design, const struct emu_param *params)
+{
+	uint32_t n = 0;
+
+	for (const struct emu_param *p = params; p && p->name; p++, n++) {
+		if (n == PARAMS_MAX)
+			return emu_set_error(-EINVAL, "%s has more than %u parameters", design, PARAMS_MAX);
+		loaded[kind].defaults[n] = *p->value;
+	}
+	return 0;
+}
+
+/* Parameters go back to their defaults: the file may stay in memory and be loaded again. */
+static void unload(uint32_t kind)
+{
+	uint32_t n = 0;
+
+	if (!loaded[kind].handle)
+		return;
+	for (const struct emu_param *p = loaded[kind].params; p && p->name; p++)
+		*p->value = loaded[kind].defaults[n++];
+	dlclose(loaded[kind].handle);
+	loaded[kind].handle = NULL;
+	if (kind == KIND_RMAP)
+		emu_rmap = NULL;
+	else
+		emu_mm = NULL;
 }
 
 int emu_design_load(uint32_t kind, const char *path, const char *params)
@@ -104,6 +169,7 @@ int emu_design_load(uint32_t kind, const char *path, const char *params)
 
 	if (kind >= KIND_NR)
 		return emu_set_error(-EINVAL, "no design kind %u", kind);
+	unload(kind);
 	handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
 	if (!handle)
 		return emu_set_error(-ENOEXEC, "%s", dlerror());
@@ -123,13 +189,16 @@ int emu_design_load(uint32_t kind, const char *path, const char *params)
 		accepted = ((const struct mm_ops *)ops)->params;
 	}
 	if (!err)
-		err = set_params(name, accepted, params);
+		err = keep_defaults(kind, name, accepted);
 	if (err)
 		goto out;
-	if (loaded[kind].handle)
-		dlclose(loaded[kind].handle);
 	loaded[kind].handle = handle;
 	loaded[kind].params = accepted;
+	err = set_params(name, accepted, params);
+	if (err) {
+		unload(kind);
+		return err;
+	}
 	if (kind == KIND_RMAP)
 		emu_rmap = ops;
 	else
@@ -142,13 +211,8 @@ out:
 
 void emu_design_unload(void)
 {
-	for (uint32_t kind = 0; kind < KIND_NR; kind++) {
-		if (loaded[kind].handle)
-			dlclose(loaded[kind].handle);
-		loaded[kind].handle = NULL;
-	}
-	emu_rmap = NULL;
-	emu_mm = NULL;
+	for (uint32_t kind = 0; kind < KIND_NR; kind++)
+		unload(kind);
 }
 
 int emu_design_params(uint32_t kind, char *buf, size_t size)
@@ -159,8 +223,12 @@ int emu_design_params(uint32_t kind, char *buf, size_t size)
 		return emu_set_error(-EINVAL, "no design is loaded");
 	if (size)
 		buf[0] = '\0';
-	for (const struct emu_param *p = loaded[kind].params; p && p->name; p++)
+	for (const struct emu_param *p = loaded[kind].params; p && p->name; p++) {
+		char number[16];
+
+		snprintf(number, sizeof(number), "%u", *p->value);
 		used += (size_t)snprintf(used < size ? buf + used : NULL, used < size ? size - used : 0,
-					 "%s=%u: %s\n", p->name, *p->value, p->help);
+					 "%s=%s: %s\n", p->name, p->values ? p->values[*p->value] : number, p->help);
+	}
 	return (int)used;
 }

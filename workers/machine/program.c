@@ -65,6 +65,12 @@ static bool anything_mapped(const struct emu_call *call)
 	return found;
 }
 
+/* The work of exec, fork and exit is the rest of the kernel's; of other calls the program's own before them. */
+static bool work_is_in_kernel(uint32_t op)
+{
+	return op == EMU_CALL_EXEC || op == EMU_CALL_FORK || op == EMU_CALL_EXIT;
+}
+
 static int64_t run_call(const struct emu_call *call, bool strict);
 
 /* What the kernel maps while it executes a new image. */
@@ -88,7 +94,6 @@ static int64_t run_call(const struct emu_call *call, bool strict)
 	struct emu_cpu *cpu = emu_this_cpu();
 	int64_t ret = 0;
 
-	work(call->work_ns);
 	if (unlikely(!current->mm && call->op != EMU_CALL_EXEC && call->op != EMU_CALL_WORK))
 		return emu_set_error(-ESRCH, "%s without a process: exec comes first", call_names[call->op]);
 	switch ((enum emu_call_op)call->op) {
@@ -151,7 +156,11 @@ int emu_program_run(uint32_t list_nr, bool record, uint32_t *failed)
 		/* The coordinator looks here when this CPU is gone. */
 		atomic_store_explicit(&cpu->state.index, i, memory_order_relaxed);
 		atomic_store_explicit(&cpu->state.op, call->op, memory_order_relaxed);
+		if (!work_is_in_kernel(call->op))
+			work(call->work_ns);
 		start_ns = emu_clock_ns();
+		if (work_is_in_kernel(call->op))
+			work(call->work_ns);
 		ret = run_call(call, strict);
 		if (ret < 0) {
 			*failed = i;

@@ -12,6 +12,8 @@ static uint32_t calc_vm_flags(uint32_t prot, uint32_t flags)
 
 	if (flags & EMU_MAP_SHARED)
 		vm_flags |= VM_SHARED;
+	else if (vm_flags & VM_WRITE)
+		vm_flags |= VM_ACCOUNT;
 	if (flags & EMU_MAP_GROWSDOWN)
 		vm_flags |= VM_GROWSDOWN;
 	if (flags & EMU_MAP_SPECIAL)
@@ -52,19 +54,25 @@ static int64_t get_unmapped_area(struct mm_struct *mm, uint64_t addr, uint64_t l
 	return found;
 }
 
+static void vma_new(struct mm_struct *mm, uint64_t start, uint64_t end, uint32_t vm_flags, struct address_space *file,
+		    uint64_t pgoff)
+{
+	struct vm_area_struct *vma = vm_area_alloc(mm, start, end, vm_flags, file, pgoff);
+
+	mm_link(mm, vma);
+	vma_link_file(vma);
+}
+
 static EMU_NOINLINE void mmap_region(struct mm_struct *mm, uint64_t addr, uint64_t len, uint32_t vm_flags,
 				     struct address_space *file, uint64_t pgoff)
 {
 	EMU_CALL_SITE();
 	struct vm_area_struct *old = vms_gather_munmap_vmas(mm, addr, addr + len);
-	struct vm_area_struct *prev, *vma;
+	struct vm_area_struct *prev;
 
 	emu_mm->find(mm, addr, &prev);
-	if (!vma_merge(mm, prev, addr, addr + len, vm_flags, file, pgoff)) {
-		vma = vm_area_alloc(mm, addr, addr + len, vm_flags, file, pgoff);
-		mm_link(mm, vma);
-		vma_link_file(vma);
-	}
+	if (!vma_merge(mm, prev, addr, addr + len, vm_flags, file, pgoff))
+		vma_new(mm, addr, addr + len, vm_flags, file, pgoff);
 	if (old)
 		vms_complete_munmap_vmas(old);
 }
@@ -161,6 +169,7 @@ int64_t emu_sys_mprotect(uint64_t addr, uint64_t len, uint32_t prot)
 	emu_mm->write_lock(mm);
 	while (addr < end) {
 		uint64_t tmp;
+		uint32_t flags;
 
 		vma = emu_mm->find(mm, addr, &prev);
 		/* A hole: what came before it stays changed, as in the kernel. */
@@ -169,18 +178,26 @@ int64_t emu_sys_mprotect(uint64_t addr, uint64_t len, uint32_t prot)
 			break;
 		}
 		tmp = vma->vm_end < end ? vma->vm_end : end;
-		mprotect_fixup(mm, prev, vma, addr, tmp, (vma->vm_flags & ~VM_ACCESS) | (prot & VM_ACCESS));
+		flags = (vma->vm_flags & ~VM_ACCESS) | (prot & VM_ACCESS);
+		if ((flags & (VM_WRITE | VM_SHARED)) == VM_WRITE)
+			flags |= VM_ACCOUNT;
+		mprotect_fixup(mm, prev, vma, addr, tmp, flags);
 		addr = tmp;
 	}
 	emu_mm->write_unlock(mm);
 	return err;
 }
 
+/* The heap grows by [start, end), which is free. As in the kernel it never joins what lies before start_brk (bss). */
 static EMU_NOINLINE void do_brk_flags(struct mm_struct *mm, uint64_t start, uint64_t end)
 {
 	EMU_CALL_SITE();
+	const uint32_t flags = VM_READ | VM_WRITE | VM_ACCOUNT;
+	struct vm_area_struct *prev;
 
-	mmap_region(mm, start, end - start, VM_READ | VM_WRITE, NULL, 0);
+	emu_mm->find(mm, start, &prev);
+	if (start == page_align(mm->start_brk) || !vma_merge(mm, prev, start, end, flags, NULL, 0))
+		vma_new(mm, start, end, flags, NULL, 0);
 }
 
 int64_t emu_sys_brk(uint64_t brk)

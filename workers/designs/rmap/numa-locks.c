@@ -80,36 +80,14 @@ static void numa_locks_remove(struct address_space *mapping, struct vm_area_stru
 	}
 }
 
-/* The nodes whose trees hold the VMAs of vp, ascending and each once; returns how many. */
-static uint32_t nodes_of(const struct vma_prepare *vp, uint32_t nodes[5])
-{
-	struct vm_area_struct *vmas[] = { vp->vma, vp->adj_next, vp->insert, vp->remove, vp->remove2 };
-	uint32_t n = 0;
-
-	for (uint32_t i = 0; i < ARRAY_SIZE(vmas); i++) {
-		uint32_t at = n;
-
-		if (!vmas[i])
-			continue;
-		while (at && nodes[at - 1] >= vmas[i]->i_mmap_index)
-			at--;
-		if (at < n && nodes[at] == vmas[i]->i_mmap_index)
-			continue;
-		for (uint32_t j = n++; j > at; j--)
-			nodes[j] = nodes[j - 1];
-		nodes[at] = vmas[i]->i_mmap_index;
-	}
-	return n;
-}
-
 static void numa_locks_prepare(struct address_space *mapping, struct vma_prepare *vp)
 {
 	struct numa_locks *nl = rmap_private(mapping, struct numa_locks);
-	uint32_t nodes[5], n;
+	uint32_t nodes[VMA_PREPARE_MAX], n;
 
 	if (vp->insert)
 		vp->insert->i_mmap_index = vp->vma->i_mmap_index;
-	n = nodes_of(vp, nodes);
+	n = vma_prepare_trees(vp, nodes);
 	for (uint32_t i = 0; i < n; i++)
 		down_write(&nl->nodes[nodes[i]]->rwsem);
 	i_mmap_tree_remove(&tree_of(mapping, vp->vma)->tree, vp->vma);
@@ -122,7 +100,7 @@ static void numa_locks_prepare(struct address_space *mapping, struct vma_prepare
 static void numa_locks_complete(struct address_space *mapping, struct vma_prepare *vp)
 {
 	struct numa_locks *nl = rmap_private(mapping, struct numa_locks);
-	uint32_t nodes[5], n = nodes_of(vp, nodes);
+	uint32_t nodes[VMA_PREPARE_MAX], n = vma_prepare_trees(vp, nodes);
 
 	if (vp->adj_next)
 		i_mmap_tree_insert(&tree_of(mapping, vp->adj_next)->tree, vp->adj_next);

@@ -24,7 +24,7 @@ struct skeleton {
 static uint32_t spin = 1;
 
 static const struct emu_param params[] = {
-	{ "spin", &spin, 0, 1, "1: writers spin on a running owner before they sleep" },
+	{ .name = "spin", .value = &spin, .max = 1, .help = "1: writers spin on a running owner before they sleep" },
 	{ 0 },
 };
 

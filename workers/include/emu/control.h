@@ -60,7 +60,7 @@ struct emu_call { /* 64 bytes, all constant while CPUs run */
 	uint64_t len;	  /* bytes */
 	uint64_t offset;  /* bytes */
 	uint64_t expect;  /* MMAP, BRK: the address that the real kernel returned; EMU_NO_EXPECT: not checked */
-	uint64_t work_ns; /* computing inside the call, before it touches the mm; part of its latency */
+	uint64_t work_ns; /* computing: inside exec, fork and exit and part of their latency; before other calls */
 	uint64_t reserved;
 };
 
@@ -147,12 +147,15 @@ EMU_EXPORT int64_t emu_maps(char *buf, uint64_t size);
 /* Runs a list once on the calling CPU; on failure *failed is the index of the call. */
 EMU_EXPORT int emu_list_run(uint32_t list, uint32_t *failed);
 
-/* VMAs linked to a file right now, by walking; and what memory costs. */
+/* VMAs linked to a file right now, by walking (0 where the rmap design refuses a walk); and what memory costs. */
 EMU_EXPORT uint64_t emu_file_vmas(uint32_t file);
 EMU_EXPORT uint64_t emu_rmap_bytes_per_file(void);
 EMU_EXPORT uint64_t emu_bytes_per_vma(void);
 
-/* All trees empty, no arena object allocated since boot still live, no lock held. Else -EBUSY and emu_error(). */
+/*
+ * All trees empty, no lock held, no arena object live that was not before boot, once the rmap design has destroyed its
+ * files. Else -EBUSY and emu_error(). The files are then as after boot again.
+ */
 EMU_EXPORT int emu_check_drained(void);
 
 EMU_EXPORT const char *emu_op_name(uint32_t latency_op);

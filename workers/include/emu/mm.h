@@ -10,6 +10,7 @@
 #ifndef EMU_MM_H
 #define EMU_MM_H
 
+#include <emu/btree.h>
 #include <emu/interval_tree.h>
 #include <emu/rwsem.h>
 
@@ -35,6 +36,9 @@
 #define VM_SHARED 0x8u
 #define VM_GROWSDOWN 0x100u
 #define VM_SPECIAL 0x4000u
+/* Private and writable at some time, so that it may have pages of its own. Stays when mprotect takes writing away
+ * (RELRO), which keeps such a range from merging with its read-only neighbour. */
+#define VM_ACCOUNT 0x100000u
 
 #define EMU_STACK_GUARD_GAP (UINT64_C(256) << EMU_PAGE_SHIFT) /* the kernel's default, 1 MiB */
 #define EMU_TASK_SIZE UINT64_C(0x7ffffffff000)
@@ -70,7 +74,10 @@ struct vm_area_struct {
 	};
 
 	/* The i_mmap lock of vm_file must be held when using `shared`, but for the VMA's own mm to read it. */
-	__cacheline_aligned struct interval_tree_node shared; /* start, last: in pages of the file */
+	union {
+		__cacheline_aligned struct interval_tree_node shared; /* start, last: in pages of the file */
+		struct btree_item shared_item;			      /* the same, for designs that keep a B-tree */
+	};
 	struct address_space *vm_file; /* NULL: anonymous. VM_SPECIAL: only names the mapping, not in i_mmap */
 	uint64_t vm_pgoff;
 };
@@ -127,6 +134,14 @@ static inline void vma_set_interval(struct vm_area_struct *vma)
 }
 
 #define vma_of(node) container_of(node, struct vm_area_struct, shared)
+
+static inline void vma_set_item(struct vm_area_struct *vma)
+{
+	vma->shared_item.start = vma->vm_pgoff;
+	vma->shared_item.last = vma->vm_pgoff + vma_pages(vma) - 1;
+}
+
+#define vma_of_item(item) container_of(item, struct vm_area_struct, shared_item)
 
 /* System calls, on current->mm. */
 EMU_EXPORT int64_t emu_sys_mmap(uint64_t addr, uint64_t len, uint32_t prot, uint32_t flags, struct address_space *file,

@@ -22,6 +22,7 @@ struct emu_param {
 	uint32_t *value;
 	uint32_t min, max;
 	const char *help;
+	const char *const *values; /* [max + 1]: what the user types for 0, 1, ... max; NULL: a number */
 };
 
 /* Called for each VMA of a walk, with the design's walk locks held. Non-zero ends the walk and is its result. */
@@ -60,7 +61,8 @@ struct rmap_ops {
 
 	/*
 	 * Call fn for every VMA that maps a page in [first, last]. try_lock: -EAGAIN before the first callback where a
-	 * lock is not free. Otherwise 0 or what fn returned. The caller holds no lock. Required.
+	 * lock is not free. -EOPNOTSUPP, always and without a callback, for a file that the design keeps out of its
+	 * index. Otherwise 0 or what fn returned. The caller holds no lock. Required.
 	 */
 	int (*walk)(struct address_space *mapping, uint64_t first, uint64_t last, bool try_lock, rmap_walk_fn fn,
 		    void *arg);
@@ -106,6 +108,32 @@ static inline int i_mmap_tree_walk(struct interval_tree_root *tree, uint64_t fir
 	     node = interval_tree_iter_next(node, first, last))
 		ret = fn(vma_of(node), arg);
 	return ret;
+}
+
+/*
+ * The trees, by i_mmap_index, that hold the VMAs of vp: ascending and each once, so that whoever locks them in this order
+ * cannot deadlock. Returns how many. vp->insert must have its index.
+ */
+#define VMA_PREPARE_MAX 5u
+static inline uint32_t vma_prepare_trees(const struct vma_prepare *vp, uint32_t trees[VMA_PREPARE_MAX])
+{
+	struct vm_area_struct *vmas[VMA_PREPARE_MAX] = { vp->vma, vp->adj_next, vp->insert, vp->remove, vp->remove2 };
+	uint32_t n = 0;
+
+	for (uint32_t i = 0; i < VMA_PREPARE_MAX; i++) {
+		uint32_t at = n;
+
+		if (!vmas[i])
+			continue;
+		while (at && trees[at - 1] >= vmas[i]->i_mmap_index)
+			at--;
+		if (at < n && trees[at] == vmas[i]->i_mmap_index)
+			continue;
+		for (uint32_t j = n++; j > at; j--)
+			trees[j] = trees[j - 1];
+		trees[at] = vmas[i]->i_mmap_index;
+	}
+	return n;
 }
 
 /* Ends a walk at its first VMA: what mapped() asks when a tree looks empty. */

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: MIT
+#
+# `make` lists what there is. ARGS="..." goes to the command behind a target.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+TOOLS := $(VENV)/.tools
+SOURCES := pyproject.toml $(wildcard README.md) LICENSE \
+	$(shell find emu workers topologies -type f -not -path '*/__pycache__/*' 2>/dev/null)
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-c asan tsan lint fix bench build clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: $(INSTALLED) ## install into .venv and run `emu run $(ARGS)`: rmap designs side by side on this machine
+	@$(BIN)/emu run $(ARGS)
+
+test: $(INSTALLED) $(TOOLS) ## all tests; ARGS="-k arena" chooses
+	@$(BIN)/pytest $(ARGS)
+
+test-c: $(INSTALLED) $(TOOLS) ## the tests in C, under all sanitizers
+	@$(BIN)/pytest tests/test_c.py $(ARGS)
+
+asan: $(INSTALLED) $(TOOLS) ## the tests in C under the address and undefined-behaviour sanitizers
+	@$(BIN)/pytest tests/test_c.py -k asan $(ARGS)
+
+tsan: $(INSTALLED) $(TOOLS) ## the tests in C under the thread sanitizer
+	@$(BIN)/pytest tests/test_c.py -k tsan $(ARGS)
+
+lint: $(TOOLS) ## ruff (lint and format) and mypy --strict
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+fix: $(TOOLS) ## what ruff can put right by itself
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+bench: $(TOOLS) ## what locks, trees and histograms cost on this machine, as ratios inside one run
+	@mkdir -p build
+	@{ $(BIN)/cmake -S workers -B build/bench -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
+		-DEMU_BENCH=ON -DEMU_WERROR=ON && $(BIN)/cmake --build build/bench; } > build/bench.log 2>&1 \
+		|| { cat build/bench.log; exit 1; }
+	@for program in build/bench/bin/bench_*; do echo "$${program##*/}"; $$program $(ARGS) || exit 1; done
+
+build: $(INSTALLED) ## install into .venv, and nothing else
+
+clean: ## remove .venv and all that was built
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find emu workers tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Each missing piece is one line that names Debian's package for it.
+need = $(if $(shell { $(1); } >/dev/null 2>&1 && echo yes),,$(error $(2)))
+
+$(BIN)/python:
+	$(call need,command -v $(PYTHON),Python is missing: apt install python3 python3-venv python3-dev)
+	$(call need,$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3$(comma) 11))',$(PYTHON) is \
+	older than Python 3.11: install a newer one and say PYTHON=python3.11)
+	$(call need,$(PYTHON) -c 'import venv$(comma) ensurepip',Python's venv is missing: apt install python3-venv)
+	$(call need,$(PYTHON) -c 'import os$(comma) sys$(comma) sysconfig; \
+	sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))',Python.h is missing: \
+	apt install python3-dev)
+	$(call need,echo '\#include <stdio.h>' | $(CC) -E -,a C compiler is missing: apt install build-essential)
+	@echo "Setting up $(VENV); this takes about a minute."
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+comma := ,
+
+$(INSTALLED): $(BIN)/python $(SOURCES)
+	@$(PIP) install .
+	@touch $@
+
+$(TOOLS): $(BIN)/python pyproject.toml
+	@$(BIN)/python -c 'import tomllib; print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["dev"]))' \
+		> $(VENV)/tools.txt
+	@$(PIP) install -r $(VENV)/tools.txt
+	@touch $@

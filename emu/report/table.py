@@ -1,0 +1,236 @@
+"""The table of a run: designs side by side, where the CPUs waited, and which is fastest."""
+
+from __future__ import annotations
+
+import io
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from emu.results import CellResult, Run
+
+_SHOWN_LATENCIES = ("exec", "fork", "exit")
+_SHOWN_SITES = 3
+_BASELINE = "single"
+_REPEATS_TO_TELL = 3
+
+
+@dataclass
+class _Row:
+    """One design: its repeats that ran to the end."""
+
+    name: str
+    cells: list[CellResult]
+
+    @property
+    def rates(self) -> list[float]:
+        return [cell.ops_per_s for cell in self.cells]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.rates)
+
+    @property
+    def spread(self) -> float | None:
+        """Half of the range over the median; None for a single repeat."""
+        if len(self.cells) < 2 or not self.median:
+            return None
+        return (max(self.rates) - min(self.rates)) / 2 / self.median
+
+
+def print_run(run: Run, console: Console) -> None:
+    """Print the tables of a run."""
+    info = run.run
+    console.print(Text(f"run {info.id}, mm-emu {info.version}, {info.started}", style="dim"))
+    for cells in _groups(run.cells):
+        _print_group(cells, run, console)
+    for cell in run.failed:
+        console.print(Text(f"FAILED {cell_name(cell)}: {cell.error}", style="bold red"))
+    if info.status == "interrupted":
+        console.print(Text(f"Interrupted after {len(run.cells)} cells.", style="yellow"))
+
+
+def plain_text(run: Run) -> str:
+    """The same without colour, as text."""
+    out = io.StringIO()
+    print_run(run, plain_console(out))
+    return out.getvalue().rstrip("\n")
+
+
+def plain_console(file: IO[str]) -> Console:
+    """A console for a file or a pipe: no colour, and lines are never broken."""
+    return Console(file=file, width=200, no_color=True, highlight=False, force_terminal=False)
+
+
+def cell_name(cell: CellResult) -> str:
+    """A cell in words."""
+    return (
+        f"{cell.rmap}, {cell.mm}, {cell.topology}, {cell.cpus} CPUs, {cell.workload}, "
+        f"repeat {cell.repeat}"
+    )
+
+
+def format_ns(ns: float) -> str:
+    """A time with three significant digits and a unit."""
+    for unit, factor in (("s", 1e9), ("ms", 1e6), ("us", 1e3)):
+        if ns >= factor:
+            value = ns / factor
+            return f"{value:.{max(0, 2 - len(str(int(value))) + 1)}f} {unit}"
+    return f"{ns:.0f} ns"
+
+
+def _groups(cells: Iterable[CellResult]) -> Iterator[list[CellResult]]:
+    """Cells that differ in rmap design and repeat only, in order of their first."""
+    groups: dict[tuple[object, ...], list[CellResult]] = {}
+    for cell in cells:
+        key = (cell.workload, cell.topology, cell.mm, cell.cpus, cell.engine)
+        groups.setdefault(key, []).append(cell)
+    yield from groups.values()
+
+
+def _print_group(cells: Sequence[CellResult], run: Run, console: Console) -> None:
+    first = cells[0]
+    good: dict[str, list[CellResult]] = {}
+    for cell in cells:
+        if cell.ok:
+            good.setdefault(cell.rmap, []).append(cell)
+    rows = [_Row(name, repeats) for name, repeats in good.items()]
+    repeats = max((len(row.cells) for row in rows), default=0)
+    plural = "s" if repeats != 1 else ""
+    mark = ", oversubscribed" if first.oversubscribed else ""
+    penalty = ", --numa-penalty on" if first.numa_penalty else ""
+    console.print()
+    console.print(
+        Text(
+            f"{first.workload} on {first.cpus} CPUs of {first.topology} ({first.engine}{mark}"
+            f"{penalty}), mm {first.mm}, {repeats} repeat{plural} of "
+            f"{run.run.experiment.get('duration', '?')}",
+            style="bold",
+        )
+    )
+    if rows:
+        console.print(_throughput(rows, console))
+        console.print()
+        console.print(_latencies(rows, console))
+        console.print()
+        for line in _waiting(rows):
+            console.print(line)
+        console.print(_verdict(rows))
+    if first.note:
+        console.print(Text(f"Note: {first.note}", style="yellow"))
+
+
+def _table(console: Console, *columns: str) -> Table:
+    look = box.SIMPLE_HEAD if console.is_terminal else None
+    table = Table(box=look, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+    return table
+
+
+def _unit(cell: CellResult) -> str:
+    return next(phase.unit for phase in cell.phases if phase.counts_ops)
+
+
+def _throughput(rows: Sequence[_Row], console: Console) -> Table:
+    unit, per = _unit(rows[0].cells[0]), _libc_locks(rows[0].cells[0])[0]
+    table = _table(
+        console, "rmap", f"{unit}/s", "spread", f"x {_BASELINE}", "waiting", f"libc locks/{per}"
+    )
+    base = next((row for row in rows if row.name == _BASELINE), None)
+    best = max(rows, key=lambda row: row.median)
+    for row in rows:
+        spread = f"±{row.spread:.1%}" if row.spread is not None else "-"
+        speed = f"{row.median / base.median:.2f}" if base and base.median else "-"
+        waiting = statistics.median(cell.wait_share for cell in row.cells)
+        locks = statistics.median(_libc_locks(cell)[1] for cell in row.cells)
+        table.add_row(
+            row.name,
+            f"{row.median:,.0f}",
+            spread,
+            speed,
+            f"{waiting:.1%}",
+            f"{locks:.1f}",
+            style="green" if row is best and len(rows) > 1 else None,
+        )
+    return table
+
+
+def _libc_locks(cell: CellResult) -> tuple[str, float]:
+    """Acquisitions of libc's i_mmap locks per exec; without any, per operation that is counted."""
+    acquired = sum(lock.acquired for lock in cell.locks if lock.file and "libc.so" in lock.file)
+    phase = next(phase for phase in cell.phases if phase.counts_ops)
+    execs = phase.latency_ns["exec"].count
+    unit, count = ("exec", execs) if execs else (phase.unit, phase.ops)
+    return unit, acquired / count if count else 0.0
+
+
+def _latencies(rows: Sequence[_Row], console: Console) -> Table:
+    table = _table(console, "rmap", "latency of", "p50", "p99", "p99.9", "max", "count")
+    for op in _SHOWN_LATENCIES:
+        if not any(cell.latency_ns[op].count for row in rows for cell in row.cells):
+            table.add_row("(all)", op, "-", "-", "-", "-", "0")
+            continue
+        for row in rows:
+            all_of = [cell.latency_ns[op] for cell in row.cells]
+            count = sum(latency.count for latency in all_of)
+            values = [
+                statistics.median(getattr(latency, key) for latency in all_of)
+                for key in ("p50", "p99", "p999")
+            ]
+            values.append(max(latency.max for latency in all_of))
+            table.add_row(row.name, op, *map(format_ns, values), f"{count:,}")
+    return table
+
+
+def _waiting(rows: Sequence[_Row]) -> Iterator[Text]:
+    """Where the CPUs of each design waited, by lock and call site."""
+    yield Text("Where the CPUs waited:", style="bold")
+    for row in rows:
+        waits: Counter[tuple[str, str, str]] = Counter()
+        for cell in row.cells:
+            for lock in cell.locks:
+                for site in lock.sites:
+                    waits[lock.name, lock.file or "", site.site] += site.wait_ns
+        total = waits.total()
+        if not total:
+            yield Text(f"  {row.name}: nowhere")
+        for (name, file, path), wait_ns in waits.most_common(_SHOWN_SITES):
+            if wait_ns:
+                of = f" of {file.rpartition('/')[2]}" if file else ""
+                yield Text(f"  {row.name}: {wait_ns / total:.0%} on {name}{of} in {path or '-'}")
+
+
+def _verdict(rows: Sequence[_Row]) -> Text:
+    """Which design is fastest, if the repeats can tell.
+
+    They can where no repeats overlap and the medians differ by more than either design's range.
+    """
+    if len(rows) < 2:
+        return Text("")
+    best, second = sorted(rows, key=lambda row: row.median, reverse=True)[:2]
+    ratio = best.median / second.median if second.median else 0.0
+    if min(len(best.cells), len(second.cells)) < _REPEATS_TO_TELL:
+        return Text(
+            f"{best.name} had {ratio:.2f} times the rate of {second.name}; "
+            f"whether that is more than chance takes {_REPEATS_TO_TELL} repeats."
+        )
+    tied = [row.name for row in rows if row is not best and not _faster(best, row)]
+    if tied:
+        others = ", ".join(tied)
+        return Text(f"The difference between {best.name} and {others} is within the spread.")
+    return Text(
+        f"{best.name} is the fastest: {ratio:.2f} times {second.name}, the next.", style="green"
+    )
+
+
+def _faster(one: _Row, other: _Row) -> bool:
+    widest = max(max(row.rates) - min(row.rates) for row in (one, other))
+    return min(one.rates) > max(other.rates) and one.median - other.median > widest

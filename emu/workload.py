@@ -1,0 +1,752 @@
+# SPDX-License-Identifier: MIT
+"""Workloads: what the emulated processes do. Files, programs and phases, in one TOML file.
+
+A program is a list of system calls, one string each, written as strace writes them:
+
+    [program.example]
+    calls = [
+      "exec(example)",                        # becomes [image.example]
+      "brk(NULL) = 0x555555558000",
+      "mmap(NULL, 8192, PROT_READ, MAP_PRIVATE, libc.so.6, 0) = 0x7ffff7fc0000",
+      "munmap(0x7ffff7fc0000, 8192)",
+      "work(150us)",                          # computing, no call
+      "fork()",                               # from here on the child runs ...
+      "exit()",                               # ... and here the parent again
+    ]
+
+The file of an mmap is named, not a descriptor; -1 is anonymous memory. What follows "=" is the
+address that the real kernel returned; a replay checks it. Flags that mean nothing to the mm
+(IGNORED_FLAGS) are skipped.
+
+    [image.NAME]    what the kernel maps during execve, in its order, after the old mm has gone.
+                    MAP_BRK: the heap starts at the end of this mapping. MAP_SPECIAL: vdso, vvar;
+                    the file only names them
+    [files]         name = size in pages
+    [work.OP]       the rest of the kernel and of user space: time to compute before each call of a
+                    kind (exec, fork, exit; call: every other call of a program), and its source
+    load            the program that a CPU starts with; it leaves one process
+    [[phase]]       a program that runs again and again for a share of the duration (kind "time"),
+                    or once. unit: the operation that counts, "iteration" or a call of the program
+
+A run is: load, a warm-up with the first phase's program, the phases, and exit.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from emu.errors import InputError
+
+PAGE = 4096
+TASK_SIZE = 0x7FFFFFFFF000
+"""The first address that no process has: EMU_TASK_SIZE."""
+MAX_PROCESSES = 64
+"""Processes of one CPU that wait for a child: EMU_MM_STACK."""
+MAX_NAME = 95
+"""Bytes of a file's name: address_space.name without its final 0."""
+MAX_WORK_NS = 10 * 10**9
+WARM_UP_SHARE = 0.1
+"""Of the duration, in addition to it."""
+NO_EXPECT = 2**64 - 1
+
+OPS = ("exec", "fork", "exit", "mmap", "munmap", "mprotect", "brk", "work")
+"""By the number of enum emu_call_op."""
+
+PROT = {"PROT_READ": 0x1, "PROT_WRITE": 0x2, "PROT_EXEC": 0x4}
+MAP_SHARED, MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS = 0x1, 0x2, 0x10, 0x20
+MAP_GROWSDOWN, MAP_FIXED_NOREPLACE = 0x100, 0x100000
+MAP_SPECIAL, MAP_BRK = 0x10000000, 0x20000000
+FLAGS = {
+    "MAP_SHARED": MAP_SHARED,
+    "MAP_PRIVATE": MAP_PRIVATE,
+    "MAP_FIXED": MAP_FIXED,
+    "MAP_FIXED_NOREPLACE": MAP_FIXED_NOREPLACE,
+    "MAP_ANONYMOUS": MAP_ANONYMOUS,
+    "MAP_GROWSDOWN": MAP_GROWSDOWN,
+    "MAP_SPECIAL": MAP_SPECIAL,
+    "MAP_BRK": MAP_BRK,
+}
+IGNORED_FLAGS = {
+    "MAP_DENYWRITE": "without effect since Linux 2.0",
+    "MAP_EXECUTABLE": "without effect",
+    "MAP_FILE": "without effect",
+    "MAP_NONBLOCK": "about page tables",
+    "MAP_NORESERVE": "about the commit limit",
+    "MAP_POPULATE": "about page tables",
+    "MAP_STACK": "about huge pages",
+    "MAP_UNINITIALIZED": "about page contents",
+}
+"""Flags that strace shows and that change neither VMAs nor their locks, and why."""
+
+_SIGNATURES = {
+    "exec": ("image",),
+    "fork": (),
+    "exit": (),
+    "mmap": ("addr", "length", "prot", "flags", "file", "offset"),
+    "munmap": ("addr", "length"),
+    "mprotect": ("addr", "length", "prot"),
+    "brk": ("addr",),
+    "work": ("time",),
+}
+_IMAGE_OPS = ("mmap", "munmap", "mprotect")
+_TIME_UNITS = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9}
+
+CALL_DTYPE = np.dtype(
+    [
+        ("op", np.uint32),
+        ("prot", np.uint32),
+        ("flags", np.uint32),
+        ("arg", np.int32),
+        ("addr", np.uint64),
+        ("len", np.uint64),
+        ("offset", np.uint64),
+        ("expect", np.uint64),
+        ("work_ns", np.uint64),
+        ("reserved", np.uint64),
+    ]
+)
+"""struct emu_call."""
+
+
+# ---- calls and their text ----
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a program. Addresses, lengths and offsets in bytes."""
+
+    op: str
+    addr: int = 0
+    """For exec the image's mmap_base; no part of the text."""
+    length: int = 0
+    prot: int = 0
+    flags: int = 0
+    name: str = ""
+    """mmap: the file, "" if anonymous. exec: the image."""
+    offset: int = 0
+    expect: int | None = None
+    """mmap, brk: the address that the real kernel returned."""
+    work_ns: int = 0
+
+    def __str__(self) -> str:
+        return format_call(self)
+
+
+class CallError(ValueError):
+    """A call cannot be read, or could not succeed in any mm. Its place is not known here."""
+
+
+def format_call(call: Call) -> str:
+    """The text of a call, from which parse_call() makes the same call."""
+    arguments: tuple[object, ...] = ()
+    match call.op:
+        case "exec":
+            return f"exec({call.name})"
+        case "mmap":
+            arguments = (
+                _address(call.addr),
+                call.length,
+                _names(call.prot, PROT) or "PROT_NONE",
+                _names(call.flags, FLAGS),
+                call.name or "-1",
+                hex(call.offset) if call.offset else "0",
+            )
+        case "munmap":
+            arguments = (_address(call.addr), call.length)
+        case "mprotect":
+            arguments = (_address(call.addr), call.length, _names(call.prot, PROT) or "PROT_NONE")
+        case "brk":
+            arguments = (_address(call.addr),)
+        case "work":
+            arguments = (format_time(call.work_ns),)
+    result = "" if call.expect is None else f" = {call.expect:#x}"
+    return f"{call.op}({', '.join(map(str, arguments))}){result}"
+
+
+def _address(addr: int) -> str:
+    return hex(addr) if addr else "NULL"
+
+
+def _names(bits: int, table: Mapping[str, int]) -> str:
+    return "|".join(name for name, bit in table.items() if bits & bit)
+
+
+def format_time(ns: int) -> str:
+    """150000 -> "150us": the largest unit in which it is whole."""
+    unit = next(u for u in reversed(_TIME_UNITS) if ns % _TIME_UNITS[u] == 0 or u == "ns")
+    return f"{ns // _TIME_UNITS[unit]}{unit}"
+
+
+def parse_time(text: str) -> int:
+    """Nanoseconds from a time like "150us" or "1.5ms". Raises CallError."""
+    match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,9})?)(ns|us|ms|s)", text.strip(), re.ASCII)
+    if not match:
+        raise CallError(f"'{text}' is no time; write it like 150us (units: ns, us, ms, s)")
+    ns = round(float(match[1]) * _TIME_UNITS[match[2]])
+    if ns > MAX_WORK_NS:
+        raise CallError(f"{text} is too long; at most {format_time(MAX_WORK_NS)}")
+    return ns
+
+
+def parse_call(text: str) -> Call:
+    """A call from its text. Raises CallError if it cannot be read or could never succeed."""
+    match = re.fullmatch(r"\s*(\w+)\s*\((.*)\)\s*(?:=\s*(\S+)\s*)?", text, re.ASCII)
+    if not match:
+        raise CallError("this is no call; write it like munmap(0x7ffff7fbd000, 15231)")
+    op, inside, result = match.groups()
+    if op not in _SIGNATURES:
+        raise CallError(f"no call '{op}'{_nearest(op, OPS)}; there are: {', '.join(OPS)}")
+    arguments = [argument.strip() for argument in inside.split(",")] if inside.strip() else []
+    names = _SIGNATURES[op]
+    if len(arguments) != len(names):
+        right = f"{op}({', '.join(names)})"
+        raise CallError(f"{op} with {len(arguments)} argument(s); it is {right}")
+    call = Call(op)
+    for name, value in zip(names, arguments, strict=True):
+        call = _with_argument(call, name, value)
+    if result is not None:
+        call = _with_result(call, result)
+    _check_call(call)
+    return call
+
+
+def _with_argument(call: Call, name: str, value: str) -> Call:
+    match name:
+        case "addr":
+            return replace(call, addr=0 if value == "NULL" else _number(value, name))
+        case "length":
+            return replace(call, length=_number(value, name))
+        case "offset":
+            return replace(call, offset=_number(value, name))
+        case "prot":
+            return replace(call, prot=_bits(value, PROT, ("PROT_NONE",)))
+        case "flags":
+            return replace(call, flags=_bits(value, FLAGS, IGNORED_FLAGS))
+        case "time":
+            return replace(call, work_ns=parse_time(value))
+        case _:
+            if name == "file" and value == "-1":
+                return call
+            if not re.fullmatch(NAME_PATTERN, value, re.ASCII):
+                raise CallError(f"'{value}' is no name of {_a(name)}")
+            return replace(call, name=value)
+
+
+def _with_result(call: Call, result: str) -> Call:
+    if call.op in ("mmap", "brk"):
+        return replace(call, expect=_number(result, "the result"))
+    if call.op not in ("munmap", "mprotect") or result != "0":
+        right = "= 0 or nothing" if call.op in ("munmap", "mprotect") else "nothing"
+        raise CallError(f"{call.op} is followed by {right}, not '= {result}'")
+    return call
+
+
+NAME_PATTERN = r"[\w\[./+][\w.+@:/\-\[\]]*"
+"""Of files and images. Whatever else a real name has, a recording replaces by "_"."""
+
+
+def _a(noun: str) -> str:
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+
+
+def _number(text: str, what: str) -> int:
+    if not re.fullmatch(r"0x[0-9a-fA-F]{1,16}|0|[1-9]\d{0,19}", text, re.ASCII):
+        raise CallError(f"{what} is '{text}'; it must be a number like 4096 or 0x1000")
+    return int(text, 0)
+
+
+def _bits(text: str, table: Mapping[str, int], without_effect: Iterable[str]) -> int:
+    bits = 0
+    for word in (part.strip() for part in text.split("|")):
+        if word in table:
+            bits |= table[word]
+        elif word not in without_effect:
+            kind = next(iter(table)).partition("_")[0]
+            raise CallError(
+                f"no flag '{word}'{_nearest(word, (*table, *without_effect))}; "
+                f"{kind}_* flags that count: {', '.join(table)}"
+            )
+    return bits
+
+
+def _check_call(call: Call) -> None:
+    """What no mm would accept."""
+    addressed = call.op in ("mmap", "munmap", "mprotect")
+    if addressed and call.length == 0:
+        raise CallError("the length is 0")
+    if addressed and call.addr % PAGE:
+        raise CallError(f"address {call.addr:#x} is not a multiple of {PAGE}")
+    if call.addr + page_up(call.length) > TASK_SIZE:
+        raise CallError(f"it ends above {TASK_SIZE:#x}, where user space (47 bits) ends")
+    if call.expect is not None and call.expect + page_up(call.length) > TASK_SIZE:
+        raise CallError(f"the result ends above {TASK_SIZE:#x}, where user space (47 bits) ends")
+    if call.op != "mmap":
+        return
+    flags = call.flags
+    if call.offset % PAGE:
+        raise CallError(f"offset {call.offset:#x} is not a multiple of {PAGE}")
+    if call.offset + page_up(call.length) > TASK_SIZE:
+        raise CallError(f"offset {call.offset:#x} is beyond 47 bits")
+    if call.expect is not None and call.expect % PAGE:
+        raise CallError(f"result {call.expect:#x} is not a multiple of {PAGE}")
+    if bool(flags & MAP_SHARED) == bool(flags & MAP_PRIVATE):
+        raise CallError("flags must have one of MAP_SHARED and MAP_PRIVATE")
+    if flags & (MAP_FIXED | MAP_FIXED_NOREPLACE):
+        if not call.addr:
+            raise CallError("MAP_FIXED needs an address")
+        if call.expect is not None and call.expect != call.addr:
+            raise CallError(f"MAP_FIXED at {call.addr:#x} cannot return {call.expect:#x}")
+    if bool(flags & MAP_ANONYMOUS) == bool(call.name):
+        raise CallError("anonymous memory is MAP_ANONYMOUS with file -1, a file is without it")
+    if flags & MAP_ANONYMOUS and flags & MAP_SHARED:
+        raise CallError("shared anonymous memory is a file in the kernel: name one in [files]")
+
+
+def page_up(length: int) -> int:
+    """The bytes of the pages that `length` bytes take."""
+    return -(-length // PAGE) * PAGE
+
+
+# ---- workloads ----
+
+
+class File(NamedTuple):
+    """A file that programs map."""
+
+    name: str
+    pages: int
+
+
+class Phase(NamedTuple):
+    """A part of a run in which every CPU runs one list."""
+
+    name: str
+    list: int
+    once: bool
+    record: bool
+    share: float
+    """Of the duration; 0 if once."""
+    unit: str
+    """The latency operation that counts as one: "iteration", "exec", "fork" ..."""
+
+
+class CallPlace(NamedTuple):
+    """A call for people: its text, and "file.toml:12: [program.x] calls[3]"."""
+
+    text: str
+    place: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.text}"
+
+
+@dataclass(frozen=True, eq=False)
+class Workload:
+    """A workload that has been read and checked; `lists` is what the core is given."""
+
+    name: str
+    description: str
+    files: tuple[File, ...]
+    lists: tuple[NDArray[np.void], ...]
+    """Of CALL_DTYPE, read-only. Images first, then programs, then drain."""
+    list_names: tuple[str, ...]
+    """By number: "image.x" ..., "program.x" ..., "drain"."""
+    load_list: int
+    phases: tuple[Phase, ...]
+    """The warm-up, then those of the file."""
+    drain_list: int
+    work_jitter_permille: int
+    calls: tuple[tuple[CallPlace, ...], ...]
+    """By list and index."""
+
+    @property
+    def counting_phase(self) -> str:
+        """The phase whose operations are the run's: the first that is recorded."""
+        return next(phase.name for phase in self.phases if phase.record)
+
+    def describe_call(self, list_number: int, index: int) -> CallPlace:
+        """Text and place of a call, for messages."""
+        return self.calls[list_number][index]
+
+
+def names() -> list[str]:
+    """The workloads that come with mm-emu, sorted."""
+    return sorted(file.stem for file in _folder().glob("*.toml"))
+
+
+def load(name_or_path: str | Path) -> Workload:
+    """A workload by name or path (has "/" or ends in ".toml").
+
+    Raises InputError that says what is wrong, where, and what would be right.
+    """
+    text = str(name_or_path)
+    if isinstance(name_or_path, Path) or "/" in text or text.endswith(".toml"):
+        return _Reader(Path(text)).read()
+    known = names()
+    if text not in known:
+        raise InputError(
+            f"no workload '{text}'{_nearest(text, known)}; there are: {', '.join(known)}, "
+            "or a path to a .toml file"
+        )
+    return _Reader(_folder() / f"{text}.toml").read()
+
+
+def _folder() -> Path:
+    return Path(__file__).with_name("workloads")
+
+
+def _nearest(wrong: str, valid: Iterable[str]) -> str:
+    close = difflib.get_close_matches(wrong, list(valid), n=1, cutoff=0.5)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+# ---- the file ----
+
+
+class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class _Image(_Table, frozen=True):
+    mmap_base: int
+    calls: list[str]
+
+
+class _Program(_Table, frozen=True):
+    calls: list[str]
+
+
+class _Work(_Table, frozen=True):
+    time: str
+    source: str
+
+
+class _Phase(_Table, frozen=True):
+    name: str
+    list: str
+    kind: Literal["time", "once"] = "time"
+    share: float | None = None
+    record: bool = True
+    unit: str = "iteration"
+
+
+class _File(_Table, frozen=True):
+    name: str
+    load: str
+    files: dict[str, Any]
+    image: dict[str, Any]
+    program: dict[str, Any]
+    phase: list[Any]
+    description: str = ""
+    work_jitter: float = 0.1
+    work: dict[str, Any] = {}
+
+
+_WORK_KEYS = ("exec", "fork", "exit", "call")
+_T = TypeVar("_T", bound=_Table)
+
+
+class _Reader:
+    """Reads one file; knows where things stand in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.text = path.read_text(encoding="utf-8")
+            self.raw = tomllib.loads(self.text)
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror or error}") from None
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
+            raise InputError(f"{path}: not valid TOML: {error}") from None
+        self.line_of_call = _lines_of_calls(self.text)
+        self.file_numbers: dict[str, int] = {}
+        self.pages: list[int] = []
+        self.list_numbers: dict[str, int] = {}
+        self.images: dict[str, _Image] = {}
+        self.work_ns: dict[str, int] = {}
+
+    def error(self, place: str, what: str, key: str = "") -> InputError:
+        line = _line_of_key(self.text, key) if key else None
+        where = f"{self.path}:{line}" if line else f"{self.path}"
+        return InputError(f"{where}: {f'{place}: ' if place else ''}{what}")
+
+    def table(self, raw: object, kind: type[_T], place: str) -> _T:
+        """`raw` as a `kind`, whose keys and types it must have."""
+        if not isinstance(raw, dict):
+            raise self.error(place, f"this must be a table, not {raw!r}")
+        fields = {field.name: field for field in msgspec.structs.fields(kind)}
+        for key in raw:
+            if key not in fields:
+                what = f"unknown key '{key}'{_nearest(key, fields)}; valid: {', '.join(fields)}"
+                raise self.error(place, what, key)
+        for name, field in fields.items():
+            if field.required and name not in raw:
+                raise self.error(place, f"'{name}' is missing")
+        try:
+            return msgspec.convert(raw, kind)
+        except msgspec.ValidationError as error:
+            what, _, where = str(error).partition(" - at `$.")
+            where = where.rstrip("`")
+            what = f"{where}: {what}" if where else what
+            raise self.error(place, what, re.split(r"\W", where)[0]) from None
+
+    def read(self) -> Workload:
+        file = self.table(self.raw, _File, "")
+        if not 0 <= file.work_jitter < 1:
+            what = f"{file.work_jitter:g} is not between 0 and 1 (0.1: each time varies by 10 %)"
+            raise self.error("work_jitter", what, "work_jitter")
+        self.read_files(file.files)
+        self.read_work(file.work)
+        sections = {f"image.{name}": raw for name, raw in file.image.items()}
+        sections |= {f"program.{name}": raw for name, raw in file.program.items()}
+        self.list_numbers = {section: number for number, section in enumerate(sections)}
+        texts = [self.read_section(section, raw) for section, raw in sections.items()]
+
+        lists: list[NDArray[np.void]] = []
+        calls: list[tuple[CallPlace, ...]] = []
+        parsed: dict[str, list[Call]] = {}
+        for section, section_texts in zip(sections, texts, strict=True):
+            parsed[section] = self.read_calls(section, section_texts)
+            lists.append(self.encode(section, parsed[section]))
+            places = (self.place(section, index) for index in range(len(section_texts)))
+            calls.append(tuple(map(CallPlace, section_texts, places)))
+        self.check_brk(parsed)
+
+        lists.append(self.encode("drain", [Call("exit")]))
+        calls.append((CallPlace("exit()", f"{self.path.name}: drain"),))
+        load = self.program(file.load, "load", "load")
+        self.check_load(file.load, parsed[f"program.{file.load}"])
+        return Workload(
+            name=file.name,
+            description=file.description,
+            files=tuple(map(File, self.file_numbers, self.pages)),
+            lists=tuple(lists),
+            list_names=(*sections, "drain"),
+            load_list=load,
+            phases=tuple(self.read_phases(file.phase, parsed)),
+            drain_list=len(sections),
+            work_jitter_permille=round(file.work_jitter * 1000),
+            calls=tuple(calls),
+        )
+
+    def read_files(self, files: dict[str, Any]) -> None:
+        for name, pages in files.items():
+            if not re.fullmatch(NAME_PATTERN, name, re.ASCII) or len(name) > MAX_NAME:
+                what = f"'{name}' is no name of a file: letters, digits and . + @ : / - [ ]"
+                raise self.error("[files]", f"{what}, at most {MAX_NAME} of them", name)
+            if type(pages) is not int or not 1 <= pages <= TASK_SIZE // PAGE:
+                what = f"'{name}' is {pages!r}; it must be a size in pages, 1 or more"
+                raise self.error("[files]", what, name)
+            self.file_numbers[name] = len(self.pages)
+            self.pages.append(pages)
+
+    def read_work(self, work: dict[str, Any]) -> None:
+        for key, raw in work.items():
+            if key not in _WORK_KEYS:
+                what = f"no kind of work '{key}'{_nearest(key, _WORK_KEYS)}"
+                raise self.error("[work]", f"{what}; there are: {', '.join(_WORK_KEYS)}", key)
+            try:
+                self.work_ns[key] = parse_time(self.table(raw, _Work, f"[work.{key}]").time)
+            except CallError as error:
+                raise self.error(f"[work.{key}] time", str(error)) from None
+
+    def read_section(self, section: str, raw: object) -> list[str]:
+        place = f"[{section}]"
+        name = section.partition(".")[2]
+        if not re.fullmatch(NAME_PATTERN, name, re.ASCII):
+            raise self.error(place, f"'{name}' is no name: letters, digits and . + @ : / -")
+        if section.startswith("image."):
+            image = self.table(raw, _Image, place)
+            if image.mmap_base % PAGE or not PAGE <= image.mmap_base <= TASK_SIZE:
+                what = f"mmap_base is {image.mmap_base:#x}; it must be a multiple of {PAGE}"
+                raise self.error(place, f"{what}, at most {TASK_SIZE:#x}", "mmap_base")
+            self.images[name] = image
+            texts = image.calls
+        else:
+            texts = self.table(raw, _Program, place).calls
+        if not texts:
+            raise self.error(place, "calls is empty")
+        return texts
+
+    def place(self, section: str, index: int) -> str:
+        line = self.line_of_call.get((section, index))
+        return f"{self.path.name}{f':{line}' if line else ''}: [{section}] calls[{index}]"
+
+    def call_error(self, section: str, index: int, text: str, what: str) -> InputError:
+        return InputError(f"{self.path.parent / self.place(section, index)}: {text}: {what}")
+
+    def read_calls(self, section: str, texts: Sequence[str]) -> list[Call]:
+        calls: list[Call] = []
+        forks: list[int] = []
+        for index, text in enumerate(texts):
+            try:
+                call = self.in_context(section, parse_call(text))
+                if call.op == "fork":
+                    forks.append(index)
+                elif call.op == "exit" and not forks:
+                    raise CallError("there is no fork() before it whose child could exit")
+                if len(forks) > MAX_PROCESSES:
+                    raise CallError(f"more than {MAX_PROCESSES} processes wait for a child")
+                if call.op == "exit":
+                    forks.pop()
+            except CallError as error:
+                raise self.call_error(section, index, text, str(error)) from None
+            calls.append(call)
+        if forks:
+            raise self.call_error(
+                section, forks[-1], texts[forks[-1]], "no exit() of its child before the list ends"
+            )
+        return calls
+
+    def in_context(self, section: str, call: Call) -> Call:
+        """With names looked up, and with the work that comes before calls of its kind."""
+        if section.startswith("image."):
+            if call.op not in _IMAGE_OPS:
+                raise CallError(f"an image has only {', '.join(_IMAGE_OPS)}")
+        elif call.flags & (MAP_SPECIAL | MAP_BRK):
+            raise CallError("MAP_SPECIAL and MAP_BRK are for images")
+        elif call.op != "work":
+            kind = call.op if call.op in _WORK_KEYS else "call"
+            call = replace(call, work_ns=self.work_ns.get(kind, 0))
+        if call.op == "exec":
+            if call.name not in self.images:
+                raise CallError(
+                    f"no image '{call.name}'{_nearest(call.name, self.images)}; "
+                    f"there are: {', '.join(self.images)}"
+                )
+            return replace(call, addr=self.images[call.name].mmap_base)
+        if call.op == "mmap" and call.name:
+            if call.name not in self.file_numbers:
+                raise CallError(
+                    f"no file '{call.name}'{_nearest(call.name, self.file_numbers)}; "
+                    f"[files] has: {', '.join(self.file_numbers)}"
+                )
+            pages = self.pages[self.file_numbers[call.name]]
+            if call.offset >= pages * PAGE:
+                raise CallError(
+                    f"offset {call.offset:#x} is beyond the end of {call.name} ({pages} pages)"
+                )
+        return call
+
+    def encode(self, section: str, calls: Sequence[Call]) -> NDArray[np.void]:
+        array = np.zeros(len(calls), dtype=CALL_DTYPE)
+        for entry, call in zip(array, calls, strict=True):
+            arg = -1
+            if call.op == "exec":
+                arg = self.list_numbers[f"image.{call.name}"]
+            elif call.op == "mmap" and call.name:
+                arg = self.file_numbers[call.name]
+            expect = NO_EXPECT if call.expect is None else call.expect
+            entry["op"], entry["prot"], entry["flags"] = OPS.index(call.op), call.prot, call.flags
+            entry["arg"], entry["addr"], entry["len"] = arg, call.addr, call.length
+            entry["offset"], entry["expect"], entry["work_ns"] = call.offset, expect, call.work_ns
+        array.setflags(write=False)
+        return array
+
+    def check_brk(self, lists: Mapping[str, Sequence[Call]]) -> None:
+        """A heap begins in one place, and every image has one if any program calls brk."""
+        uses_brk = any(call.op == "brk" for calls in lists.values() for call in calls)
+        for name in self.images:
+            heaps = sum(bool(call.flags & MAP_BRK) for call in lists[f"image.{name}"])
+            if heaps > 1 or (uses_brk and not heaps):
+                what = f"{heaps} mappings have MAP_BRK; the heap starts at the end of one"
+                raise self.error(f"[image.{name}]", what)
+
+    def program(self, name: str, place: str, key: str) -> int:
+        number = self.list_numbers.get(f"program.{name}")
+        if number is None:
+            valid = [s.partition(".")[2] for s in self.list_numbers if s.startswith("program.")]
+            what = f"no program '{name}'{_nearest(name, valid)}; there are: {', '.join(valid)}"
+            raise self.error(place, what, key)
+        return number
+
+    def check_load(self, name: str, calls: Sequence[Call]) -> None:
+        first = next((index for index, call in enumerate(calls) if call.op != "work"), 0)
+        if calls[first].op != "exec":
+            raise self.call_error(
+                f"program.{name}", first, str(calls[first]), "the program to load starts with exec"
+            )
+
+    def read_phases(
+        self, raw_phases: Sequence[object], lists: Mapping[str, Sequence[Call]]
+    ) -> Iterator[Phase]:
+        """The warm-up and those of the file."""
+        if not raw_phases:
+            raise self.error("[[phase]]", "there is none; a workload needs one to measure")
+        phases: list[Phase] = []
+        for number, raw in enumerate(raw_phases):
+            place = f"[[phase]] {number + 1}"
+            spec = self.table(raw, _Phase, place)
+            place = f"[[phase]] '{spec.name}'"
+            if spec.name in ("load", "warm-up", "drain", *(phase.name for phase in phases)):
+                raise self.error(place, "this name is taken; names of phases differ")
+            once = spec.kind == "once"
+            if once and spec.share is not None:
+                raise self.error(place, "a phase that runs once has no share of the duration")
+            share = 0.0 if once else 1.0 if spec.share is None else spec.share
+            if not once and not 0 < share <= 1:
+                raise self.error(place, f"share is {share:g}; it must be above 0, at most 1")
+            list_number = self.program(spec.list, f"{place} list", "list")
+            ops = {call.op for call in lists[f"program.{spec.list}"]} - {"work"}
+            units = ("iteration", *(op for op in OPS if op in ops))
+            if spec.unit not in units:
+                what = f"unit '{spec.unit}' is no call of program '{spec.list}'"
+                raise self.error(
+                    place, f"{what}{_nearest(spec.unit, units)}; valid: {', '.join(units)}"
+                )
+            phases.append(Phase(spec.name, list_number, once, spec.record, share, spec.unit))
+        total = sum(phase.share for phase in phases)
+        if any(not phase.once for phase in phases) and abs(total - 1) > 1e-6:
+            raise self.error("[[phase]]", f"the shares add up to {total:g}; they must add up to 1")
+        measured = next((phase for phase in phases if phase.record), None)
+        if measured is None:
+            raise self.error("[[phase]]", "none has record = true; nothing would be measured")
+        share = 0.0 if measured.once else WARM_UP_SHARE
+        yield measured._replace(name="warm-up", record=False, share=share)
+        yield from phases
+
+
+def _lines_of_calls(text: str) -> dict[tuple[str, int], int]:
+    """{(section, index): line} of the calls that are written one string after the other."""
+    lines: dict[tuple[str, int], int] = {}
+    section, index = "", None
+    for number, line in enumerate(text.splitlines(), 1):
+        header = re.match(r"\s*\[\s*([^\[\]]+?)\s*\]\s*(#.*)?$", line)
+        if header and index is None:
+            section = re.sub(r"[\"'\s]", "", header[1])
+            continue
+        start = 0
+        if index is None:
+            opening = re.match(r"\s*calls\s*=\s*\[", line)
+            if not opening:
+                continue
+            start, index = opening.end(), 0
+        for token in re.finditer(r"#.*|\"(?:[^\"\\]|\\.)*\"|'[^']*'|\]", line[start:]):
+            if token[0] == "]":
+                index = None
+                break
+            if token[0][0] in "\"'":
+                lines[section, index] = number
+                index += 1
+    return lines
+
+
+def _line_of_key(text: str, key: str) -> int | None:
+    """The line of the first `key =` or `[... key]`."""
+    word = rf"[\"']?{re.escape(key)}[\"']?"
+    for number, line in enumerate(text.splitlines(), 1):
+        if re.match(rf"\s*({word}\s*=|\[.*\b{word}\s*\])", line):
+            return number
+    return None

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: MIT
+"""What all tests share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# As the command does, and before numpy is loaded: tests fork workers from this process.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def own_store(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No test writes into the user's store."""
+    data = tmp_path_factory.mktemp("data")
+    monkeypatch.setenv("XDG_DATA_HOME", str(data))
+    return data / "mm-emu" / "runs"
+
+
+def left_behind() -> set[str]:
+    """Arenas and run directories that exist now."""
+    return {str(path) for parent in ("/dev/shm", "/tmp") for path in Path(parent).glob("emu-*-*")}
+
+
+@pytest.fixture
+def nothing_left() -> Iterator[None]:
+    """The test leaves no arena, no run directory and no child process."""
+    before = left_behind()
+    yield
+    assert left_behind() - before == set()
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    assert [Path(f"/proc/{pid}/cmdline").read_text() for pid in children] == []

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: MIT
+"""Builds and runs the test programs of tests/c, each under the sanitizers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PROGRAMS = sorted(path.stem for path in (ROOT / "tests" / "c").glob("test_*.c"))
+BUILDS = {
+    "asan": ["-DEMU_SANITIZE=address,undefined", "-DEMU_CHECKED=ON"],
+    "tsan": ["-DEMU_SANITIZE=thread", "-DEMU_TEST_THREADS=ON"],
+}
+SUPPRESSIONS = ROOT / "tests" / "c" / "tsan.supp"
+
+
+def run(*command: str | Path, **env: str) -> str:
+    done = subprocess.run(
+        [str(word) for word in command],
+        env=os.environ | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def build() -> dict[str, Path]:
+    """The folder of programs of each build that was asked for; filled by ``program``."""
+    return {}
+
+
+def program(build: dict[str, Path], kind: str, name: str) -> Path:
+    if kind not in build:
+        directory = ROOT / "build" / kind
+        scripts = sysconfig.get_path("scripts")
+        path = f"{scripts}:{os.environ['PATH']}"
+        options = ["-DEMU_TESTS=ON", "-DEMU_WERROR=ON", *BUILDS[kind]]
+        run("cmake", "-S", ROOT / "workers", "-B", directory, "-G", "Ninja", *options, PATH=path)
+        run("cmake", "--build", directory, PATH=path)
+        build[kind] = directory / "bin"
+    return build[kind] / name
+
+
+@pytest.mark.parametrize("kind", BUILDS)
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_program(build: dict[str, Path], kind: str, name: str) -> None:
+    output = run(
+        program(build, kind, name),
+        ASAN_OPTIONS="abort_on_error=1",
+        TSAN_OPTIONS=f"suppressions={SUPPRESSIONS}",
+    )
+    # The last line is printed by programs that got to their end.
+    last = output.rstrip().splitlines()[-1]
+    assert last.endswith(" passed, 0 failed")
+    assert not last.startswith("0 ")

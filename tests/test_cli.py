@@ -1,0 +1,413 @@
+# SPDX-License-Identifier: MIT
+"""The command as a user meets it: help, lists, bad input, JSON, the store."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+from emu_command import COMMAND, emu
+from hypothesis import given
+from hypothesis import strategies as st
+
+import emu as package
+from emu import cli, experiment
+from emu.errors import InputError
+from emu.experiment import Experiment, make, parse_cpus, parse_duration, parse_size, split_names
+from emu.report.table import format_ns
+from emu.results import Run, Store
+
+ROOT = Path(__file__).parents[1]
+QUICK = ("--duration", "20ms", "--repeats", "1")
+
+
+def test_help_and_version() -> None:
+    for arguments in ([], ["--help"]):
+        done = emu(*arguments)
+        assert done.returncode == 0
+        assert all(word in done.stdout for word in ("run", "list", "show", "topology"))
+    assert emu("--version").stdout == f"mm-emu {package.__version__}\n"
+    assert "--numa-penalty" in emu("run", "--help", COLUMNS="120").stdout
+
+
+def test_lists() -> None:
+    designs = emu("list", "designs").stdout
+    assert {"single", "numa-trees", "numa-locks", "mmap-sem-rbtree"} <= set(designs.split())
+    assert {"host", "hygon-12x32"} <= set(emu("list", "topologies").stdout.split())
+    assert {"execl", "spawn", "shell"} <= set(emu("list", "workloads").stdout.split())
+
+
+BAD_WORKLOAD = """
+name = "bad"
+description = "unmaps what was never mapped"
+load = "start"
+[files]
+"libc.so.6" = 471
+[image."a"]
+mmap_base = 0x7ffff7fff000
+calls = ["mmap(0x1000000, 4096, PROT_READ, MAP_PRIVATE|MAP_FIXED, libc.so.6, 0) = 0x1000000"]
+[program."start"]
+calls = ["exec(a)", "munmap(0x5000000, 4096)"]
+[[phase]]
+name = "all"
+list = "start"
+unit = "exec"
+"""
+
+BAD_INPUT = {
+    "design": (["--rmap", "sngle"], ["did you mean 'single'", "numa-locks"]),
+    "mm": (["--mm", "rbtree"], ["mmap-sem-rbtree"]),
+    "parameter": (["--rmap", "single:x=1"], ["--rmap single:x=1", "'x'", "emu list designs"]),
+    "file": (["--rmap", "./no.c"], ["./no.c", "no file"]),
+    "topology": (["--topology", "hygn-12x32"], ["hygn-12x32", "did you mean 'hygon-12x32'"]),
+    "workload": (["--workload", "excl"], ["did you mean 'execl'", "spawn"]),
+    "workload-file": (["--workload", "./no.toml"], ["no.toml", "No such file"]),
+    "workload-toml": (["--workload", "{dir}/broken.toml"], ["broken.toml", "line 1"]),
+    "program": (
+        ["--workload", "{dir}/bad.toml"],
+        ["bad.toml:11", "munmap(0x5000000, 4096)", "nothing is mapped there"],
+    ),
+    "negative": (["--cpus", "-1"], ["--cpus -1", "from 1 to"]),
+    "zero": (["--cpus", "0"], ["--cpus 0", "from 1 to"]),
+    "huge": (["--cpus", "10000000"], ["--cpus 10000000", "from 1 to"]),
+    "cpus": (["--cpus", "1,two"], ["two", "1,2,4..64"]),
+    "too-many": (
+        ["--topology", "laptop-8c", "--cpus", "4000"],
+        ["--cpus 4000", "laptop-8c has"],
+    ),
+    "engine": (["--engine", "virtual"], ["--engine virtual", "--engine native"]),
+    "no-engine": (["--engine", "x"], ["no engine 'x'", "native"]),
+    "seed": (["--seed", "x"], ["--seed"]),
+    "repeats": (["--repeats", "0"], ["--repeats 0", "from 1 to"]),
+    "duration": (["--duration", "20"], ["--duration 20", "20ms"]),
+    "penalty": (["--numa-penalty", "maybe"], ["numa-penalty", '"on" or "off"']),
+    "arena-big": (["--arena-size", "30T"], ["--arena-size", "available"]),
+    "arena-small": (["--cpus", "300", "--arena-size", "1M"], ["--arena-size gives more"]),
+    "option": (["--rmpa", "single"], ["--rmpa"]),
+    "json": (["--json", "/nonexistent/x.json"], ["--json /nonexistent/x.json"]),
+    "store": (["--store", "/proc/nowhere"], ["/proc/nowhere", "--store"]),
+    "experiment": (["{dir}/none.toml"], ["none.toml", "No such file"]),
+    "experiment-toml": (["{dir}/broken.toml"], ["broken.toml", "line 1"]),
+    "experiment-key": (["{dir}/key.toml"], ["key.toml", "'rmpa'", "did you mean 'rmap'"]),
+}
+
+
+@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_one_line_and_status_2(case: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text(BAD_WORKLOAD)
+    (tmp_path / "broken.toml").write_text("name = \n")
+    (tmp_path / "key.toml").write_text('rmpa = "single"\n')
+    arguments, words = BAD_INPUT[case]
+    done = emu("run", *QUICK, *(a.format(dir=tmp_path) for a in arguments))
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("emu: ")
+    for word in words:
+        assert word in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["show", "nope"], ["list", "nope"], ["nope"], ["show"]])
+def test_other_bad_input(arguments: list[str]) -> None:
+    done = emu(*arguments)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+
+
+def test_a_design_that_does_not_compile(tmp_path: Path) -> None:
+    (tmp_path / "mine.c").write_text("#include <emu/rmap.h>\nint x = y;\n")
+    done = emu("run", *QUICK, "--rmap", str(tmp_path / "mine.c"))
+    assert done.returncode == 2
+    assert "mine.c:2:" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+CELL_KEYS = {
+    *("rmap", "mm", "topology", "cpus", "workload", "engine", "seed", "repeat", "status"),
+    *("error", "ops", "seconds", "ops_per_s", "oversubscribed", "latency_ns", "wait_share"),
+    *("locks", "lines", "memory", "host"),
+}
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_json_on_stdout_is_only_json_with_all_keys() -> None:
+    done = emu("run", *QUICK, "--cpus", "1,2", "--json", "-")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert set(document) == {"run", "cells"}
+    assert len(document["cells"]) == 6
+    for cell in document["cells"]:
+        assert set(cell) >= CELL_KEYS
+        assert (cell["status"], cell["error"], cell["lines"]) == ("ok", None, [])
+        assert set(cell["memory"]) == {"rmap_bytes_per_file", "bytes_per_vma"}
+        assert set(cell["host"]) >= {"wall_s", "events", "peak_rss_bytes"}
+        for op in ("exec", "fork", "exit", "mmap", "fault", "walk"):
+            latency = cell["latency_ns"][op]
+            assert set(latency) >= {"count", "mean", "p50", "p90", "p99", "p999", "max"}
+            if latency["count"]:
+                order = [latency[key] for key in ("p50", "p90", "p99", "p999", "max")]
+                assert order == sorted(order)
+                assert order[0] > 0
+        for lock in cell["locks"]:
+            assert {"name", "file", "acquired", "contended", "wait_ns", "hold_ns"} <= set(lock)
+            assert lock["acquired"] == sum(site["acquired"] for site in lock["sites"])
+            assert lock["wait_ns"] == sum(site["wait_ns"] for site in lock["sites"])
+        assert 0 <= cell["wait_share"] <= 1
+        assert cell["ops_per_s"] == pytest.approx(cell["ops"] / cell["seconds"])
+    assert [cell["rmap"] for cell in document["cells"]] == 2 * [
+        "single",
+        "numa-trees",
+        "numa-locks",
+    ]
+
+
+def test_table_file_store_and_show_agree(own_store: Path, tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    done = emu("run", *QUICK, "--rmap", "single,numa-locks", "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    for word in ("exec/s", "x single", "waiting", "libc locks/exec", "p99.9", "Where the CPUs"):
+        assert word in done.stdout
+    assert "\x1b" not in done.stdout
+    assert done.stderr == ""
+    stored = list(own_store.glob("*.json"))
+    assert len(stored) == 1
+    assert stored[0].read_bytes() == file.read_bytes()
+    for name in ("last", stored[0].stem, stored[0].stem[:-2], str(file)):
+        assert emu("show", name).stdout == done.stdout
+    assert emu("show", "last", "--json", "-").stdout == file.read_text()
+    assert str(package.load("last")) == done.stdout.rstrip("\n")
+
+
+def test_an_experiment_file_and_options_over_it(tmp_path: Path) -> None:
+    (tmp_path / "e.toml").write_text(
+        'rmap = ["single", "numa-locks"]\ncpus = [1]\nduration = "20ms"\nrepeats = 2\nseed = 7\n'
+    )
+    done = emu("run", str(tmp_path / "e.toml"), "--rmap", "single", "--json", "-")
+    document = json.loads(done.stdout)
+    cells = document["cells"]
+    assert [(c["rmap"], c["cpus"], c["seed"], c["repeat"]) for c in cells] == [
+        ("single", 1, 7, 0),
+        ("single", 1, 8, 1),
+    ]
+    # What is written back is complete, and as a file of its own it is the same experiment again.
+    again = make(document["run"]["experiment"])
+    assert again == make(
+        {"rmap": "single", "cpus": "1", "duration": "20ms", "repeats": 2, "seed": 7}
+    )
+
+
+def test_the_readme_of_a_checkout_is_no_trap() -> None:
+    """In a checkout ./emu hides the installed package, which has what the build made."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [*COMMAND, "run", *QUICK, "--rmap", "single", "--cpus", "1", "--json", "-"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["cells"][0]["status"] == "ok"
+
+
+def test_output_into_a_closed_pipe_is_no_traceback() -> None:
+    command = f"{sys.executable} -m emu list topologies | true"
+    done = subprocess.run(["bash", "-c", command], cwd="/", capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_colour_and_bar_only_on_a_terminal() -> None:
+    if not shutil.which("script"):
+        pytest.skip("script(1) is not here")
+    command = f"{sys.executable} -m emu run --duration 1s --repeats 1 --cpus 1"
+    done = subprocess.run(
+        ["script", "-qec", command, "/dev/null"],
+        cwd="/",
+        env=os.environ | {"TERM": "xterm-256color"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0
+    assert "\x1b[1m" in done.stdout
+    assert "repeat 0" in done.stdout  # the bar's description of the cell that runs
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [("ro", ["/dev/shm", "write permission"]), ("size=1m", ["/dev/shm has", "--arena-size"])],
+)
+def test_dev_shm_that_cannot_be_used(options: str, words: list[str]) -> None:
+    command = " ".join([*COMMAND, "run", *QUICK])
+    script = f"mount -t tmpfs -o {options} none /dev/shm && exec {command}"
+    if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
+        pytest.skip("no mount namespaces here")
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script], cwd="/", capture_output=True, text=True
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    for word in words:
+        assert word in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("limit", "word"),
+    [("-v 1500000", "cannot be mapped"), ("-n 100", "ulimit -n"), ("-u 0", "ulimit -u")],
+)
+def test_limits_of_the_host_are_named(limit: str, word: str) -> None:
+    sizes = ["--cpus", "200", "--arena-size", "2G"]
+    command = " ".join([*COMMAND, "run", *QUICK, "--rmap", "single", *sizes])
+    user = "setpriv --reuid=65534 --regid=65534 --clear-groups " if os.geteuid() == 0 else ""
+    if user and "-u" in limit and not shutil.which("setpriv"):
+        pytest.skip("setpriv(1) is not here")
+    script = f"ulimit {limit}; exec {user if '-u' in limit else ''}{command}"
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd="/",
+        env=os.environ | {"XDG_DATA_HOME": "/tmp/emu-test-nobody"},
+        capture_output=True,
+        text=True,
+    )
+    shutil.rmtree("/tmp/emu-test-nobody", ignore_errors=True)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert word in done.stderr
+
+
+# ---- parsers ----
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("1", (1,)),
+        ("1,2,4..384", (1, 2, 4, 8, 16, 32, 64, 128, 256, 384)),
+        ("4..64", (4, 8, 16, 32, 64)),
+        ("3..3", (3,)),
+        ("2, 2,1", (2, 1)),
+    ],
+)
+def test_parse_cpus(text: str, numbers: tuple[int, ...]) -> None:
+    assert parse_cpus(text) == numbers
+
+
+@given(st.integers(1, 4096), st.integers(1, 4096))
+def test_parse_cpus_range_doubles_and_ends_with_its_end(first: int, last: int) -> None:
+    if last < first:
+        with pytest.raises(InputError):
+            parse_cpus(f"{first}..{last}")
+        return
+    numbers = parse_cpus(f"{first}..{last}")
+    assert (numbers[0], numbers[-1]) == (first, last)
+    doubled = numbers if len(numbers) < 2 else numbers[:-1]
+    assert all(b == 2 * a for a, b in itertools.pairwise(doubled))
+
+
+@given(st.text(max_size=12))
+def test_parsers_refuse_or_accept_any_text(text: str) -> None:
+    for parser in (parse_cpus, parse_duration, parse_size, split_names):
+        try:
+            parser(text)
+        except InputError as error:
+            assert str(error)
+
+
+@given(st.integers(10**6, 3600 * 10**9))
+def test_duration_round_trip(ns: int) -> None:
+    assert parse_duration(experiment.format_duration(ns)) == ns
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("a,b", ["a", "b"]),
+        ("a:x=1,y=2,b", ["a:x=1,y=2", "b"]),
+        ("a,./b.c:x=1", ["a", "./b.c:x=1"]),
+        ("generic:sockets=2,nodes=2,host", ["generic:sockets=2,nodes=2", "host"]),
+        ("a,a", ["a"]),
+    ],
+)
+def test_split_names(text: str, names: list[str]) -> None:
+    assert split_names(text) == names
+
+
+def test_repeats_are_interleaved() -> None:
+    matrix = Experiment(rmap=("a", "b"), cpus=(1, 2), repeats=2)
+    order = [(c.cpus, c.rmap, c.repeat) for c in matrix.cells({"host": (1, 2)})]
+    assert order == [(n, d, r) for n in (1, 2) for r in (0, 1) for d in ("a", "b")]
+
+
+@pytest.mark.parametrize(
+    ("ns", "text"),
+    [(0, "0 ns"), (999, "999 ns"), (1234, "1.23 us"), (54_700, "54.7 us"), (2.5e9, "2.50 s")],
+)
+def test_format_ns(ns: float, text: str) -> None:
+    assert format_ns(ns) == text
+
+
+# ---- the store ----
+
+
+def a_run(run_id: str) -> Run:
+    info = {
+        "id": run_id,
+        "started": "2026-01-01",
+        "version": "0",
+        "command": [],
+        "experiment": {},
+        "host": {},
+    }
+    return msgspec.convert({"run": info, "cells": []}, Run)
+
+
+def test_store_finds_by_prefix_and_last(tmp_path: Path) -> None:
+    store = Store(tmp_path / "a" / "b")
+    store.prepare()
+    for run_id in ("20260101-1", "20260101-2", "20260102-1"):
+        store.save(a_run(run_id))
+    assert store.load("last").run.id == "20260102-1"
+    assert store.load("20260102").run.id == "20260102-1"
+    with pytest.raises(InputError, match="more than one"):
+        store.load("20260101")
+    with pytest.raises(InputError, match="20260102-1"):
+        store.load("x")
+    (store.directory / "x.json").write_text("{")
+    with pytest.raises(InputError, match="not the result of a run"):
+        store.load("x")
+
+
+def test_store_writes_in_one_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    path = store.save(a_run("r"))
+    before = path.read_bytes()
+
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        store.save(a_run("r"))
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_keys_that_are_added_later_do_not_hurt(tmp_path: Path) -> None:
+    document = json.loads(a_run("r").to_json())
+    document["run"]["something_new"] = 1
+    (tmp_path / "r.json").write_text(json.dumps(document))
+    assert Store(tmp_path).load("r").run.id == "r"
+
+
+def test_array_names_its_fields() -> None:
+    run = a_run("r")
+    assert run.array("ops").size == 0
+
+
+def test_main_reports_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["emu", "show", "nope"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 2

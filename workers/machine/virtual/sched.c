@@ -1,0 +1,429 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * sched.c - which CPU goes on: always the one whose clock is least, the lower number first.
+ *
+ * CPUs that can run, but the running one, are in a 4-ary heap of keys (clock, number). A CPU that waits is in none: it
+ * is in the lists of the lines that it watches, or asleep in the queue of a futex, until another CPU's write or wake
+ * puts it back with the time of that.
+ */
+#include "virtual.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#define FUTEX_BUCKETS 1024u
+
+static struct {
+	struct fiber *first, *last;
+} futexes[FUTEX_BUCKETS];
+
+static void heap_down(uint64_t key)
+{
+	uint64_t *heap = vm.heap;
+	uint32_t at = 0, n = vm.heap_size;
+
+	for (;;) {
+		uint32_t child = 4 * at + 1, least = child, end = child + 4 < n ? child + 4 : n;
+
+		if (child >= n)
+			break;
+		for (uint32_t i = child + 1; i < end; i++)
+			least = heap[i] < heap[least] ? i : least;
+		if (heap[least] >= key)
+			break;
+		heap[at] = heap[least];
+		at = least;
+	}
+	heap[at] = key;
+	vm.top_key = heap[0];
+}
+
+void sched_push(struct fiber *fiber)
+{
+	uint64_t key = queue_key(fiber->clock, fiber->cpu);
+	uint32_t at = vm.heap_size++;
+
+	fiber->state = FIBER_READY;
+	while (at) {
+		uint32_t parent = (at - 1) / 4;
+
+		if (vm.heap[parent] <= key)
+			break;
+		vm.heap[at] = vm.heap[parent];
+		at = parent;
+	}
+	vm.heap[at] = key;
+	vm.top_key = vm.heap[0];
+}
+
+static struct fiber *heap_pop(void)
+{
+	struct fiber *first = &vm.fibers[vm.heap[0] & 0xffff];
+
+	vm.heap_size--;
+	if (vm.heap_size)
+		heap_down(vm.heap[vm.heap_size]);
+	else
+		vm.top_key = UINT64_MAX;
+	return first;
+}
+
+static void leave(struct fiber *f)
+{
+	f->clock = vm.clock;
+	f->depth = vm.depth;
+}
+
+static void enter(struct fiber *f)
+{
+	vm.fiber = f;
+	vm.clock = f->clock;
+	vm.horizon = vm.clock + HORIZON_PS;
+	vm.cpu = f->cpu;
+	vm.tags = f->tags;
+	vm.shadow = f->shadow;
+	vm.depth = f->depth;
+	vm.last_read = vm.last_write = NO_LINE;
+	emu_current = f->task;
+}
+
+static void check_limits(void)
+{
+	char stack[256];
+
+	if (likely(vm.accesses <= vm.accesses_limit && !(vm.clock >> TIME_BITS)))
+		return;
+	leave(vm.fiber);
+	emu_virtual_stack(vm.cpu, stack, sizeof(stack));
+	if (vm.clock >> TIME_BITS)
+		emu_set_error(-ETIME, "virtual time has reached %llu ns, its limit: CPU %u in %s, seed %llu",
+			      (unsigned long long)(vm.clock / 1000), vm.cpu, stack,
+			      (unsigned long long)emu_arena->config.seed);
+	else
+		emu_set_error(-ETIME, "event limit: %llu accesses; CPU %u at %llu ns is in %s, seed %llu",
+			      (unsigned long long)vm.cost.event_limit, vm.cpu, (unsigned long long)(vm.clock / 1000),
+			      stack, (unsigned long long)emu_arena->config.seed);
+	sched_fail(-ETIME);
+}
+
+static void switch_to(struct fiber *next)
+{
+	struct fiber *self = vm.fiber;
+
+	leave(self);
+	vm.switches++;
+	enter(next);
+	fiber_switch(&self->sp, next->sp);
+	check_limits();
+}
+
+void sched_yield_to_first(void)
+{
+	struct fiber *next = &vm.fibers[vm.heap[0] & 0xffff];
+
+	vm.fiber->state = FIBER_READY;
+	heap_down(queue_key(vm.clock, vm.cpu));
+	switch_to(next);
+}
+
+void horizon_reached(void)
+{
+	vm.horizon = vm.clock + HORIZON_PS;
+	check_limits();
+	if (queue_key(vm.clock, vm.cpu) > vm.top_key)
+		sched_yield_to_first();
+}
+
+static void to_main(void)
+{
+	struct fiber *self = vm.fiber;
+
+	leave(self);
+	vm.fiber = &vm.main;
+	fiber_switch(&self->sp, vm.main.sp);
+}
+
+void sched_fail(int err)
+{
+	vm.error = err;
+	to_main();
+	__builtin_unreachable();
+}
+
+/* Nobody can run: says who waits for what and where, as far as a line has room. */
+static void report_deadlock(void)
+{
+	char text[400];
+	size_t used = 0;
+	uint32_t waiting = 0, told = 0;
+
+	text[0] = '\0';
+	for (uint32_t i = 0; i < vm.cost.nr_cpus; i++) {
+		const struct fiber *f = &vm.fibers[i];
+		bool asleep = f->state == FIBER_ASLEEP;
+		char what[64], stack[160];
+		uint64_t offset;
+		int n;
+
+		if (f->state != FIBER_PARKED && !asleep)
+			continue;
+		waiting++;
+		if (told + 1 != waiting)
+			continue;
+		offset = asleep ? (uint64_t)((const char *)f->futex - (const char *)emu_arena) :
+				  ((uint64_t)f->watches[f->nr_watches - 1].line << 6) + vm.base - (uintptr_t)emu_arena;
+		emu_virtual_symbol(offset, what, sizeof(what));
+		emu_virtual_stack(i, stack, sizeof(stack));
+		n = snprintf(text + used, sizeof(text) - used, "%sCPU %u %s %s in %s", told ? "; " : "", i,
+			     asleep ? "sleeps on" : "spins on", what, stack);
+		if (used + (size_t)n >= sizeof(text)) {
+			text[used] = '\0';
+			continue;
+		}
+		used += (size_t)n;
+		told++;
+	}
+	if (told < waiting)
+		emu_set_error(-EDEADLK, "deadlock: all CPUs wait: %s; and %u more", text, waiting - told);
+	else
+		emu_set_error(-EDEADLK, "deadlock: all CPUs wait: %s", text);
+}
+
+/* The running fiber is in some list of waiters, or done. */
+static void block(void)
+{
+	if (vm.heap_size) {
+		switch_to(heap_pop());
+		return;
+	}
+	if (vm.nr_done < vm.cost.nr_cpus) {
+		leave(vm.fiber);
+		report_deadlock();
+		vm.error = -EDEADLK;
+	}
+	to_main();
+}
+
+/*
+ * Spinning
+ */
+
+static struct watch *watch_of(uint32_t id)
+{
+	return &vm.fibers[(id - 1) / WATCHES].watches[(id - 1) % WATCHES];
+}
+
+static void unwatch(struct fiber *f)
+{
+	for (uint32_t i = 0; i < f->nr_watches; i++) {
+		struct watch *w = &f->watches[i];
+
+		if (w->prev)
+			watch_of(w->prev)->next = w->next;
+		else
+			vm.transits[w->line].watchers = w->next;
+		if (w->next)
+			watch_of(w->next)->prev = w->prev;
+	}
+	f->nr_watches = 0;
+}
+
+void fiber_wake_watchers(uint32_t line, uint64_t when)
+{
+	while (vm.transits[line].watchers) {
+		struct fiber *f = &vm.fibers[(vm.transits[line].watchers - 1) / WATCHES];
+
+		unwatch(f);
+		if (f->clock < when)
+			f->clock = when;
+		sched_push(f);
+	}
+}
+
+void emu_spin_wait(const volatile void *addr)
+{
+	struct fiber *f = vm.fiber;
+	uint64_t offset = (uintptr_t)addr - vm.base, start = vm.clock;
+
+	EMU_ASSERT(vm.span, "a wait outside a phase: nobody else runs");
+	if (offset < vm.span)
+		watch((uint32_t)(offset >> 6));
+	for (uint32_t i = 0; i < f->nr_watches; i++) {
+		if (vm.lines[f->watches[i].line].version != f->watches[i].version) {
+			/* Written since it was looked at: look again. */
+			f->nr_watches = 0;
+			charge(vm.access_ps);
+			return;
+		}
+	}
+	for (uint32_t i = 0; i < f->nr_watches; i++) {
+		struct watch *w = &f->watches[i];
+		uint32_t id = f->cpu * WATCHES + i + 1;
+
+		w->prev = 0;
+		w->next = vm.transits[w->line].watchers;
+		if (w->next)
+			watch_of(w->next)->prev = id;
+		vm.transits[w->line].watchers = id;
+	}
+	f->state = FIBER_PARKED;
+	block();
+	f->spent.spin_ps += vm.clock - start;
+}
+
+/*
+ * Sleeping
+ */
+
+static uint32_t bucket_of(const _Atomic uint32_t *word)
+{
+	return (uint32_t)(((uintptr_t)word - (uintptr_t)emu_arena) >> 2) * 0x9e3779b1u >> 22;
+}
+
+void emu_futex_wait(_Atomic uint32_t *word, uint32_t expected)
+{
+	struct fiber *f = vm.fiber;
+	uint32_t bucket = bucket_of(word);
+	uint64_t start = vm.clock;
+
+	EMU_ASSERT(vm.span, "a wait outside a phase: nobody else runs");
+	drain_stores();
+	/* Spinners on a lock that this task owns stop spinning from here on. */
+	machine_store(&f->task->on_cpu, 0);
+	vm.clock += vm.cost.futex_wait_ps;
+	if (machine_load(word) == expected) {
+		f->futex = word;
+		f->futex_next = NULL;
+		if (futexes[bucket].last)
+			futexes[bucket].last->futex_next = f;
+		else
+			futexes[bucket].first = f;
+		futexes[bucket].last = f;
+		f->state = FIBER_ASLEEP;
+		vm.clock += vm.cost.context_switch_ps;
+		block();
+	}
+	machine_store(&f->task->on_cpu, 1);
+	f->nr_watches = 0;
+	f->spent.sleep_ps += vm.clock - start;
+}
+
+uint32_t emu_futex_wake(_Atomic uint32_t *word, uint32_t n)
+{
+	uint32_t bucket = bucket_of(word), woken = 0;
+	struct fiber *f, *before = NULL, *next;
+	uint64_t start = vm.clock;
+
+	if (!vm.span)
+		return 0;
+	drain_stores();
+	vm.clock += vm.cost.futex_wake_ps;
+	machine_load(word);
+	for (f = futexes[bucket].first; f && woken < n; f = next) {
+		next = f->futex_next;
+		if (f->futex != word) {
+			before = f;
+			continue;
+		}
+		if (before)
+			before->futex_next = next;
+		else
+			futexes[bucket].first = next;
+		if (futexes[bucket].last == f)
+			futexes[bucket].last = before;
+		f->futex = NULL;
+		vm.clock += vm.cost.ipi_send_ps;
+		/* No earlier than its CPU had switched away. */
+		if (f->clock < vm.clock + vm.cost.wake_to_run_ps)
+			f->clock = vm.clock + vm.cost.wake_to_run_ps;
+		sched_push(f);
+		woken++;
+	}
+	vm.fiber->spent.access_ps += vm.clock - start;
+	return woken;
+}
+
+/*
+ * Running
+ */
+
+static void entry(void)
+{
+	vm.body(vm.body_arg);
+	drain_stores();
+	vm.fiber->state = FIBER_DONE;
+	vm.fiber->spent.clock_ps = vm.clock;
+	vm.nr_done++;
+	block();
+	__builtin_unreachable();
+}
+
+int emu_virtual_run(void (*fn)(void *arg), void *arg)
+{
+	struct emu_cost_model *cost = &vm.cost;
+	struct task_struct *caller = emu_current;
+
+	if (!vm.fibers)
+		return emu_set_error(-EINVAL, "no cost model: emu_virtual_config() comes first");
+	if (vm.error)
+		return emu_set_error(-EIO, "the machine has failed before");
+	memset(futexes, 0, sizeof(futexes));
+	vm.body = fn;
+	vm.body_arg = arg;
+	vm.nr_done = 0;
+	vm.heap_size = 0;
+	vm.accesses_limit = cost->event_limit ? vm.accesses + cost->event_limit : UINT64_MAX;
+	for (uint32_t i = 0; i < cost->nr_cpus; i++) {
+		struct fiber *f = &vm.fibers[i];
+
+		fiber_prepare(f, entry);
+		f->clock = f->since = vm.now;
+		f->depth = 0;
+		f->nr_watches = 0;
+		memset(&f->spent, 0, sizeof(f->spent));
+		sched_push(f);
+	}
+	fault_handler(true);
+	vm.main.shadow = vm.shadow;
+	vm.span = vm.full_span;
+	enter(heap_pop());
+	fiber_switch(&vm.main.sp, vm.fiber->sp);
+	vm.span = 0;
+	fault_handler(false);
+	for (uint32_t i = 0; i < cost->nr_cpus; i++)
+		if (vm.fibers[i].clock > vm.now)
+			vm.now = vm.fibers[i].clock;
+	vm.clock = vm.now;
+	vm.shadow = vm.main.shadow;
+	vm.depth = 0;
+	emu_current = caller;
+	return vm.error;
+}
+
+static void phase_body(void *arg)
+{
+	(void)arg;
+	emu_phase_body();
+}
+
+int emu_virtual_run_phase(void)
+{
+	int err;
+
+	for (uint32_t i = 0; i < emu_arena->config.nr_cpus; i++)
+		emu_phase_reset(i);
+	emu_phase_open();
+	err = emu_virtual_run(phase_body, NULL);
+	if (!err && atomic_load(&emu_arena->phase.failed)) {
+		for (uint32_t i = 0; i < emu_arena->config.nr_cpus; i++)
+			if (emu_arena->cpus[i].state.failure[0])
+				return emu_set_error(-EIO, "CPU %u: %s", i, emu_arena->cpus[i].state.failure);
+	}
+	return err;
+}
+
+void trace_event(uint32_t line)
+{
+	vm.events[vm.nr_events++] = (struct emu_virtual_event){ vm.clock, vm.cpu, line };
+}

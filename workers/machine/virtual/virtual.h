@@ -1,0 +1,222 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * virtual.h - what the files of the virtual machine share.
+ *
+ *   hooks.c      what the compiler calls for each access; the paths of lines that a CPU has already
+ *   directory.c  the paths of lines that it has not: who has them, what it costs, who must hear of it
+ *   sched.c      order: the queue of CPUs by virtual time, parking, sleeping, running a phase
+ *   fiber.c      stacks and the switch between them; faults on them
+ *   machine.c    the services of emu/machine.h, set-up, statistics, names
+ *
+ * Build: the files of sync/, tree/, mm/ and designs/ with -fsanitize=thread, but linked without it; these files and
+ * machine/ without. gcc >= 11 also needs --param tsan-distinguish-volatile=1, clang >= 14
+ * -mllvm -tsan-distinguish-volatile=1. Library and designs are linked with --wrap=memcpy, memmove and memset.
+ *
+ * The whole machine is one thread of the host. Only the fiber that runs touches any of this; a fiber is switched away
+ * in sync_point(), emu_spin_wait(), emu_futex_wait() and at its end, nowhere else.
+ *
+ * Caches are kept by version: a directory entry counts the times its line was taken for writing, and a CPU has a line
+ * if its tag names the line's current version. So an invalidation is one increment, however many CPUs shared the line.
+ */
+#ifndef EMU_VIRTUAL_INTERNAL_H
+#define EMU_VIRTUAL_INTERNAL_H
+
+#include "../internal.h"
+
+#include <emu/virtual.h>
+
+#define NO_LINE UINT32_MAX
+#define WAYS 4u
+#define WATCHES 4u
+#define SHADOW_DEPTH 256u /* a power of two */
+#define TIME_BITS 47 /* CPU numbers take the other bits of a queue key, but one to spare */
+#define HORIZON_PS UINT64_C(100000000)
+
+/* A directory entry, all that an access to a line needs that the CPU has. Zeroed: never touched. */
+struct line {
+	uint32_t version;
+	uint16_t owner;	 /* 0: nobody yet, else the CPU that wrote last or got it alone, + 1 */
+	uint16_t sharer; /* 0: nobody else has it, else the farthest other CPU that may, + 1 */
+};
+
+/* The rest of it, for the slow paths. Times in ps. */
+struct transit {
+	uint64_t ready;	  /* when the owner has the line */
+	uint64_t served;  /* when the last copy left */
+	uint64_t arrived; /* when the last copy arrives */
+	uint64_t wait_ps;
+	uint32_t transfers, remote_transfers;
+	uint32_t watchers; /* the first parked CPU's watch: an id, as in struct watch */
+};
+
+enum fiber_state { FIBER_IDLE, FIBER_READY, FIBER_PARKED, FIBER_ASLEEP, FIBER_DONE };
+
+/* A line that a CPU has looked at since it last waited, as it was then. Linked to the line's list while parked. */
+struct watch {
+	uint32_t line, version;
+	uint32_t next, prev; /* ids: cpu * WATCHES + index + 1; 0 = none */
+};
+
+struct fiber {
+	void *sp;
+	uint64_t clock; /* while it does not run */
+	uint64_t *tags;	 /* [set]: what was used last, close together because it is looked at most */
+	uint64_t *older; /* [set][WAYS - 1] */
+	uint64_t *l3_tags;
+	uintptr_t *shadow;
+	uint32_t depth;
+	uint32_t cpu, node, core, l3;
+	enum fiber_state state;
+
+	uint64_t store_done; /* when all its stores so far are through */
+	uint64_t stores[EMU_STORES_MAX];
+	uint32_t next_store;
+
+	uint32_t nr_watches;
+	struct watch watches[WATCHES];
+
+	const _Atomic uint32_t *futex;
+	struct fiber *futex_next;
+	struct task_struct *task;
+	char *stack; /* lowest address, the guard page */
+	struct emu_virtual_cpu spent;
+	uint64_t since; /* clock at the start of the phase */
+};
+
+/* What the hooks touch, in as few lines of the host as may be; then the rest. */
+struct vm {
+	/* The modelled part of the arena; span is 0 while no fiber runs. */
+	uintptr_t base;
+	uint64_t span;
+	struct line *lines;
+	uint64_t clock; /* of the running fiber, as are all down to fiber */
+	uint64_t horizon;
+	uint32_t last_read, last_write; /* lines that need no second look: nobody else has run since */
+	uint64_t *tags;
+	uint32_t set_mask, set_shift;
+	uint64_t access_ps;
+	uint64_t accesses;
+	uintptr_t *shadow;
+	uint32_t depth;
+	uint32_t cpu;
+	struct fiber *fiber;
+	uint64_t top_key; /* of the first in the queue, UINT64_MAX: empty */
+	uint64_t trace_hash;
+	uint64_t syncs;
+
+	struct emu_cost_model cost;
+	uint64_t full_span;
+	uint32_t l3_mask;
+	uint32_t nr_l3;
+	uint16_t *home; /* [page of the modelled part] */
+	struct transit *transits; /* [line] */
+	struct fiber *fibers;
+	uint64_t switches, misses, transfers, remote_transfers, dram;
+	uint64_t now; /* outside phases */
+	uint64_t accesses_limit;
+
+	uint64_t *heap; /* 4-ary: clock << 16 | cpu */
+	uint32_t heap_size;
+	uint32_t nr_done;
+	struct fiber main;
+	void (*body)(void *arg);
+	void *body_arg;
+	int error;
+
+	struct emu_virtual_event *events;
+	uint64_t nr_events, max_events;
+};
+
+extern struct vm vm;
+
+/* fiber.c */
+int fibers_create(uint32_t n);
+void fibers_destroy(uint32_t n);
+void fiber_prepare(struct fiber *fiber, void (*entry)(void));
+void fiber_switch(void **save_sp, void *sp);
+void fault_handler(bool on);
+
+/* sched.c */
+void sched_push(struct fiber *fiber);
+void sched_yield_to_first(void);
+void horizon_reached(void);
+_Noreturn void sched_fail(int err);
+void fiber_wake_watchers(uint32_t line, uint64_t when);
+void trace_event(uint32_t line);
+
+/* hooks.c: an atomic access by the machine itself on behalf of the running CPU. */
+uint32_t machine_load(_Atomic uint32_t *word);
+void machine_store(_Atomic uint32_t *word, uint32_t value);
+
+/* directory.c: the slow halves. The caller's fast path has charged access_ps already. */
+void line_read(uint32_t line);
+void line_store(uint32_t line);
+/* any_order: the operation is one of many that the hardware may serve in the order it likes. */
+void line_modify(uint32_t line, bool any_order);
+
+static inline uint64_t queue_key(uint64_t clock, uint32_t cpu)
+{
+	return clock << 16 | cpu;
+}
+
+static inline uint32_t tag_set(uint32_t line)
+{
+	return (line ^ (line >> vm.set_shift)) & vm.set_mask;
+}
+
+static inline uint64_t tag_of(uint32_t line, const struct line *l)
+{
+	return (uint64_t)line << 32 | l->version;
+}
+
+static inline uint32_t l3_slot(uint32_t line)
+{
+	return (line ^ (line >> 15)) & vm.l3_mask;
+}
+
+/* All that others did before this CPU's now has been done when this returns. */
+static inline void sync_point(uint32_t line)
+{
+	vm.syncs++;
+	if (queue_key(vm.clock, vm.cpu) > vm.top_key)
+		sched_yield_to_first();
+	/* FNV-like: order matters. */
+	vm.trace_hash = (vm.trace_hash ^ (vm.clock + ((uint64_t)vm.cpu << 48) + line)) * UINT64_C(0x100000001b3);
+	if (unlikely(vm.nr_events < vm.max_events))
+		trace_event(line);
+}
+
+/* Stores must be through before a read-modify-write, a fence or a system call goes on. */
+static inline void drain_stores(void)
+{
+	if (vm.fiber->store_done > vm.clock) {
+		vm.fiber->spent.stall_ps += vm.fiber->store_done - vm.clock;
+		vm.clock = vm.fiber->store_done;
+	}
+}
+
+static inline void charge(uint64_t ps)
+{
+	vm.clock += ps;
+	vm.fiber->spent.access_ps += ps;
+}
+
+static inline void watch(uint32_t line)
+{
+	struct fiber *f = vm.fiber;
+	uint32_t version = vm.lines[line].version;
+
+	/* The first look counts: what was decided on it may be out of date by the second. */
+	for (uint32_t i = 0; i < f->nr_watches; i++)
+		if (f->watches[i].line == line)
+			return;
+	if (f->nr_watches == WATCHES) {
+		/* The oldest goes: a loop that reads more lines than this is woken by the latest of them. */
+		for (uint32_t i = 1; i < WATCHES; i++)
+			f->watches[i - 1] = f->watches[i];
+		f->nr_watches--;
+	}
+	f->watches[f->nr_watches++] = (struct watch){ line, version, 0, 0 };
+}
+
+#endif
