@@ -46,7 +46,7 @@ bench: $(TOOLS) ## what locks, trees and histograms cost on this machine, as rat
 	@{ $(BIN)/cmake -S workers -B build/bench -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
 		-DEMU_BENCH=ON -DEMU_WERROR=ON && $(BIN)/cmake --build build/bench; } > build/bench.log 2>&1 \
 		|| { cat build/bench.log; exit 1; }
-	@for program in build/bench/bin/bench_*; do echo "$${program##*/}"; $$program $(ARGS) || exit 1; done
+	@$(BIN)/python tests/bench.py build/bench/bin
 
 build: $(INSTALLED) ## install into .venv, and nothing else
 

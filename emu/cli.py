@@ -6,6 +6,7 @@ Exit status: 0 done, 1 a cell failed, 2 the input was wrong (one line on stderr)
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -306,4 +307,8 @@ def _call(arguments: list[str]) -> int:
 
 def main() -> None:
     """The entry point of the command."""
-    sys.exit(_call(sys.argv[1:]))
+    status = _call(sys.argv[1:])
+    # Python takes its handlers away before it is gone; what is ignored stays ignored.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(status)

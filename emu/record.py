@@ -177,7 +177,7 @@ def _trace(
     command: Sequence[str], cwd: Path | None, env: Mapping[str, str] | None
 ) -> tuple[list[str], _Stops]:
     """The lines of strace's log, and the maps of the processes that it held."""
-    with tempfile.TemporaryDirectory(prefix="emu-record-") as folder:
+    with tempfile.TemporaryDirectory(prefix="emu_record_") as folder:
         log = Path(folder, "log")
         traced = ",".join(f"?{call}" for call in _TRACED)
         held = ",".join(f"?{call}" for call in _HELD.values())

@@ -22,8 +22,8 @@ address that the real kernel returned; a replay checks it. Flags that mean nothi
                     MAP_BRK: the heap starts at the end of this mapping. MAP_SPECIAL: vdso, vvar;
                     the file only names them
     [files]         name = size in pages
-    [work.OP]       the rest of the kernel and of user space: time to compute before each call of a
-                    kind (exec, fork, exit; call: every other call of a program), and its source
+    [work.OP]       the rest of the kernel and of user space, with its source: time to compute
+                    inside each exec, fork or exit, or (call) before every other call of a program
     load            the program that a CPU starts with; it leaves one process
     [[phase]]       a program that runs again and again for a share of the duration (kind "time"),
                     or once. unit: the operation that counts, "iteration" or a call of the program
@@ -611,7 +611,7 @@ class _Reader:
         return calls
 
     def in_context(self, section: str, call: Call) -> Call:
-        """With names looked up, and with the work that comes before calls of its kind."""
+        """With names looked up, and with the work that belongs to calls of its kind."""
         if section.startswith("image."):
             if call.op not in _IMAGE_OPS:
                 raise CallError(f"an image has only {', '.join(_IMAGE_OPS)}")
@@ -744,9 +744,9 @@ def _lines_of_calls(text: str) -> dict[tuple[str, int], int]:
 
 
 def _line_of_key(text: str, key: str) -> int | None:
-    """The line of the first `key =` or `[... key]`."""
+    """The line of the first `key =` or `[key]`, `[key.name]`, `[name.key]`."""
     word = rf"[\"']?{re.escape(key)}[\"']?"
     for number, line in enumerate(text.splitlines(), 1):
-        if re.match(rf"\s*({word}\s*=|\[.*\b{word}\s*\])", line):
+        if re.match(rf"\s*({word}\s*=|\[(.*[\[.\s])?{word}\s*[.\]])", line):
             return number
     return None

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,8 +23,14 @@ def own_store(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 
 def left_behind() -> set[str]:
-    """Arenas and run directories that exist now."""
-    return {str(path) for parent in ("/dev/shm", "/tmp") for path in Path(parent).glob("emu-*-*")}
+    """Arenas and run directories of this process and of dead ones; others may run beside us."""
+    found = set()
+    for parent in ("/dev/shm", "/tmp"):
+        for path in Path(parent).iterdir():
+            match = re.fullmatch(r"emu-(\d+)-[0-9a-f]+", path.name)
+            if match and (match[1] == str(os.getpid()) or not Path(f"/proc/{match[1]}").exists()):
+                found.add(str(path))
+    return found
 
 
 @pytest.fixture

@@ -72,9 +72,11 @@ class Machine:
             seed=1,
             strict=True,
         )
-        for kind, name in (("rmap", rmap), ("mm", mm)):
+        for kind, word in (("rmap", rmap), ("mm", mm)):
+            name, _, params = word.partition(":")
             path = _core.data_path("designs", kind, f"{name}.so")
-            self.core.design_load(_core.NAME_OF_KIND.index(kind), str(path).encode(), None)
+            number = _core.NAME_OF_KIND.index(kind)
+            self.core.design_load(number, str(path).encode(), params.encode() or None)
         self.core.arena_format(base, mib << 20, ctypes.byref(config))
         for name in files:
             self.core.file_add(name.encode(), 64)

@@ -9,6 +9,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -154,7 +155,7 @@ def test_run_directory_has_room_for_a_socket_name(
 ) -> None:
     deep = tmp_path / ("d" * 80)
     deep.mkdir()
-    monkeypatch.setattr(arena.tempfile, "tempdir", str(deep))
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
     with run_directory() as directory:
         assert len(str(directory / "coordinator")) < 107
 

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -408,6 +409,7 @@ def test_array_names_its_fields() -> None:
 
 def test_main_reports_status(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["emu", "show", "nope"])
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
     with pytest.raises(SystemExit) as caught:
         cli.main()
     assert caught.value.code == 2

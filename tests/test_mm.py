@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -32,7 +32,19 @@ from emu import _core
 BASE = 0x7000_0000_0000  # mmap_base: mappings without an address go below
 LOW = BASE - 48 * PAGE  # calls with an address use the 48 pages from here up
 MIN = 65536
-DESIGNS = ("single", "numa-trees", "numa-locks")
+DESIGNS = (
+    "single",
+    "numa-trees",
+    "numa-locks",
+    "cpu-locks:cpus=1",
+    "outer-inner:shards=3,by=vma",
+    "outer-inner:shards=4,by=mm",
+    "outer-percpu",
+    "dynamic",
+    "exclude",  # keeps libraries out; a and b are none
+    "btree:node=128",
+    "btree",
+)
 
 
 class Page(NamedTuple):
@@ -165,7 +177,9 @@ operations = st.tuples(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
 )
 @given(st.lists(operations, max_size=40))
-def test_random_calls_leave_the_maps_of_the_oracle(design: str, ops: list) -> None:  # type: ignore[type-arg]
+def test_random_calls_leave_the_maps_of_the_oracle(
+    design: str, ops: list[tuple[int, tuple[Any, ...]]]
+) -> None:
     machine = Machine(design, mmap_base=BASE)
     stacks: list[list[Process]] = []
     for cpu in range(2):

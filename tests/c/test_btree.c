@@ -13,7 +13,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#define ITEMS 1500u
+#define ITEMS 1000u
 #define ARENA_BYTES (UINT64_C(16) << 20)
 
 static struct btree_item items[ITEMS];
@@ -120,14 +120,14 @@ static const uint32_t node_sizes[] = { 128, 192, 256, 448, BTREE_NODE_BYTES_MAX 
 static void random_changes_leave_what_the_oracle_has(void)
 {
 	for (uint32_t s = 0; s < ARRAY_SIZE(node_sizes); s++) {
-		for (uint32_t round = 0; round < 12; round++) {
+		for (uint32_t round = 0; round < 8; round++) {
 			/* From all intervals with one start, as of all processes that map a library, to hardly two. */
 			uint32_t starts = round % 4 == 0 ? 1 : round % 4 == 1 ? 5 : round % 4 == 2 ? 200 : 100000;
 			bool grow = true;
 
 			begin(node_sizes[s]);
-			for (uint32_t step = 0; step < 3000; step++) {
-				if (nr > ITEMS - 300 || nr > 40 * (round + 1))
+			for (uint32_t step = 0; step < 1500; step++) {
+				if (nr > ITEMS - 300 || nr > 60 * (round + 1))
 					grow = false;
 				if (nr < 3 * round)
 					grow = true;
@@ -164,7 +164,7 @@ static void a_tree_can_be_filled_and_emptied_from_each_end(void)
 				item->start = item->last = way % 2 ? nr : ITEMS - nr;
 				order_insert(way % 2 ? nr : 0, item);
 				btree_insert(item, &root);
-				ASSERT(btree_check(&root, NULL), "after %u insertions", nr);
+				ASSERT(nr % 8 || btree_check(&root, NULL), "after %u insertions", nr);
 			}
 			ASSERT(btree_check(&root, &full), "full");
 			check_query(0, UINT64_MAX);
@@ -173,9 +173,10 @@ static void a_tree_can_be_filled_and_emptied_from_each_end(void)
 			ASSERT(full >= 3, "%u levels", full);
 			while (nr) {
 				take_out(way < 2 ? 0 : way < 4 ? nr - 1 : nr / 2);
+				if (nr % 8)
+					continue;
 				ASSERT(btree_check(&root, &height) && height <= full, "with %u left", nr);
-				if (nr % 64 == 0)
-					check_query(0, UINT64_MAX);
+				check_query(0, UINT64_MAX);
 			}
 			end();
 		}

@@ -8,7 +8,8 @@
  * split, a hole, an overlap or a VMA twice fails. A CPU that has just forked walks too, and must meet each page of the
  * parent's anchor before the child's. At the end nothing may be left.
  *
- * Of a file that a design keeps out of its index, a walk must say so, always; whether the file is mapped must be right.
+ * In a relay two CPUs take turns at mapping "churn", so that it always has a mapping and often only one, which is being
+ * changed: the others must never find it unmapped. Of a file that a design keeps out of its index a walk must say so.
  *
  * A CPU is a process, or with -DEMU_TEST_THREADS a thread, so that the thread sanitizer sees them all.
  */
@@ -21,6 +22,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -36,7 +38,8 @@
 enum { FILE_ANCHOR, FILE_CHURN, NR_FILES };
 enum { LIST_FORK, LIST_EXIT, LIST_EXEC, LIST_IMAGE, NR_LISTS };
 
-static uint32_t calls_per_cpu = 20000;
+static uint32_t calls_per_cpu = 12000;
+static void *arena_base;
 static bool refuses_walks; /* the design under test, for the anchor */
 
 /* Beside the arena: whose mappings of the anchor a walker must find. */
@@ -45,6 +48,7 @@ static struct shared {
 	_Atomic uint32_t ready;
 	_Atomic uint32_t finished;
 	_Atomic uint64_t walks, refused;
+	_Atomic uint32_t turn, turns;
 } *shared;
 
 struct seen {
@@ -201,10 +205,71 @@ static void cpu_main(uint32_t cpu)
 	run_list(LIST_EXIT);
 }
 
+static void map_churn(uint64_t page)
+{
+	int64_t ret = emu_sys_mmap(CHURN_ADDR + page * EMU_PAGE_SIZE, EMU_PAGE_SIZE, EMU_PROT_READ,
+				   EMU_MAP_PRIVATE | EMU_MAP_FIXED, emu_file(FILE_CHURN), page * EMU_PAGE_SIZE);
+
+	ASSERT(ret > 0, "mmap: %lld", (long long)ret);
+}
+
+static void unmap_churn(uint64_t page)
+{
+	int64_t ret = emu_sys_munmap(CHURN_ADDR + page * EMU_PAGE_SIZE, EMU_PAGE_SIZE);
+
+	ASSERT(!ret, "munmap: %lld", (long long)ret);
+}
+
+static int found(struct vm_area_struct *vma, void *arg)
+{
+	(void)vma;
+	(void)arg;
+	return 1;
+}
+
+static void relay_main(uint32_t cpu)
+{
+	const uint32_t turns = calls_per_cpu / 16;
+
+	emu_cpu_attach(cpu);
+	run_list(LIST_EXEC);
+	if (cpu < 2)
+		map_churn(0);
+	atomic_fetch_add(&shared->ready, 1);
+	while (atomic_load(&shared->ready) < CPUS)
+		emu_spin_wait(&shared->ready);
+	while (atomic_load(&shared->turns) < turns) {
+		if (cpu >= 2) {
+			int ret;
+
+			ASSERT(emu_rmap->mapped(emu_file(FILE_CHURN)), "the file has a mapping at all times");
+			ret = emu_rmap->walk(emu_file(FILE_CHURN), 0, 0, true, found, NULL);
+			ASSERT(ret == 1 || ret == -EAGAIN || ret == -EOPNOTSUPP, "a walk found nobody: %d", ret);
+			emu_spin_wait(shared);
+		} else if (atomic_load(&shared->turn) == cpu) {
+			/* The other one has a mapping and keeps it until it is its turn. */
+			unmap_churn(0);
+			map_churn(0);
+			atomic_fetch_add(&shared->turns, 1);
+			atomic_store(&shared->turn, !cpu);
+		} else {
+			/* The neighbour merges: page 0 is out of the index for a while. */
+			map_churn(1);
+			unmap_churn(1);
+		}
+	}
+	atomic_fetch_add(&shared->finished, 1);
+	while (atomic_load(&shared->finished) < CPUS)
+		emu_spin_wait(&shared->finished);
+	run_list(LIST_EXIT);
+}
+
+static void (*cpu_function)(uint32_t cpu);
+
 #ifdef EMU_TEST_THREADS
 static void *thread_main(void *arg)
 {
-	cpu_main((uint32_t)(uintptr_t)arg);
+	cpu_function((uint32_t)(uintptr_t)arg);
 	return NULL;
 }
 
@@ -228,40 +293,46 @@ static void run_cpus(void)
 		ASSERT(pids[i] >= 0, "fork: %s", strerror(errno));
 		if (!pids[i]) {
 			alarm(120); /* a lost wake-up must not hang the tests */
-			cpu_main(i);
+			cpu_function(i);
 			_exit(0);
 		}
 	}
-	for (uint32_t i = 0; i < CPUS; i++) {
+	for (uint32_t left = CPUS; left; left--) {
 		int status;
+		pid_t pid = wait(&status);
 
-		ASSERT(waitpid(pids[i], &status, 0) == pids[i], "waitpid");
-		ASSERT(!status, "CPU %u ended with status %#x", i, status);
+		ASSERT(pid > 0, "wait: %s", strerror(errno));
+		if (status) {
+			/* The others would wait for it at the end. */
+			for (uint32_t i = 0; i < CPUS; i++)
+				if (pids[i] != pid)
+					kill(pids[i], SIGKILL);
+			ASSERT(!status, "a CPU ended with status %#x", status);
+		}
 	}
 }
 #endif
 
-static void stress(const char *design, const char *params, bool penalty)
+static void run_machine(const char *design, const char *params, bool penalty, uint64_t seed)
 {
 	const uint32_t node_of_cpu[CPUS] = { 0, 0, 1, 1 };
 	const uint32_t penalty_ns[4] = { 0, 100, 100, 0 };
 	const struct emu_config config = {
 		.bytes = sizeof(config),	.nr_cpus = CPUS,	  .nr_nodes = 2,	     .nr_files = NR_FILES,
 		.nr_lists = NR_LISTS,		.nr_calls = 4,		  .oversubscribed = true,    .numa_penalty = penalty,
-		.seed = 1,			.node_of_cpu = node_of_cpu, .penalty_ns = penalty_ns,
+		.seed = seed,			.node_of_cpu = node_of_cpu, .penalty_ns = penalty_ns,
 	};
 	const struct emu_call fork_call = { .op = EMU_CALL_FORK }, exit_call = { .op = EMU_CALL_EXIT },
 			      exec_call = { .op = EMU_CALL_EXEC, .arg = LIST_IMAGE, .addr = UINT64_C(1) << 40 };
 	char path[512];
-	void *base = mmap(NULL, ARENA_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	uint64_t acquired = 0;
 
-	ASSERT(base != MAP_FAILED, "mmap: %s", strerror(errno));
+	arena_base = mmap(NULL, ARENA_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	ASSERT(arena_base != MAP_FAILED, "mmap: %s", strerror(errno));
 	memset(shared, 0, sizeof(*shared));
 	snprintf(path, sizeof(path), "%s/rmap/%s.so", EMU_DESIGNS, design);
 	ASSERT(!emu_design_load(0, path, params), "%s", emu_error());
 	ASSERT(!emu_design_load(1, EMU_DESIGNS "/mm/mmap-sem-rbtree.so", NULL), "%s", emu_error());
-	ASSERT(!emu_arena_format(base, ARENA_BYTES, &config), "%s", emu_error());
+	ASSERT(!emu_arena_format(arena_base, ARENA_BYTES, &config), "%s", emu_error());
 	ASSERT(emu_file_add("anchor", PAGES) == FILE_ANCHOR && emu_file_add("libchurn.so.1", 2 * PAGES) == FILE_CHURN, "files");
 	ASSERT(emu_list_add(&fork_call, 1) == LIST_FORK && emu_list_add(&exit_call, 1) == LIST_EXIT &&
 		       emu_list_add(&exec_call, 1) == LIST_EXEC && emu_list_add(NULL, 0) == LIST_IMAGE,
@@ -271,39 +342,66 @@ static void stress(const char *design, const char *params, bool penalty)
 	refuses_walks = emu_rmap->walk(emu_file(FILE_ANCHOR), 0, 0, true, look, NULL) == -EOPNOTSUPP;
 	run_cpus();
 	ASSERT(!emu_check_drained(), "%s", emu_error());
+}
+
+static void stress(const char *design, const char *params, bool penalty, uint64_t seed)
+{
+	uint64_t acquired = 0;
+
+	cpu_function = cpu_main;
+	run_machine(design, params, penalty, seed);
 	ASSERT(refuses_walks == !atomic_load(&shared->walks), "%llu walks",
 	       (unsigned long long)atomic_load(&shared->walks));
 	for (uint32_t cpu = 0; cpu < CPUS; cpu++)
 		for (uint32_t i = 0; i < emu_nr_lock_classes() * EMU_SITES_MAX; i++)
 			acquired += emu_cpu_lock_stats(cpu)[i].acquired;
 	ASSERT(acquired > (uint64_t)CPUS * calls_per_cpu / 2, "only %llu acquisitions", (unsigned long long)acquired);
-	munmap(base, ARENA_BYTES);
+	munmap(arena_base, ARENA_BYTES);
+}
+
+static void relay(const char *design, const char *params, bool penalty)
+{
+	cpu_function = relay_main;
+	run_machine(design, params, penalty, 1);
+	ASSERT(atomic_load(&shared->turns) >= calls_per_cpu / 16, "%u turns", atomic_load(&shared->turns));
+	munmap(arena_base, ARENA_BYTES);
 }
 
 /* Every design is run as it is; some in other ways too. */
 static const struct variant {
 	const char *design, *params;
 	bool penalty;
+	uint32_t rounds; /* 0: one. As many short runs, for what happens once a run */
 } variants[] = {
-	{ "numa-locks", NULL, true },
-	{ "cpu-locks", "cpus=1", false },
-	{ "cpu-locks", "cpus=3", false },
-	{ "outer-inner", "shards=3,by=vma", true },
-	{ "outer-inner", "shards=4,by=mm", false },
-	{ "outer-percpu", "shards=3,by=vma", false },
-	{ "outer-percpu", "shards=1", false },
-	{ "dynamic", "threshold=0,shards=3", false },
-	{ "dynamic", "threshold=300", false },
-	{ "exclude", "files=all", false },
-	{ "btree", "node=128", false },
-	{ "btree", "node=512", true },
+	{ "numa-locks", NULL, true, 0 },
+	{ "cpu-locks", "cpus=1", false, 0 },
+	{ "cpu-locks", "cpus=3", false, 0 },
+	{ "outer-inner", "shards=3,by=vma", true, 0 },
+	{ "outer-inner", "shards=4,by=mm", false, 0 },
+	{ "outer-percpu", "shards=3,by=vma", false, 0 },
+	{ "outer-percpu", "shards=1", false, 0 },
+	{ "dynamic", "threshold=0,shards=3", false, 0 },
+	{ "dynamic", "threshold=300", false, 0 },
+	{ "dynamic", "threshold=2", false, 40 },
+	{ "exclude", "files=all", false, 0 },
+	{ "btree", "node=128", false, 0 },
+	{ "btree", "node=512", true, 0 },
 };
 
-static void run(const char *design, const char *params, bool penalty)
+static void run(const struct variant *v)
 {
-	printf("%s%s%s%s ... ", design, params ? ":" : "", params ? params : "", penalty ? " with penalty" : "");
+	uint32_t calls = calls_per_cpu;
+
+	printf("%s%s%s%s ... ", v->design, v->params ? ":" : "", v->params ? v->params : "",
+	       v->penalty ? " with penalty" : "");
 	fflush(stdout);
-	stress(design, params, penalty);
+	if (v->rounds)
+		calls_per_cpu = calls / v->rounds + 1;
+	for (uint32_t round = 0; round < (v->rounds ? v->rounds : 1); round++)
+		stress(v->design, v->params, v->penalty, 1 + round);
+	calls_per_cpu = calls;
+	if (!v->rounds)
+		relay(v->design, v->params, v->penalty);
 	printf("ok\n");
 	test_passed++;
 }
@@ -338,10 +436,10 @@ int main(int argc, char **argv)
 
 		design[strlen(design) - 3] = '\0';
 		if (argc <= 2 || !strcmp(design, argv[2])) {
-			run(design, NULL, false);
+			run(&(struct variant){ .design = design });
 			for (uint32_t v = 0; v < ARRAY_SIZE(variants); v++)
 				if (!strcmp(design, variants[v].design))
-					run(design, variants[v].params, variants[v].penalty);
+					run(&variants[v]);
 		}
 		free(designs[i]);
 	}

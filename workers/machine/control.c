@@ -36,8 +36,9 @@ static struct layout layout_of(const struct emu_config *c)
 	l.max_classes = 16 + 4 * c->nr_files;
 	l.node_of_cpu = place(&at, cpus * sizeof(uint32_t));
 	l.penalty_ns = place(&at, nodes * nodes * sizeof(uint32_t));
-	/* Before the CPUs, where the virtual machine's memory begins: counting costs nothing there. */
+	/* Before the CPUs, on whose page the virtual machine's memory begins: counting costs nothing there. */
 	l.lock_stats = place(&at, cpus * l.max_classes * EMU_SITES_MAX * sizeof(struct lock_stat));
+	at = (at + EMU_PAGE_SIZE - 1) & ~(EMU_PAGE_SIZE - 1);
 	l.cpus = place(&at, cpus * sizeof(struct emu_cpu));
 	l.pools = place(&at, nodes * sizeof(struct emu_pool));
 	l.files = place(&at, c->nr_files * sizeof(struct address_space));

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* program.h - the interpreter of call lists, for the engines. */
+/*
+ * program.h - the interpreter of call lists, for the engines.
+ */
 #ifndef EMU_MACHINE_PROGRAM_H
 #define EMU_MACHINE_PROGRAM_H
 

@@ -63,9 +63,11 @@ struct task_struct;
 #ifdef EMU_MACHINE_NATIVE
 extern EMU_EXPORT _Thread_local struct task_struct *emu_current __attribute__((tls_model("initial-exec")));
 #define EMU_MACHINE_ID 1u
+#define EMU_HOLD_SAMPLE 16u /* one hold of a lock in so many is timed: two looks at the clock cost a lock */
 #else
 extern EMU_EXPORT struct task_struct *emu_current;
 #define EMU_MACHINE_ID 2u
+#define EMU_HOLD_SAMPLE 1u /* looking at the clock takes no virtual time */
 #endif
 #define current emu_current
 

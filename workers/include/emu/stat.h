@@ -16,11 +16,6 @@
 #include <emu/task.h>
 
 #define EMU_SITES_MAX 128u
-#ifdef EMU_MACHINE_VIRTUAL
-#define EMU_HOLD_SAMPLE 1u /* looking at the clock takes no virtual time */
-#else
-#define EMU_HOLD_SAMPLE 16u
-#endif
 
 struct lock_stat {
 	uint64_t acquired;

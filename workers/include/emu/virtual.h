@@ -65,7 +65,7 @@ struct emu_virtual_stats {
 /* How a CPU has spent its time since the start of the phase. Their sum is what its clock has moved. */
 struct emu_virtual_cpu {
 	uint64_t clock_ps;
-	uint64_t access_ps;  /* instructions, as far as they touch memory, and atomics on its own lines */
+	uint64_t access_ps;  /* the rest: accesses and atomics on its own lines, waking others */
 	uint64_t compute_ps; /* emu_compute() */
 	uint64_t stall_ps;   /* waiting for a line */
 	uint64_t spin_ps;    /* parked by emu_spin_wait() */

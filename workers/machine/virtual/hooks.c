@@ -225,10 +225,11 @@ void __tsan_vptr_read(void **vptr)
 	hook_read(vptr);
 }
 
-/* `caller` is where the function that is entered was called from. */
+/* Kept is a place in the function that is entered; `caller` is the one in the function that it was called from. */
 void __tsan_func_entry(void *caller)
 {
-	vm.shadow[vm.depth++ % SHADOW_DEPTH] = (uintptr_t)caller;
+	(void)caller;
+	vm.shadow[vm.depth++ % SHADOW_DEPTH] = (uintptr_t)__builtin_return_address(0);
 }
 
 void __tsan_func_exit(void)
@@ -320,7 +321,7 @@ static inline __attribute__((always_inline)) void atomic_modify(const volatile v
 	drain_stores();
 	sync_point(line);
 	tick();
-	charge(vm.cost.atomic_ps);
+	vm.clock += vm.cost.atomic_ps;
 	if (unlikely(vm.clock >= vm.horizon) || !is_mine(line))
 		line_modify(line, any_order);
 	watch(line);

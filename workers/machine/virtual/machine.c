@@ -255,8 +255,11 @@ void emu_virtual_stats(struct emu_virtual_stats *stats)
 
 void emu_virtual_cpu(uint32_t cpu, struct emu_virtual_cpu *out)
 {
-	*out = vm.fibers[cpu].spent;
-	out->clock_ps = vm.fibers[cpu].clock - vm.fibers[cpu].since;
+	const struct fiber *f = &vm.fibers[cpu];
+
+	*out = f->spent;
+	out->clock_ps = f->clock - f->since;
+	out->access_ps = out->clock_ps - out->compute_ps - out->stall_ps - out->spin_ps - out->sleep_ps;
 }
 
 uint32_t emu_virtual_lines(struct emu_virtual_line *lines, uint32_t n)

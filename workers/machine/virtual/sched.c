@@ -253,7 +253,7 @@ void emu_spin_wait(const volatile void *addr)
 		if (vm.lines[f->watches[i].line].version != f->watches[i].version) {
 			/* Written since it was looked at: look again. */
 			f->nr_watches = 0;
-			charge(vm.access_ps);
+			vm.clock += vm.access_ps;
 			return;
 		}
 	}
@@ -285,10 +285,12 @@ void emu_futex_wait(_Atomic uint32_t *word, uint32_t expected)
 {
 	struct fiber *f = vm.fiber;
 	uint32_t bucket = bucket_of(word);
-	uint64_t start = vm.clock;
+	uint64_t start, stall_ps;
 
 	EMU_ASSERT(vm.span, "a wait outside a phase: nobody else runs");
 	drain_stores();
+	start = vm.clock;
+	stall_ps = f->spent.stall_ps;
 	/* Spinners on a lock that this task owns stop spinning from here on. */
 	machine_store(&f->task->on_cpu, 0);
 	vm.clock += vm.cost.futex_wait_ps;
@@ -306,14 +308,15 @@ void emu_futex_wait(_Atomic uint32_t *word, uint32_t expected)
 	}
 	machine_store(&f->task->on_cpu, 1);
 	f->nr_watches = 0;
+	/* All of it: the lines that it touched on the way are not told apart. */
 	f->spent.sleep_ps += vm.clock - start;
+	f->spent.stall_ps = stall_ps;
 }
 
 uint32_t emu_futex_wake(_Atomic uint32_t *word, uint32_t n)
 {
 	uint32_t bucket = bucket_of(word), woken = 0;
 	struct fiber *f, *before = NULL, *next;
-	uint64_t start = vm.clock;
 
 	if (!vm.span)
 		return 0;
@@ -340,7 +343,6 @@ uint32_t emu_futex_wake(_Atomic uint32_t *word, uint32_t n)
 		sched_push(f);
 		woken++;
 	}
-	vm.fiber->spent.access_ps += vm.clock - start;
 	return woken;
 }
 
@@ -353,7 +355,6 @@ static void entry(void)
 	vm.body(vm.body_arg);
 	drain_stores();
 	vm.fiber->state = FIBER_DONE;
-	vm.fiber->spent.clock_ps = vm.clock;
 	vm.nr_done++;
 	block();
 	__builtin_unreachable();

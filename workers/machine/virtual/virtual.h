@@ -195,12 +195,6 @@ static inline void drain_stores(void)
 	}
 }
 
-static inline void charge(uint64_t ps)
-{
-	vm.clock += ps;
-	vm.fiber->spent.access_ps += ps;
-}
-
 static inline void watch(uint32_t line)
 {
 	struct fiber *f = vm.fiber;

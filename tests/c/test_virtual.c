@@ -1,0 +1,504 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * test_virtual.c - the virtual machine: order, time, and what it says when it is misused.
+ *
+ * This file is instrumented as designs are, so that what it does on a CPU costs what it would cost a design.
+ */
+#include "virtual_machine.h"
+#include "execl_program.h"
+
+#include <emu/rwsem.h>
+
+static const struct shape hygon = { .sockets = 2, .nodes = 6, .l3 = 2, .cores = 8, .smt = 2 };
+static const struct shape small = { .sockets = 1, .nodes = 1, .l3 = 1, .cores = 8, .smt = 1 };
+
+/*
+ * Locks
+ */
+
+static struct locked {
+	struct rw_semaphore sem;
+	struct qspinlock spin;
+	__cacheline_aligned uint64_t by_sem, by_spin, inside;
+} *locked;
+
+static void take_locks(void *arg)
+{
+	(void)arg;
+	for (int i = 0; i < 20; i++) {
+		down_write(&locked->sem);
+		ASSERT(!locked->inside++, "two CPUs inside");
+		emu_compute(emu_random() % 300);
+		locked->by_sem++;
+		locked->inside--;
+		up_write(&locked->sem);
+
+		spin_lock(&locked->spin);
+		locked->by_spin++;
+		spin_unlock(&locked->spin);
+
+		down_read(&locked->sem);
+		ASSERT(!locked->inside, "a writer beside a reader");
+		up_read(&locked->sem);
+	}
+}
+
+static void locks_exclude_each_other_on_384_cpus(void)
+{
+	machine_boot(&hygon, 384, 1);
+	locked = machine_zalloc(sizeof(*locked), 0);
+	init_rwsem(&locked->sem, EMU_CLASS_MMAP_LOCK);
+	spin_lock_init(&locked->spin, 0);
+	ASSERT(!emu_virtual_run(take_locks, NULL), "%s", emu_error());
+	ASSERT(locked->by_sem == 384 * 20 && locked->by_spin == 384 * 20, "%llu, %llu",
+	       (unsigned long long)locked->by_sem, (unsigned long long)locked->by_spin);
+	machine_end();
+}
+
+/*
+ * Order
+ */
+
+static struct tickets {
+	_Atomic uint32_t next;
+	__cacheline_aligned uint64_t ns[2000];
+} *tickets;
+
+static void take_tickets(void *arg)
+{
+	(void)arg;
+	for (int i = 0; i < 20; i++) {
+		uint64_t ns;
+
+		emu_compute(emu_random() % 5000);
+		/* Stores in flight, of the last turn, would be waited for between the look at the clock and the add. */
+		atomic_thread_fence(memory_order_seq_cst);
+		ns = emu_clock_ns();
+		tickets->ns[atomic_fetch_add_explicit(&tickets->next, 1, memory_order_relaxed)] = ns;
+	}
+}
+
+static void atomics_take_effect_in_the_order_of_virtual_time(void)
+{
+	machine_boot(&hygon, 100, 3);
+	tickets = machine_zalloc(sizeof(*tickets), 0);
+	ASSERT(!emu_virtual_run(take_tickets, NULL), "%s", emu_error());
+	ASSERT(tickets->next == 2000, "%u", tickets->next);
+	for (int i = 1; i < 2000; i++)
+		ASSERT(tickets->ns[i] >= tickets->ns[i - 1], "ticket %d at %llu ns, the one before at %llu", i,
+		       (unsigned long long)tickets->ns[i], (unsigned long long)tickets->ns[i - 1]);
+	machine_end();
+}
+
+static struct emu_virtual_event traces[2][400000];
+
+static uint64_t trace_of_execl(const char *design, uint64_t seed, struct emu_virtual_event *events, uint64_t max,
+			       struct emu_virtual_stats *stats)
+{
+	struct emu_config config = { .nr_files = NR_FILES, .nr_lists = NR_LISTS, .nr_calls = EXECL_CALLS,
+				     .work_jitter_permille = 100, .seed = seed };
+	char path[512];
+	uint64_t n;
+
+	snprintf(path, sizeof(path), "%s/rmap/%s.so", EMU_DESIGNS, design);
+	ASSERT(!emu_design_load(0, path, NULL), "%s", emu_error());
+	ASSERT(!emu_design_load(1, EMU_DESIGNS "/mm/mmap-sem-rbtree.so", NULL), "%s", emu_error());
+	machine_format(&hygon, 64, &config);
+	ASSERT(!execl_add(50000), "%s", emu_error());
+	machine_model(&config);
+	emu_virtual_trace(events, max);
+	ASSERT(!emu_phase_prepare(LIST_LOAD, 1, 0, 0) && !emu_virtual_run_phase(), "%s", emu_error());
+	ASSERT(!emu_phase_prepare(LIST_EXECL, 0, 1, 1000000) && !emu_virtual_run_phase(), "%s", emu_error());
+	n = emu_virtual_traced();
+	ASSERT(!emu_phase_prepare(LIST_EXIT, 1, 0, 0) && !emu_virtual_run_phase(), "%s", emu_error());
+	ASSERT(!emu_check_drained(), "%s", emu_error());
+	emu_virtual_stats(stats);
+	machine_end();
+	return n;
+}
+
+static void same_seed_same_trace(void)
+{
+	static const char *const designs[] = { "single", "numa-trees", "numa-locks" };
+	struct emu_virtual_stats a, b;
+
+	for (uint32_t d = 0; d < ARRAY_SIZE(designs); d++) {
+		uint64_t n = trace_of_execl(designs[d], 5, traces[0], ARRAY_SIZE(traces[0]), &a);
+		/* A different host address of everything. */
+		void *shift = mmap(NULL, 12345678, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		uint64_t m = trace_of_execl(designs[d], 5, traces[1], ARRAY_SIZE(traces[1]), &b);
+
+		ASSERT(n > 10000 && n == m, "%s: %llu and %llu events", designs[d], (unsigned long long)n,
+		       (unsigned long long)m);
+		for (uint64_t i = 0; i < n; i++)
+			ASSERT(!memcmp(&traces[0][i], &traces[1][i], sizeof(traces[0][i])), "%s: step %llu differs",
+			       designs[d], (unsigned long long)i);
+		ASSERT(!memcmp(&a, &b, sizeof(a)), "%s: the statistics differ", designs[d]);
+		munmap(shift, 12345678);
+		trace_of_execl(designs[d], 6, NULL, 0, &b);
+		ASSERT(a.trace_hash != b.trace_hash, "%s: another seed, the same run", designs[d]);
+	}
+}
+
+/*
+ * Time
+ */
+
+static struct ping_pong {
+	_Atomic uint32_t turn;
+	uint32_t cpus[2];
+} *ping_pong;
+#define ROUNDS 100
+
+/* As core-to-core-latency does it: each side waits with compare-and-exchange. */
+static void play(void *arg)
+{
+	uint64_t *ns = arg;
+
+	for (uint32_t side = 0; side < 2; side++) {
+		uint64_t start = 0;
+
+		if (current->cpu != ping_pong->cpus[side])
+			continue;
+		for (int i = 0; i < ROUNDS; i++) {
+			uint32_t mine = side;
+
+			if (i == 10)
+				start = emu_clock_ns();
+			while (!atomic_compare_exchange_strong(&ping_pong->turn, &mine, !side)) {
+				emu_spin_wait(&ping_pong->turn);
+				mine = side;
+			}
+		}
+		*ns = (emu_clock_ns() - start) / (2 * (ROUNDS - 10));
+	}
+}
+
+static void ping_pong_reproduces_the_latency_classes(void)
+{
+	/* Other CPU, home of the line, for CPU 0; one way, ns, without the few of the operation itself. */
+	static const struct {
+		const char *name;
+		uint32_t other, home;
+		double ns;
+	} classes[] = {
+		{ "SMT sibling", 192, 0, 12 },
+		{ "same L3", 1, 0, 38 },
+		{ "same L3, homed far away", 1, 11, 38 },
+		{ "same node", 8, 0, 137 },
+		{ "same node, homed in the other socket", 8, 6, 137 + 2 * 70.5 },
+		{ "other node of the socket, homed there", 16, 1, 137 + 2 * 38.5 },
+		{ "other node, homed in a third", 16, 2, 137 + 3 * 38.5 },
+		{ "same position of the other socket", 96, 0, 137 + 2 * 70.5 },
+		{ "other position of the other socket", 112, 0, 137 + 2 * (38.5 + 70.5) },
+	};
+
+	for (uint32_t i = 0; i < ARRAY_SIZE(classes); i++) {
+		uint64_t ns = 0;
+
+		machine_boot(&hygon, 384, 1);
+		ping_pong = machine_zalloc(sizeof(*ping_pong), classes[i].home);
+		ping_pong->cpus[1] = classes[i].other;
+		ASSERT(!emu_virtual_run(play, &ns), "%s", emu_error());
+		ASSERT((double)ns + 1 > classes[i].ns && (double)ns < classes[i].ns + 10, "%s: %llu ns, %.0f expected",
+		       classes[i].name, (unsigned long long)ns, classes[i].ns);
+		machine_end();
+	}
+}
+
+static void add_up(void *arg)
+{
+	for (int i = 0; i < 100; i++)
+		atomic_fetch_add_explicit((_Atomic uint32_t *)arg, 1, memory_order_relaxed);
+}
+
+static void contended_fetch_add_is_limited_by_occupancy(void)
+{
+	static const uint32_t counts[] = { 2, 8, 32, 128, 384 };
+
+	for (uint32_t i = 0; i < ARRAY_SIZE(counts); i++) {
+		struct emu_virtual_stats stats;
+		double ns;
+
+		machine_boot(&hygon, counts[i], 1);
+		ASSERT(!emu_virtual_run(add_up, machine_zalloc(64, 0)), "%s", emu_error());
+		emu_virtual_stats(&stats);
+		ns = (double)stats.now_ps / 1000 / (100 * counts[i]);
+		ASSERT(ns > 12.5 * 0.9 && ns < 12.5 * 1.3, "%u CPUs: %.1f ns an operation", counts[i], ns);
+		machine_end();
+	}
+}
+
+static void look_at_lines(void *arg)
+{
+	struct {
+		char *memory;
+		uint32_t lines;
+		uint64_t ns;
+	} *look = arg;
+
+	for (int round = 0; round < 3; round++) {
+		uint64_t start = emu_clock_ns();
+
+		for (uint32_t i = 0; i < look->lines; i++)
+			(void)READ_ONCE(look->memory[i * EMU_CACHELINE]);
+		look->ns = (emu_clock_ns() - start) / look->lines;
+	}
+}
+
+static void caches_have_capacity(void)
+{
+	struct {
+		char *memory;
+		uint32_t lines;
+		uint64_t ns;
+	} look = { NULL, 0, 0 };
+
+	/* Two objects in a row of the same chunk run: 250 KiB = 4000 lines. */
+	for (int i = 0; i < 3; i++) {
+		static const uint32_t private_lines[3] = { 8192, 1024, 1024 }, l3_lines[3] = { 262144, 262144, 1024 };
+		static const uint64_t expected_ns[3] = { 1, 14, 91 };
+
+		machine_cost.private_lines = private_lines[i];
+		machine_cost.l3_lines = l3_lines[i];
+		machine_boot(&small, 1, 1);
+		look.lines = 4000;
+		look.memory = machine_zalloc(look.lines * EMU_CACHELINE, 0);
+		ASSERT(!emu_virtual_run(look_at_lines, &look), "%s", emu_error());
+		ASSERT(look.ns == expected_ns[i], "%llu ns a line, %llu expected", (unsigned long long)look.ns,
+		       (unsigned long long)expected_ns[i]);
+		machine_end();
+	}
+	machine_cost.private_lines = 4096;
+	machine_cost.l3_lines = 262144;
+}
+
+static void wait_for_cpu_0(void *arg)
+{
+	_Atomic uint32_t *word = arg;
+
+	if (current->cpu == 0) {
+		emu_compute(1000000);
+		atomic_store_explicit(word, 1, memory_order_release);
+	} else {
+		smp_cond_load_acquire(word, VAL);
+	}
+}
+
+static void parked_spinners_cost_nothing(void)
+{
+	struct emu_virtual_stats stats;
+	struct emu_virtual_cpu cpu;
+
+	machine_boot(&hygon, 384, 1);
+	ASSERT(!emu_virtual_run(wait_for_cpu_0, machine_zalloc(64, 0)), "%s", emu_error());
+	emu_virtual_stats(&stats);
+	/* Look, park, look again. */
+	ASSERT(stats.accesses < 4 * 384 && stats.switches < 4 * 384, "%llu accesses, %llu switches",
+	       (unsigned long long)stats.accesses, (unsigned long long)stats.switches);
+	emu_virtual_cpu(383, &cpu);
+	ASSERT(cpu.spin_ps > 990000000 && cpu.spin_ps <= cpu.clock_ps, "spun for %llu ps",
+	       (unsigned long long)cpu.spin_ps);
+	/* A copy for each of the 24 L3 domains leaves the owner after the other. */
+	ASSERT(stats.now_ps > 1000000000u + 24 * 12500 && stats.now_ps < 1003000000u, "all awake at %llu ps",
+	       (unsigned long long)stats.now_ps);
+	machine_end();
+}
+
+static struct sleepers {
+	_Atomic uint32_t word;
+	uint64_t woken_ns, wake_ns;
+} *sleepers;
+
+static void sleep_and_wake(void *arg)
+{
+	(void)arg;
+	if (current->cpu == 1) {
+		while (!atomic_load_explicit(&sleepers->word, memory_order_acquire))
+			emu_futex_wait(&sleepers->word, 0);
+		sleepers->woken_ns = emu_clock_ns();
+	} else {
+		emu_compute(50000);
+		atomic_store_explicit(&sleepers->word, 1, memory_order_release);
+		sleepers->wake_ns = emu_clock_ns();
+		ASSERT(emu_futex_wake(&sleepers->word, 10) == 1, "one sleeper");
+	}
+}
+
+static void a_sleeper_runs_when_it_has_been_woken(void)
+{
+	uint64_t ns;
+
+	machine_boot(&small, 2, 1);
+	sleepers = machine_zalloc(sizeof(*sleepers), 0);
+	ASSERT(!emu_virtual_run(sleep_and_wake, NULL), "%s", emu_error());
+	ns = sleepers->woken_ns - sleepers->wake_ns;
+	/* 140 for the call, 500 for the IPI, 3000 until it runs, and a few lines. */
+	ASSERT(ns >= 3640 && ns < 3900, "%llu ns", (unsigned long long)ns);
+	machine_end();
+}
+
+static void count_to_100(void *arg)
+{
+	uint64_t *own = (uint64_t *)arg + current->cpu * 8;
+
+	emu_compute(700);
+	for (int i = 0; i < 100; i++)
+		WRITE_ONCE(*own, READ_ONCE(*own) + 1);
+}
+
+static void a_cpus_time_is_accounted_for(void)
+{
+	struct emu_virtual_cpu t;
+
+	machine_boot(&hygon, 32, 1);
+	ASSERT(!emu_virtual_run(count_to_100, machine_zalloc(32 * EMU_CACHELINE, 0)), "%s", emu_error());
+	/* CPU 3 is on the node of the memory, which is read once; its task's line is on the way to it. */
+	emu_virtual_cpu(3, &t);
+	ASSERT(t.compute_ps == 700000 && t.stall_ps == 2 * 90000 && !t.spin_ps && !t.sleep_ps, "compute %llu stall %llu",
+	       (unsigned long long)t.compute_ps, (unsigned long long)t.stall_ps);
+	ASSERT(t.access_ps == 201 * 1000, "access %llu ps", (unsigned long long)t.access_ps);
+	machine_end();
+
+	machine_boot(&hygon, 32, 1);
+	locked = machine_zalloc(sizeof(*locked), 0);
+	init_rwsem(&locked->sem, EMU_CLASS_MMAP_LOCK);
+	spin_lock_init(&locked->spin, 0);
+	ASSERT(!emu_virtual_run(take_locks, NULL), "%s", emu_error());
+	for (uint32_t i = 0; i < 32; i++) {
+		emu_virtual_cpu(i, &t);
+		ASSERT(t.access_ps > 20 * 30 * 1000 && t.access_ps < t.clock_ps / 4 &&
+			       t.spin_ps + t.sleep_ps > t.clock_ps / 2,
+		       "CPU %u: %llu of %llu ps of its own, %llu spinning, %llu asleep", i,
+		       (unsigned long long)t.access_ps, (unsigned long long)t.clock_ps,
+		       (unsigned long long)t.spin_ps, (unsigned long long)t.sleep_ps);
+	}
+	machine_end();
+}
+
+/*
+ * Misuse
+ */
+
+static struct rw_semaphore *pair[2];
+
+static void abba(void *arg)
+{
+	(void)arg;
+	down_write(pair[current->cpu]);
+	emu_compute(10000);
+	down_write(pair[!current->cpu]);
+}
+
+static void a_deadlock_is_named(void)
+{
+	machine_boot(&small, 2, 1);
+	for (int i = 0; i < 2; i++) {
+		pair[i] = machine_zalloc(sizeof(*pair[i]), 0);
+		init_rwsem(pair[i], EMU_CLASS_MMAP_LOCK);
+	}
+	ASSERT(emu_virtual_run(abba, NULL) == -EDEADLK, "not found");
+	ASSERT(strstr(emu_error(), "deadlock: all CPUs wait: CPU 0 ") && strstr(emu_error(), "; CPU 1 ") &&
+		       strstr(emu_error(), "rwsem_down_write_slow"),
+	       "%s", emu_error());
+	machine_end();
+}
+
+static void poll_for_ever(void *arg)
+{
+	while (!READ_ONCE(*(uint32_t *)arg))
+		;
+}
+
+static void plain_for_ever(void *arg)
+{
+	uint32_t *word = arg;
+
+	for (uint32_t i = 0; i < UINT32_MAX; i++)
+		word[i % 16] += i;
+}
+
+static void a_cpu_that_never_ends_meets_the_event_limit(void)
+{
+	void (*const bodies[])(void *) = { poll_for_ever, plain_for_ever };
+
+	for (uint32_t i = 0; i < ARRAY_SIZE(bodies); i++) {
+		machine_cost.event_limit = 1000000;
+		machine_boot(&small, 2, 1);
+		ASSERT(emu_virtual_run(bodies[i], machine_zalloc(64, 0)) == -ETIME, "not found");
+		ASSERT(strstr(emu_error(), "event limit: 1000000 accesses; CPU "), "%s", emu_error());
+		ASSERT(emu_virtual_run(bodies[i], NULL) == -EIO, "runs on after it has failed");
+		machine_cost.event_limit = 1000000000;
+		machine_end();
+	}
+}
+
+static EMU_NOINLINE uint64_t recurse(volatile uint64_t *above)
+{
+	volatile uint64_t frame[64];
+
+	frame[0] = *above + 1;
+	return frame[0] < 1000000 ? recurse(frame) + frame[0] : 0;
+}
+
+static void overflow(void *arg)
+{
+	volatile uint64_t start = 0;
+
+	(void)arg;
+	if (current->cpu == 3)
+		recurse(&start);
+}
+
+static void go_wild(void *arg)
+{
+	emu_compute(1000);
+	if (current->cpu == 2)
+		*(volatile uint32_t *)(uintptr_t)(0x1234560 + *(uint32_t *)arg) = 1;
+}
+
+static void faults_are_reported_with_cpu_time_and_seed(void)
+{
+	machine_boot(&small, 4, 77);
+	ASSERT(emu_virtual_run(overflow, NULL) == -EFAULT, "not found");
+	ASSERT(strstr(emu_error(), "stack overflow: CPU 3 at 91 ns, seed 77"), "%s", emu_error());
+	machine_end();
+	machine_boot(&small, 4, 77);
+	ASSERT(emu_virtual_run(go_wild, machine_zalloc(64, 0)) == -EFAULT, "not found");
+	ASSERT(strstr(emu_error(), "wild pointer 0x1234560: CPU 2 at 1") && strstr(emu_error(), "seed 77"), "%s",
+	       emu_error());
+	machine_end();
+}
+
+static void nothing_of_libtsan_is_loaded(void)
+{
+	char line[512];
+	FILE *maps = fopen("/proc/self/maps", "r");
+	bool ours = false;
+
+	ASSERT(maps, "/proc/self/maps");
+	while (fgets(line, sizeof(line), maps)) {
+		ASSERT(!strstr(line, "tsan"), "%s", line);
+		ours = ours || strstr(line, "libemu-virtual");
+	}
+	ASSERT(ours, "libemu-virtual is not loaded");
+	fclose(maps);
+}
+
+int main(void)
+{
+	TEST(nothing_of_libtsan_is_loaded);
+	TEST(locks_exclude_each_other_on_384_cpus);
+	TEST(atomics_take_effect_in_the_order_of_virtual_time);
+	TEST(same_seed_same_trace);
+	TEST(ping_pong_reproduces_the_latency_classes);
+	TEST(contended_fetch_add_is_limited_by_occupancy);
+	TEST(caches_have_capacity);
+	TEST(parked_spinners_cost_nothing);
+	TEST(a_sleeper_runs_when_it_has_been_woken);
+	TEST(a_cpus_time_is_accounted_for);
+	TEST(a_deadlock_is_named);
+	TEST(a_cpu_that_never_ends_meets_the_event_limit);
+	TEST(faults_are_reported_with_cpu_time_and_seed);
+	return test_report();
+}
