@@ -32,7 +32,7 @@ asan: $(INSTALLED) $(TOOLS) ## the tests in C under the address and undefined-be
 tsan: $(INSTALLED) $(TOOLS) ## the tests in C under the thread sanitizer
 	@$(BIN)/pytest tests/test_c.py -k tsan $(ARGS)
 
-lint: $(TOOLS) ## ruff (lint and format) and mypy --strict
+lint: $(INSTALLED) $(TOOLS) ## ruff (lint and format) and mypy --strict
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy

@@ -125,6 +125,73 @@ class CpuState(ctypes.Structure):
     )
 
 
+class CostModel(ctypes.Structure):
+    """``struct emu_cost_model`` (virtual engine)."""
+
+    _fields_ = (
+        ("bytes", ctypes.c_uint32),
+        ("nr_cpus", ctypes.c_uint32),
+        ("nr_nodes", ctypes.c_uint32),
+        ("outstanding_stores", ctypes.c_uint32),
+        ("node_of_cpu", ctypes.POINTER(ctypes.c_uint32)),
+        ("l3_of_cpu", ctypes.POINTER(ctypes.c_uint32)),
+        ("core_of_cpu", ctypes.POINTER(ctypes.c_uint32)),
+        ("leg_ps", ctypes.POINTER(ctypes.c_uint32)),
+        ("dram_ps", ctypes.POINTER(ctypes.c_uint32)),
+        ("private_lines", ctypes.c_uint32),
+        ("l3_lines", ctypes.c_uint32),
+        ("access_ps", ctypes.c_uint32),
+        ("l3_hit_ps", ctypes.c_uint32),
+        ("smt_ps", ctypes.c_uint32),
+        ("c2c_l3_ps", ctypes.c_uint32),
+        ("c2c_base_ps", ctypes.c_uint32),
+        ("atomic_ps", ctypes.c_uint32),
+        ("occupancy_ps", ctypes.c_uint32),
+        ("futex_wait_ps", ctypes.c_uint32),
+        ("futex_wake_ps", ctypes.c_uint32),
+        ("wake_to_run_ps", ctypes.c_uint32),
+        ("ipi_send_ps", ctypes.c_uint32),
+        ("context_switch_ps", ctypes.c_uint32),
+        ("event_limit", ctypes.c_uint64),
+    )
+
+
+class VirtualStats(ctypes.Structure):
+    """``struct emu_virtual_stats``."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_uint64)
+        for name in (
+            "accesses",
+            "syncs",
+            "switches",
+            "misses",
+            "transfers",
+            "remote_transfers",
+            "dram",
+            "now_ps",
+            "trace_hash",
+        )
+    )
+
+
+class VirtualCpu(ctypes.Structure):
+    """``struct emu_virtual_cpu``."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_uint64)
+        for name in ("clock_ps", "access_ps", "compute_ps", "stall_ps", "spin_ps", "sleep_ps")
+    )
+
+
+class VirtualLine(ctypes.Structure):
+    """``struct emu_virtual_line``."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_uint64) for name in ("offset", "wait_ps", "transfers", "remote_transfers")
+    )
+
+
 class CoreError(EmuError):
     """A function of the core failed. ``errno`` is positive."""
 
@@ -172,6 +239,18 @@ _PROTOTYPES: dict[str, tuple[Any, ...]] = {
 }
 
 
+_VIRTUAL_PROTOTYPES: dict[str, tuple[Any, ...]] = {
+    "emu_virtual_config": (_INT, ctypes.POINTER(CostModel)),
+    "emu_virtual_run_phase": (_INT,),
+    "emu_virtual_stats": (None, ctypes.POINTER(VirtualStats)),
+    "emu_virtual_cpu": (None, _U32, ctypes.POINTER(VirtualCpu)),
+    "emu_virtual_lines": (_U32, ctypes.POINTER(VirtualLine), _U32),
+    "emu_virtual_symbol": (_INT, _U64, _STR, ctypes.c_size_t),
+    "emu_virtual_end": (None,),
+}
+"""What the virtual machine has besides."""
+
+
 def data_path(*parts: str) -> Path:
     """The path of an installed file or folder, such as ``data_path("lib", "build.json")``.
 
@@ -212,7 +291,8 @@ class Core:
         except OSError as error:
             raise EmuError(f"{path} cannot be loaded: {error}") from None
         self.machine = machine
-        for name, (result, *arguments) in _PROTOTYPES.items():
+        prototypes = _PROTOTYPES | (_VIRTUAL_PROTOTYPES if machine == "virtual" else {})
+        for name, (result, *arguments) in prototypes.items():
             function = getattr(self._lib, name)
             function.restype = result
             function.argtypes = arguments
@@ -299,8 +379,13 @@ def _view(address: int, dtype: np.dtype[np.void], shape: tuple[int, ...]) -> NDA
 _loaded: dict[str, Core] = {}
 
 
+def is_any_loaded() -> bool:
+    """Is a machine loaded in this process?"""
+    return bool(_loaded)
+
+
 def load(machine: str) -> Core:
-    """The core for ``machine`` ("native"); loaded once a process, and no other beside it.
+    """The core for ``machine``, "native" or "virtual"; a process loads one and no other beside it.
 
     Raises EmuError when another machine is loaded already or the library does not fit.
     """

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import msgspec
 import multiprocess
@@ -48,6 +48,7 @@ _HANG_S = 10.0
 """A CPU that does nothing for so long after its time is up hangs. A busy host takes far less."""
 _REHEARSAL_BYTES = 256 * MIB
 _FORK = multiprocess.get_context("fork")
+_T = TypeVar("_T")
 
 
 class Interrupted(Exception):
@@ -171,28 +172,30 @@ def compile_design(source: Path, machine: str, directory: Path) -> Path:
     """
     info = _core.build_info()
     output = Path(tempfile.mkdtemp(dir=directory)) / f"{source.stem}.so"
-    command = [
-        info["compiler"],
-        *info["flags"],
-        *info["machines"][machine],
-        f"-I{_core.data_path('include')}",
-        "-shared",
-        "-o",
-        str(output),
-        str(source),
-    ]
+    compiled = output.with_suffix(".o")
+    include = f"-I{_core.data_path('include')}"
+    flags = [*info["flags"], *info["machines"][machine]]
+    # In two steps: what makes the compiler call the virtual machine would link another library.
+    _compile(info["compiler"], source, [*flags, include, "-c", "-o", str(compiled), str(source)])
+    links = info["links"][machine]
+    _compile(info["compiler"], source, ["-shared", "-o", str(output), str(compiled), *links])
+    return output
+
+
+def _compile(compiler: str, source: Path, arguments: list[str]) -> None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            [compiler, *arguments], capture_output=True, text=True, timeout=60, check=False
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise InputError(
-            f"{source} cannot be compiled with {info['compiler']}: {error}; "
+            f"{source} cannot be compiled with {compiler}: {error}; "
             "Debian's compiler is in the package build-essential"
         ) from None
     if done.returncode:
         lines = done.stderr.splitlines() or [f"exit status {done.returncode}"]
         first = next((line for line in lines if "error" in line), lines[0])
         raise InputError(f"{source} cannot be compiled: {first}")
-    return output
 
 
 def rehearse(plan: Plan, stop: StopFlag) -> None:
@@ -238,7 +241,7 @@ def _rehearse_alone(plan: Plan) -> str | None:
     core, workload = _core.load(plan.machine), plan.workload
     alone = replace(plan, node_of_cpu=plan.node_of_cpu[:1], host_node_of_node=None)
     with Arena.anonymous(_REHEARSAL_BYTES) as arena:
-        _set_up(core, alone, arena, strict=True)
+        set_up(core, alone, arena, strict=True)
         core.cpu_attach(0)
         order = [workload.load_list, *(phase.list for phase in workload.phases)]
         for number in (*order, workload.drain_list):
@@ -251,6 +254,56 @@ def _rehearse_alone(plan: Plan) -> str | None:
     return None
 
 
+def in_child(work: Callable[..., _T], *arguments: Any, stop: StopFlag) -> _T:
+    """What ``work(*arguments)`` returns, from a process of its own.
+
+    Nothing that it loads or maps stays here. It begins afresh where another machine is loaded here,
+    and is a fork otherwise.
+
+    Raises what ``work`` raises if that is an EmuError, CellFailed when it dies, Interrupted.
+    """
+    context = multiprocess.get_context("spawn") if _core.is_any_loaded() else _FORK
+    ours, theirs = context.Pipe(duplex=False)
+    with tempfile.NamedTemporaryFile(prefix="emu-") as words:
+        process = context.Process(
+            target=_child, args=(work, arguments, theirs, words.name, os.getpid()), daemon=True
+        )
+        _start(process)
+        theirs.close()
+        try:
+            while not ours.poll(0.05):
+                stop.check()
+            answer = ours.recv()
+        except EOFError:
+            process.join()
+            last = Path(words.name).read_text(errors="replace").strip().splitlines()[-1:]
+            reason = last[0].removeprefix("emu: ") if last else f"exit status {process.exitcode}"
+            raise CellFailed(f"the virtual machine died: {reason}") from None
+        finally:
+            process.kill()
+            process.join()
+            process.close()
+            ours.close()
+    if isinstance(answer, EmuError):
+        raise answer
+    result: _T = answer
+    return result
+
+
+def _child(
+    work: Callable[..., Any], arguments: tuple[Any, ...], answer: Any, stderr: str, parent_pid: int
+) -> None:
+    worker.be_a_child(parent_pid)
+    with Path(stderr).open("ab", buffering=0) as file:
+        os.dup2(file.fileno(), 2)
+    try:
+        answer.send(work(*arguments))
+    except _core.CoreError as error:
+        answer.send(CellFailed(str(error)))
+    except EmuError as error:
+        answer.send(error)
+
+
 def _start(process: Any) -> None:
     try:
         process.start()
@@ -261,7 +314,7 @@ def _start(process: Any) -> None:
         ) from None
 
 
-def _set_up(core: _core.Core, plan: Plan, arena: Arena, *, strict: bool = False) -> None:
+def set_up(core: _core.Core, plan: Plan, arena: Arena, *, strict: bool = False) -> None:
     """Load the designs and lay out the arena. Raises InputError for a design, else CoreError."""
     workload = plan.workload
     for kind, design in (("rmap", plan.rmap), ("mm", plan.mm)):
@@ -313,7 +366,7 @@ def run(plan: Plan, stop: StopFlag, tick: Callable[[float], None]) -> CellTotals
     try:
         with Arena.create(plan.arena_bytes) as arena:
             try:
-                _set_up(core, plan, arena)
+                set_up(core, plan, arena)
             except _core.CoreError as error:
                 raise InputError(str(error)) from None
             arena.reserve()
@@ -322,7 +375,7 @@ def run(plan: Plan, stop: StopFlag, tick: Callable[[float], None]) -> CellTotals
                 phases: list[PhaseTotals] = []
                 calls = 0
                 workers.phase("load", workload.load_list, once=True)
-                calls += _calls(core, plan)
+                calls += count_calls(core, plan)
                 done_ns = 0
                 all_ns = plan.duration_ns * sum(phase.share for phase in workload.phases) or 1
                 for phase in workload.phases:
@@ -340,12 +393,12 @@ def run(plan: Plan, stop: StopFlag, tick: Callable[[float], None]) -> CellTotals
                         progress=progress,
                     )
                     done_ns += share_ns
-                    calls += _calls(core, plan)
+                    calls += count_calls(core, plan)
                     if phase.record:
-                        phases.append(_gather(core, plan, phase.name))
+                        phases.append(gather(core, plan, phase.name))
                 memory = arena.used_bytes() + _private_bytes([os.getpid(), *workers.pids])
                 workers.phase("drain", workload.drain_list, once=True)
-                calls += _calls(core, plan)
+                calls += count_calls(core, plan)
                 try:
                     core.check_drained()
                 except _core.CoreError as error:
@@ -604,13 +657,13 @@ def _private_bytes(pids: Iterable[int]) -> int:
     return kib * 1024
 
 
-def _calls(core: _core.Core, plan: Plan) -> int:
+def count_calls(core: _core.Core, plan: Plan) -> int:
     """System calls that the CPUs did in the phase that has just ended."""
     cpus = range(len(plan.node_of_cpu))
     return sum(sum(core.cpu_result(cpu).contents.counts) for cpu in cpus)
 
 
-def _gather(core: _core.Core, plan: Plan, name: str) -> PhaseTotals:
+def gather(core: _core.Core, plan: Plan, name: str) -> PhaseTotals:
     """Add up what the CPUs left in the arena. Raises CellFailed when it does not add up."""
     cpus = range(len(plan.node_of_cpu))
     status = core.phase_status().contents

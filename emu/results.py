@@ -81,6 +81,8 @@ class Host(msgspec.Struct, kw_only=True):
     peak_rss_bytes: int = 0
     start_s: float = 0.0
     """From the first fork until all CPUs were ready."""
+    accesses: int = 0
+    """Memory accesses that were modelled (virtual engine)."""
 
 
 class Phase(msgspec.Struct, kw_only=True):

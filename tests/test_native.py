@@ -91,20 +91,17 @@ def test_oversubscribed_is_marked_everywhere() -> None:
     assert cell.note in str(result)
 
 
-def test_numa_penalty_is_named_and_costs() -> None:
-    """24 CPUs on 2 nodes of a machine; with the penalty the same work takes longer."""
+def test_numa_penalty_is_named() -> None:
+    """What it costs is measured in tests/c/test_machine.c."""
     options = {"rmap": "single", "topology": "generic:sockets=2,nodes=1,cores=12", "cpus": 24}
-    rates = {}
     for penalty in (False, True):
-        result = run(**options, duration="300ms", numa_penalty=penalty)
+        result = run(**options, duration="100ms", numa_penalty=penalty)
         (cell,) = result.cells
         assert cell.error is None
         assert cell.numa_penalty == penalty
         assert ("--numa-penalty on" in str(result)) == penalty
         assert cell.note is not None
         assert ("--numa-penalty on" in cell.note) == penalty
-        rates[penalty] = cell.ops_per_s
-    assert rates[True] < 1.1 * rates[False]
 
 
 def test_many_repeats_keep_their_order_and_seeds() -> None:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from emu.coordinator import StopFlag
 from emu.engines.native import NativeEngine
-from emu.errors import InputError
+from emu.engines.virtual import VirtualEngine
 from emu.experiment import Cell, Experiment, unknown
 from emu.results import CellResult
 
@@ -34,15 +34,14 @@ class Engine(Protocol):
         """Remove what was made for the experiment."""
 
 
-ENGINES: dict[str, Callable[[Experiment], Engine]] = {"native": NativeEngine}
+ENGINES: dict[str, Callable[[Experiment], Engine]] = {
+    "native": NativeEngine,
+    "virtual": VirtualEngine,
+}
 
 
 def get(name: str) -> Callable[[Experiment], Engine]:
     """The engine of that name. Raises InputError."""
-    if name == "virtual":
-        raise InputError(
-            "--engine virtual is not in this version yet; --engine native runs on this machine"
-        )
     if name not in ENGINES:
         raise unknown("engine", name, ENGINES)
     return ENGINES[name]

@@ -32,9 +32,9 @@ from emu.topology import Topology
 
 _WORKER_BYTES = 4 * MIB
 """What a worker costs besides the arena: 3.2 MiB measured at 384 CPUs."""
-_CPU_HEAP_BYTES = MIB
+CPU_HEAP_BYTES = MIB
 """Arena for a CPU's first slabs of each size."""
-_VMA_BYTES = 512
+VMA_BYTES = 512
 """Arena for a VMA: the struct and its share of a slab, and a spare."""
 
 
@@ -161,7 +161,7 @@ class NativeEngine:
             return plan
         # Every call of a list may leave a VMA or two, and processes may wait for their children.
         calls = sum(len(each) for each in plan.workload.lists)
-        heap = cell.cpus * (_CPU_HEAP_BYTES + 4 * calls * _VMA_BYTES)
+        heap = cell.cpus * (CPU_HEAP_BYTES + 4 * calls * VMA_BYTES)
         return replace(
             plan, arena_bytes=coordinator.arena_overhead(plan) + heap + plan.nr_nodes * MIB
         )
@@ -202,7 +202,7 @@ class NativeEngine:
         began = time.monotonic()
         go_on = True
         try:
-            _fill_in(result, plan, coordinator.run(plan, stop, tick))
+            fill_in(result, plan, coordinator.run(plan, stop, tick))
         except CellFailed as error:
             result.status, result.error = "failed", str(error)
             go_on = not error.outside
@@ -237,7 +237,8 @@ class NativeEngine:
         return " ".join(sentences) or None
 
 
-def _fill_in(result: CellResult, plan: Plan, totals: CellTotals) -> None:
+def fill_in(result: CellResult, plan: Plan, totals: CellTotals) -> None:
+    """Put a cell's totals into its result."""
     cpus = len(plan.node_of_cpu)
     unit_of = {phase.name: phase.unit for phase in plan.workload.phases}
     # The first that is recorded is what the workload is about.

@@ -17,6 +17,7 @@ from rich.text import Text
 from emu.results import CellResult, Run
 
 _SHOWN_LATENCIES = ("exec", "fork", "exit")
+_SHOWN_SHARE = 0.001
 _SHOWN_SITES = 3
 _BASELINE = "single"
 _REPEATS_TO_TELL = 3
@@ -191,21 +192,23 @@ def _latencies(rows: Sequence[_Row], console: Console) -> Table:
 
 
 def _waiting(rows: Sequence[_Row]) -> Iterator[Text]:
-    """Where the CPUs of each design waited, by lock and call site."""
-    yield Text("Where the CPUs waited:", style="bold")
+    """Where the CPUs of each design waited, by lock and call site, as shares of all CPU time."""
+    yield Text("Where the CPUs waited, in shares of their time:", style="bold")
     for row in rows:
         waits: Counter[tuple[str, str, str]] = Counter()
         for cell in row.cells:
             for lock in cell.locks:
                 for site in lock.sites:
                     waits[lock.name, lock.file or "", site.site] += site.wait_ns
-        total = waits.total()
-        if not total:
-            yield Text(f"  {row.name}: nowhere")
-        for (name, file, path), wait_ns in waits.most_common(_SHOWN_SITES):
-            if wait_ns:
+        time_ns = sum(cell.cpus * cell.seconds * 1e9 for cell in row.cells)
+        longest = waits.most_common(_SHOWN_SITES)
+        shares = [(wait_ns / time_ns, *site) for site, wait_ns in longest if wait_ns]
+        if not shares or shares[0][0] < _SHOWN_SHARE:
+            yield Text(f"  {row.name}: less than {_SHOWN_SHARE:.1%} anywhere")
+        for share, name, file, path in shares:
+            if share >= _SHOWN_SHARE:
                 of = f" of {file.rpartition('/')[2]}" if file else ""
-                yield Text(f"  {row.name}: {wait_ns / total:.0%} on {name}{of} in {path or '-'}")
+                yield Text(f"  {row.name}: {share:.1%} on {name}{of} in {path or '-'}")
 
 
 def _verdict(rows: Sequence[_Row]) -> Text:

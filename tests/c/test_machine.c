@@ -213,6 +213,35 @@ static void histogram_counts_what_fits_and_what_does_not(void)
 	       "total %llu", (unsigned long long)h.total);
 }
 
+static void a_line_from_another_node_costs_its_penalty(void)
+{
+	const uint32_t penalty_ns[4] = { 0, 50000, 30000, 0 };
+	const struct emu_config config = {
+		.bytes = sizeof(config),    .nr_cpus = 3, .nr_nodes = 2, .numa_penalty = true,
+		.node_of_cpu = node_of_cpu, .penalty_ns = penalty_ns,
+	};
+	void *base = mmap(NULL, ARENA_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	uint32_t last = 0;
+	uint64_t start_ns;
+
+	ASSERT(base != MAP_FAILED && !emu_arena_format(base, ARENA_BYTES, &config), "%s", emu_error());
+	emu_cpu_attach(0);
+	emu_line_moved(&last);
+	ASSERT(last == 1, "held by node 0");
+	emu_cpu_attach(1);
+	start_ns = emu_clock_ns();
+	emu_line_moved(&last);
+	ASSERT(emu_clock_ns() - start_ns >= 50000 && last == 2, "from node 0 to 1");
+	emu_cpu_attach(2); /* the same node: the line has not moved */
+	emu_line_moved(&last);
+	ASSERT(last == 2, "still of node 1");
+	emu_cpu_attach(0);
+	start_ns = emu_clock_ns();
+	emu_line_moved(&last);
+	ASSERT(emu_clock_ns() - start_ns >= 30000 && last == 1, "from node 1 to 0");
+	munmap(base, ARENA_BYTES);
+}
+
 static void computing_takes_the_time_asked_for(void)
 {
 	void *base = arena_new(ARENA_BYTES);
@@ -239,6 +268,7 @@ int main(void)
 	TEST(a_small_arena_is_refused);
 	TEST(sites_are_paths);
 	TEST(histogram_counts_what_fits_and_what_does_not);
+	TEST(a_line_from_another_node_costs_its_penalty);
 	TEST(computing_takes_the_time_asked_for);
 	return test_report();
 }

@@ -38,7 +38,7 @@
 enum { FILE_ANCHOR, FILE_CHURN, NR_FILES };
 enum { LIST_FORK, LIST_EXIT, LIST_EXEC, LIST_IMAGE, NR_LISTS };
 
-static uint32_t calls_per_cpu = 12000;
+static uint32_t calls_per_cpu = 8000;
 static void *arena_base;
 static bool refuses_walks; /* the design under test, for the anchor */
 
@@ -145,6 +145,11 @@ static void fork_in_order(void)
 	       (unsigned long long)family.parents, (unsigned long long)family.childs);
 }
 
+static uint32_t some_prot(void)
+{
+	return emu_random() % 2 ? EMU_PROT_READ : EMU_PROT_READ | EMU_PROT_WRITE;
+}
+
 static void cpu_main(uint32_t cpu)
 {
 	uint32_t depth = 0;
@@ -165,18 +170,22 @@ static void cpu_main(uint32_t cpu)
 
 		switch (emu_random() % 8) {
 		case 0:
+			ret = emu_sys_mprotect(CHURN_ADDR + page * EMU_PAGE_SIZE, pages * EMU_PAGE_SIZE, some_prot());
+			ASSERT(!ret || ret == -ENOMEM, "mprotect: %lld", (long long)ret);
+			break;
 		case 1:
 		case 2:
 			/* In a child too: its copy of the anchor is nobody's to check, but it is in the same trees. */
 			ret = emu_sys_mprotect(ANCHOR_ADDR + page * EMU_PAGE_SIZE, pages * EMU_PAGE_SIZE,
-					       emu_random() % 2 ? EMU_PROT_READ : EMU_PROT_READ | EMU_PROT_WRITE);
+					       some_prot());
 			ASSERT(!ret, "mprotect: %lld", (long long)ret);
 			break;
 		case 3:
 		case 4:
-			ret = emu_sys_mmap(CHURN_ADDR + page * EMU_PAGE_SIZE, pages * EMU_PAGE_SIZE, EMU_PROT_READ,
+			/* Mostly as if all were one mapping: neighbours that came to several trees merge. */
+			ret = emu_sys_mmap(CHURN_ADDR + page * EMU_PAGE_SIZE, pages * EMU_PAGE_SIZE, some_prot(),
 					   EMU_MAP_PRIVATE | EMU_MAP_FIXED, emu_file(FILE_CHURN),
-					   emu_random() % 4 * EMU_PAGE_SIZE);
+					   (emu_random() % 4 ? page : emu_random() % 4) * EMU_PAGE_SIZE);
 			ASSERT(ret > 0, "mmap: %lld", (long long)ret);
 			break;
 		case 5:
@@ -333,7 +342,9 @@ static void run_machine(const char *design, const char *params, bool penalty, ui
 	ASSERT(!emu_design_load(0, path, params), "%s", emu_error());
 	ASSERT(!emu_design_load(1, EMU_DESIGNS "/mm/mmap-sem-rbtree.so", NULL), "%s", emu_error());
 	ASSERT(!emu_arena_format(arena_base, ARENA_BYTES, &config), "%s", emu_error());
-	ASSERT(emu_file_add("anchor", PAGES) == FILE_ANCHOR && emu_file_add("libchurn.so.1", 2 * PAGES) == FILE_CHURN, "files");
+	ASSERT(emu_file_add("anchor", PAGES) == FILE_ANCHOR, "anchor");
+	/* A library, for designs that treat those apart. */
+	ASSERT(emu_file_add("libchurn.so.1", 2 * PAGES) == FILE_CHURN, "churn");
 	ASSERT(emu_list_add(&fork_call, 1) == LIST_FORK && emu_list_add(&exit_call, 1) == LIST_EXIT &&
 		       emu_list_add(&exec_call, 1) == LIST_EXEC && emu_list_add(NULL, 0) == LIST_IMAGE,
 	       "lists");
@@ -406,6 +417,33 @@ static void run(const struct variant *v)
 	test_passed++;
 }
 
+/* Whatever trees the VMAs of a change are in: all of them, ascending, each once. */
+static void trees_of_a_change_are_locked_in_order(void)
+{
+	struct vm_area_struct vmas[VMA_PREPARE_MAX] = { 0 };
+	const uint32_t nr_trees = 4;
+
+	for (uint32_t combination = 0; combination < 5 * 5 * 5 * 5 * 5; combination++) {
+		struct vm_area_struct *at[VMA_PREPARE_MAX] = { NULL };
+		uint32_t trees[VMA_PREPARE_MAX], n, left = combination, wanted = 0, got = 0;
+
+		for (uint32_t i = 0; i < VMA_PREPARE_MAX; i++, left /= nr_trees + 1) {
+			if (left % (nr_trees + 1) == nr_trees)
+				continue; /* the change has no such VMA */
+			vmas[i].i_mmap_index = left % (nr_trees + 1);
+			at[i] = &vmas[i];
+			wanted |= 1u << vmas[i].i_mmap_index;
+		}
+		n = vma_prepare_trees(&(struct vma_prepare){ .vma = at[0], .adj_next = at[1], .insert = at[2],
+							     .remove = at[3], .remove2 = at[4] }, trees);
+		for (uint32_t i = 0; i < n; i++) {
+			ASSERT(!i || trees[i] > trees[i - 1], "combination %u", combination);
+			got |= 1u << trees[i];
+		}
+		ASSERT(got == wanted, "combination %u: trees %#x, not %#x", combination, got, wanted);
+	}
+}
+
 static int is_design(const struct dirent *entry)
 {
 	size_t len = strlen(entry->d_name);
@@ -431,6 +469,7 @@ int main(int argc, char **argv)
 		snprintf(path, sizeof(path), "%s/rmap/%s", EMU_DESIGNS, designs[i]->d_name);
 		ASSERT(dlopen(path, RTLD_NOW), "%s", dlerror());
 	}
+	TEST(trees_of_a_change_are_locked_in_order);
 	for (int i = 0; i < n; i++) {
 		char *design = designs[i]->d_name;
 

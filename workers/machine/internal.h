@@ -119,6 +119,8 @@ static inline void emu_raw_unlock(_Atomic uint32_t *word)
 /* The engine's own part (native.c; virtual/): measure the clock, place memory, name of an aborted run. */
 void emu_machine_init(void);
 void emu_machine_bind(void *base, uint64_t bytes, int32_t host_node);
+/* There is a lock of this class here: what a machine may name the line after. */
+void emu_machine_lock_seen(const void *lock, uint32_t class_id);
 /* Where emu_fail() goes when the caller is not a worker: set around code that may fail, in the conductor. */
 extern _Thread_local void *emu_fail_jmp;
 _Noreturn void emu_machine_exit(void);

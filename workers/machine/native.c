@@ -198,6 +198,12 @@ void emu_machine_bind(void *base, uint64_t bytes, int32_t host_node)
 #endif
 }
 
+void emu_machine_lock_seen(const void *lock, uint32_t class_id)
+{
+	(void)lock;
+	(void)class_id;
+}
+
 void emu_machine_exit(void)
 {
 	_exit(1);

@@ -33,6 +33,7 @@ uint32_t lock_class(const char *name, const char *file)
 
 EMU_NOINLINE void lock_stat_hold_begin(struct task_struct *task, struct lock_stat *stat, const void *lock)
 {
+	emu_machine_lock_seen(lock, (uint32_t)((uint64_t)(stat - task->lock_stats) / EMU_SITES_MAX));
 	for (uint32_t i = 0; i < EMU_HOLDS; i++) {
 		if (!task->holds[i].lock) {
 			task->holds[i] = (struct emu_hold){ lock, stat, emu_clock_ns() };

@@ -86,7 +86,7 @@ bool percpu_down_write_trylock(struct percpu_rwsem *sem)
 	while (cpu < emu_nr_cpus() && !atomic_load_explicit(&sem->readers[cpu].count, memory_order_seq_cst))
 		cpu++;
 	if (cpu < emu_nr_cpus()) {
-		/* Readers have seen nothing of ours; but the release of the last writer, which we know of, must go on. */
+		/* Release: nothing of ours, but what we know of the last writer, whose 0 this takes the place of. */
 		atomic_store_explicit(&sem->hold, 0, memory_order_release);
 		up_write(&sem->queue);
 		return false;

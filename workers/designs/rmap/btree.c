@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * btree - as `single`, with a tree of wide nodes instead of the interval tree (Guzik: the cost under the lock can go way
- * down with merely a better data structure).
+ * btree - as `single`, with a tree of wide nodes instead of the interval tree (Guzik: the cost under the lock can go
+ * way down with merely a better data structure).
  *
  * Nodes of `node` bytes hold keys and pointers of several VMAs each, as the maple tree's do: see emu/btree.h.
  */

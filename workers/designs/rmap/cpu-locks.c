@@ -15,7 +15,8 @@ struct cpu_locks {
 static uint32_t cpus_per_group = 8;
 
 static const struct emu_param params[] = {
-	{ .name = "cpus", .value = &cpus_per_group, .min = 1, .max = 4096, .help = "CPUs that share a tree and its lock" },
+	{ .name = "cpus", .value = &cpus_per_group, .min = 1, .max = 4096,
+	  .help = "CPUs that share a tree and its lock" },
 	{ 0 },
 };
 

@@ -29,9 +29,10 @@ struct dynamic {
 static uint32_t threshold = 4, nr_shards = 64;
 
 static const struct emu_param params[] = {
-	{ .name = "threshold", .value = &threshold, .max = 1000000000, .help = "contended modifications of a file that it "
-	  "bears before it is converted" },
-	{ .name = "shards", .value = &nr_shards, .min = 1, .max = 4096, .help = "trees with a lock each, once converted" },
+	{ .name = "threshold", .value = &threshold, .max = 1000000000,
+	  .help = "contended modifications of a file before one more converts it" },
+	{ .name = "shards", .value = &nr_shards, .min = 1, .max = 4096,
+	  .help = "trees with a lock each, once converted" },
 	{ 0 },
 };
 

@@ -3,7 +3,7 @@
  * percpu_rwsem.h - a reader/writer lock whose readers write a line of their own CPU and nothing else.
  *
  *   hold       1: a writer is in, or waits for the readers to go; no new reader comes in by itself
- *   readers[]  a line a CPU: how many readers came in there. A task never changes its CPU, so it leaves where it came in
+ *   readers[]  a line a CPU: how many readers came in there; a task never changes its CPU and leaves where it came
  *   queue      writers hold it for writing; readers that found `hold` set pass through it for reading
  *
  * Cheap for readers, dear for writers: those look at a line of every CPU. As the kernel's mnt_hold_writers(), a writer

@@ -111,8 +111,8 @@ static inline int i_mmap_tree_walk(struct interval_tree_root *tree, uint64_t fir
 }
 
 /*
- * The trees, by i_mmap_index, that hold the VMAs of vp: ascending and each once, so that whoever locks them in this order
- * cannot deadlock. Returns how many. vp->insert must have its index.
+ * The trees, by i_mmap_index, that hold the VMAs of vp: ascending and each once, so that whoever locks them in this
+ * order cannot deadlock. Returns how many. vp->insert must have its index.
  */
 #define VMA_PREPARE_MAX 5u
 static inline uint32_t vma_prepare_trees(const struct vma_prepare *vp, uint32_t trees[VMA_PREPARE_MAX])

@@ -4,8 +4,8 @@
  *
  * Every lock belongs to a class (a name and, for a file's locks, the file). Every acquisition is counted in the table
  * of the CPU that makes it, at [class][call site]; no line is shared. Waiting is timed always (it is on the slow path
- * anyway). Holding is timed for one acquisition in EMU_HOLD_SAMPLE of the native engine, because two clock reads cost
- * as much as the uncontended lock; hold_samples says how many. A reader scales by acquired / hold_samples.
+ * anyway). Holding is timed for one acquisition in EMU_HOLD_SAMPLE (machine.h), because on a real machine two clock
+ * reads cost as much as the uncontended lock; hold_samples says how many. A reader scales by acquired / hold_samples.
  *
  * A call site is the path of small-mm functions that were entered: "mmap_region>vma_link_file". Functions of the small
  * mm that may take locks open with EMU_CALL_SITE(). Designs need nothing.

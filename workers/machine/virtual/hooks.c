@@ -409,13 +409,11 @@ static inline __attribute__((always_inline)) void atomic_modify(const volatile v
 	}
 
 /* Unsigned: C's signed arithmetic would not wrap. The caller's registers do not know the difference. */
-__extension__ typedef unsigned __int128 emu_uint128_t; /* the one name that C lacks */
-
 ATOMIC(8, uint8_t)
 ATOMIC(16, uint16_t)
 ATOMIC(32, uint32_t)
 ATOMIC(64, uint64_t)
-ATOMIC(128, emu_uint128_t)
+ATOMIC(128, unsigned __int128)
 
 uint32_t machine_load(_Atomic uint32_t *word)
 {

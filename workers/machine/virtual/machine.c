@@ -60,6 +60,14 @@ void emu_machine_bind(void *base, uint64_t bytes, int32_t host_node)
 	(void)host_node;
 }
 
+void emu_machine_lock_seen(const void *lock, uint32_t class_id)
+{
+	uint64_t offset = (uintptr_t)lock - vm.base;
+
+	if (offset < vm.span)
+		vm.transits[offset >> 6].lock_class = class_id;
+}
+
 void emu_machine_exit(void)
 {
 	if (vm.span)
@@ -306,8 +314,14 @@ int emu_virtual_symbol(uint64_t offset, char *buf, size_t size)
 	const struct emu_arena *arena = emu_arena;
 	const char *at = (const char *)arena + offset, *cpus = (const char *)arena->cpus;
 	const char *files = (const char *)arena->files;
-	uint32_t bytes;
+	uint64_t line = ((uintptr_t)at - vm.base) >> 6;
+	uint32_t bytes, class_id = at >= cpus && line < vm.full_span >> 6 ? vm.transits[line].lock_class : 0;
 
+	if (class_id) {
+		const struct emu_class *class = &arena->classes[class_id];
+
+		return snprintf(buf, size, "%s%s%s", class->name, class->file[0] ? " " : "", class->file);
+	}
 	if (at >= cpus && at < cpus + arena->config.nr_cpus * sizeof(struct emu_cpu)) {
 		uint64_t in = (uint64_t)(at - cpus) % sizeof(struct emu_cpu);
 		const char *what = in < offsetof(struct emu_cpu, sync) ? "task" :

@@ -47,6 +47,7 @@ struct transit {
 	uint64_t wait_ps;
 	uint32_t transfers, remote_transfers;
 	uint32_t watchers; /* the first parked CPU's watch: an id, as in struct watch */
+	uint32_t lock_class; /* of a lock in the line; 0: none was ever taken */
 };
 
 enum fiber_state { FIBER_IDLE, FIBER_READY, FIBER_PARKED, FIBER_ASLEEP, FIBER_DONE };
@@ -58,28 +59,28 @@ struct watch {
 };
 
 struct fiber {
-	void *sp;
+	/* What a switch and a wait touch comes first. */
+	__cacheline_aligned void *sp;
 	uint64_t clock; /* while it does not run */
-	uint64_t *tags;	 /* [set]: what was used last, close together because it is looked at most */
+	uint64_t *tags; /* [set]: what was used last, close together because it is looked at most */
+	uintptr_t *shadow;
+	struct task_struct *task;
+	uint32_t depth;
+	uint32_t cpu;
+	enum fiber_state state;
+	uint32_t nr_watches;
+	uint64_t store_done; /* when all its stores so far are through */
+	__cacheline_aligned struct watch watches[WATCHES];
+
+	struct emu_virtual_cpu spent;
 	uint64_t *older; /* [set][WAYS - 1] */
 	uint64_t *l3_tags;
-	uintptr_t *shadow;
-	uint32_t depth;
-	uint32_t cpu, node, core, l3;
-	enum fiber_state state;
-
-	uint64_t store_done; /* when all its stores so far are through */
-	uint64_t stores[EMU_STORES_MAX];
+	uint32_t node, core, l3;
 	uint32_t next_store;
-
-	uint32_t nr_watches;
-	struct watch watches[WATCHES];
-
+	uint64_t stores[EMU_STORES_MAX];
 	const _Atomic uint32_t *futex;
 	struct fiber *futex_next;
-	struct task_struct *task;
 	char *stack; /* lowest address, the guard page */
-	struct emu_virtual_cpu spent;
 	uint64_t since; /* clock at the start of the phase */
 };
 
