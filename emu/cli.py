@@ -69,7 +69,10 @@ def run(
         str | None, typer.Option(metavar="C", help="mm designs.  Default: mmap-sem-rbtree")
     ] = None,
     topology: Annotated[
-        str | None, typer.Option(metavar="T|FILE|host", help="Machines.  Default: host")
+        str | None,
+        typer.Option(
+            metavar="T|FILE|host", help="Machines.  Default: host, hygon-12x32 if virtual"
+        ),
     ] = None,
     cpus: Annotated[
         str | None,
@@ -82,17 +85,22 @@ def run(
         str | None, typer.Option(metavar="W|FILE", help="Workloads.  Default: execl")
     ] = None,
     engine: Annotated[
-        str | None, typer.Option(metavar="native", help="Engine.  Default: native")
+        str | None,
+        typer.Option(
+            metavar="native|virtual",
+            help="This machine, or a modelled one in virtual time.  Default: native",
+        ),
     ] = None,
     seed: Annotated[
         int | None, typer.Option(metavar="N", help="Seed; repeat r runs with N + r.  Default: 1")
     ] = None,
     repeats: Annotated[
-        int | None, typer.Option(metavar="N", help="Repeats; designs take turns.  Default: 3")
+        int | None,
+        typer.Option(metavar="N", help="Repeats; designs take turns.  Default: 3, 1 if virtual"),
     ] = None,
     duration: Annotated[
         str | None,
-        typer.Option(metavar="20ms", help="Measured time of a cell.  Default: 1s"),
+        typer.Option(metavar="20ms", help="Measured time of a cell.  Default: 1s, 10ms if virtual"),
     ] = None,
     numa_penalty: Annotated[
         str | None,

@@ -53,7 +53,9 @@ def print_run(run: Run, console: Console) -> None:
     for cells in _groups(run.cells):
         _print_group(cells, run, console)
     for cell in run.failed:
-        console.print(Text(f"FAILED {cell_name(cell)}: {cell.error}", style="bold red"))
+        console.print(
+            Text(f"FAILED {cell_name(cell)}: {cell.error}", style="bold red"), soft_wrap=True
+        )
     if info.status == "interrupted":
         console.print(Text(f"Interrupted after {len(run.cells)} cells.", style="yellow"))
 
@@ -122,10 +124,10 @@ def _print_group(cells: Sequence[CellResult], run: Run, console: Console) -> Non
         console.print(_latencies(rows, console))
         console.print()
         for line in _waiting(rows):
-            console.print(line)
-        console.print(_verdict(rows))
+            console.print(line, soft_wrap=True)
+        console.print(_verdict(rows), soft_wrap=True)
     if first.note:
-        console.print(Text(f"Note: {first.note}", style="yellow"))
+        console.print(Text(f"Note: {first.note}", style="yellow"), soft_wrap=True)
 
 
 def _table(console: Console, *columns: str) -> Table:

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: MIT
+"""The virtual engine as a whole: what it agrees on with the native one, and what it says.
+
+Order, time and misuse are tested in tests/c/test_virtual.c.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from emu_command import emu
+
+from emu import _core, coordinator, topology, workload
+from emu.arena import MIB, Arena
+from emu.coordinator import DesignFile, Plan, StopFlag
+from emu.engines.virtual import cost_model
+
+ON_HYGON = ("--engine", "virtual", "--topology", "hygon-12x32", "--workload", "execl")
+
+
+def a_plan(machine: str, rmap: str, cpus: int) -> Plan:
+    folder = "designs" if machine == "native" else "designs-virtual"
+    return Plan(
+        machine=machine,
+        rmap=DesignFile(rmap, _core.data_path(folder, "rmap", f"{rmap}.so")),
+        mm=DesignFile("mm", _core.data_path(folder, "mm", "mmap-sem-rbtree.so")),
+        workload=workload.load("execl"),
+        node_of_cpu=[0] * cpus,
+        nr_nodes=1,
+        host_cpu_of_cpu=[],
+        host_node_of_node=None,
+        penalty_ns=None,
+        oversubscribed=False,
+        seed=1,
+        duration_ns=0,
+        arena_bytes=256 * MIB,
+    )
+
+
+def run_once(plan: Plan) -> dict[str, Any]:
+    """Each list of the workload once on every CPU: what each came to."""
+    core = _core.load(plan.machine)
+    cpus = range(len(plan.node_of_cpu))
+    work = plan.workload
+    found: dict[str, Any] = {}
+    with Arena.anonymous(plan.arena_bytes) as arena:
+        coordinator.set_up(core, plan, arena)
+        if plan.machine == "virtual":
+            machine = topology.load("generic:sockets=1,nodes=1,cores=4")
+            core.virtual_config(ctypes.byref(cost_model(machine, len(cpus))))
+        for number in (work.load_list, *(phase.list for phase in work.phases), work.drain_list):
+            if plan.machine == "virtual":
+                core.phase_prepare(number, 1, 1, 0)
+                core.virtual_run_phase()
+            else:
+                for cpu in cpus:
+                    core.lock_stats(cpu)[:] = 0
+                    core.cpu_attach(cpu)
+                    assert core.list_run(number) is None
+            locks: dict[tuple[str, str | None, str], int] = {}
+            for lock in coordinator._gather_locks(core, cpus):
+                for site, stat in lock.sites.items():
+                    locks[lock.name, lock.file, site] = int(stat["acquired"])
+            maps = []
+            for cpu in cpus:
+                core.cpu_attach(cpu)
+                maps.append(core.maps() if number != work.drain_list else "")
+            found[work.list_names[number]] = (locks, maps)
+        core.check_drained()
+    return found
+
+
+@pytest.mark.parametrize("cpus", [1, 2])
+@pytest.mark.parametrize("rmap", ["single", "numa-trees", "numa-locks"])
+def test_both_engines_do_the_same_work(rmap: str, cpus: int) -> None:
+    with StopFlag() as stop:
+        native, virtual = (
+            coordinator.in_child(run_once, a_plan(machine, rmap, cpus), stop=stop)
+            for machine in ("native", "virtual")
+        )
+    assert native.keys() == virtual.keys()
+    for name in native:
+        assert native[name] == virtual[name], name
+    acquired = max(sum(locks.values()) for locks, _ in native.values())
+    assert acquired > 20 * cpus, "a program that takes hardly any lock proves nothing"
+
+
+def cells_of(*arguments: str) -> list[dict[str, Any]]:
+    done = emu("run", *arguments, "--json", "-", timeout_s=120)
+    assert done.returncode == 0, done.stderr
+    cells: list[dict[str, Any]] = json.loads(done.stdout)["cells"]
+    return cells
+
+
+def test_designs_scale_in_the_order_that_was_published() -> None:
+    rates = {cell["rmap"]: cell["ops_per_s"] for cell in cells_of(*ON_HYGON, "--duration", "3ms")}
+    assert rates["numa-locks"] > rates["numa-trees"] > rates["single"] > 0
+
+
+def test_one_lock_rises_peaks_and_falls() -> None:
+    cells = cells_of(*ON_HYGON, "--rmap", "single", "--cpus", "1..384", "--duration", "3ms")
+    rates = [cell["ops_per_s"] for cell in cells]
+    top = int(np.argmax(rates))
+    assert 8 <= cells[top]["cpus"] <= 64
+    assert rates[1] > 1.8 * rates[0]
+    assert rates[-1] < 0.6 * rates[top]
+
+
+def test_the_same_seed_gives_the_same_json() -> None:
+    arguments = (*ON_HYGON, "--cpus", "48", "--duration", "2ms")
+    runs = [cells_of(*arguments), cells_of(*arguments)]
+    for cell in (*runs[0], *runs[1]):
+        host = cell.pop("host")
+        assert host["accesses"] > 100_000
+    assert runs[0] == runs[1]
+    assert cells_of(*arguments, "--seed", "2")[0]["ops_per_s"] != runs[0][0]["ops_per_s"]
+
+
+def test_hot_lines_have_names() -> None:
+    (cell,) = cells_of(*ON_HYGON, "--cpus", "96", "--rmap", "single", "--duration", "2ms")
+    lines = {line["symbol"]: line for line in cell["lines"]}
+    libc = lines["i_mmap_rwsem libc.so.6"]
+    assert libc["transfers"] > libc["remote_transfers"] > 1000
+    assert libc["wait_ns"] > 0
+    assert lines["osq_node"]["transfers"] > 100
+
+
+def test_a_user_s_design_that_deadlocks_is_reported(tmp_path: Path) -> None:
+    skeleton = Path(__file__).parents[1] / "workers" / "designs" / "rmap" / "skeleton.c"
+    text = skeleton.read_text().replace('"skeleton"', '"mine"')
+    mine = tmp_path / "mine.c"
+    mine.write_text(text)
+    arguments = ("--engine", "virtual", "--cpus", "4", "--duration", "1ms")
+    (cell,) = cells_of(*arguments, "--rmap", str(mine))
+    assert cell["ops"] > 0
+    unlock = "\ti_mmap_tree_insert(&s->tree, vma);\n\tup_write(&s->rwsem);\n"
+    assert unlock in text
+    mine.write_text(text.replace(unlock, "\ti_mmap_tree_insert(&s->tree, vma);\n", 1))
+    done = emu("run", *arguments, "--rmap", str(mine), "--json", "-", timeout_s=120)
+    assert done.returncode == 1
+    error = json.loads(done.stdout)["cells"][0]["error"]
+    assert "deadlock: all CPUs wait: CPU 0" in error or "already" in error
