@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 # Before numpy is loaded: workers are forked from this process, and threads do not survive that.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -21,10 +21,13 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from emu import _core, cli_topology, experiment, topology
+from emu import record as recorder
 from emu import workload as workloads
 from emu._version import __version__
 from emu.coordinator import StopFlag
 from emu.errors import EmuError, InputError
+from emu.experiment import unknown
+from emu.record import Each
 from emu.report.table import cell_name, plain_console, print_run
 from emu.results import CellResult, Store, write_atomically
 
@@ -200,6 +203,32 @@ def show(
         sys.stdout.buffer.write(result.to_json())
     else:
         raise InputError(f"--json {json_file}: only - here; the run is a JSON file in the store")
+
+
+@app.command(
+    epilog="Example: emu record -o ls.toml -- ls -l",
+    context_settings={"allow_interspersed_args": False},
+)
+def record(
+    command: Annotated[list[str], typer.Argument(metavar="COMMAND...", help="What to record.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The workload to write.")
+    ],
+    name: Annotated[str, typer.Option(metavar="NAME", help="Its name.  Default: the file's")] = "",
+    each: Annotated[
+        str,
+        typer.Option(metavar="run|exec|fork", help="What an iteration is."),
+    ] = "run",
+) -> None:
+    """Record a command's memory and process calls with strace, as a workload to run."""
+    if each not in get_args(Each):
+        raise unknown("iteration", each, get_args(Each))
+    recording = recorder.record(command, name=name or output.stem, each=cast(Each, each))
+    try:
+        output.write_text(recording.toml)
+    except OSError as error:
+        raise InputError(f"{output}: {error.strerror}") from None
+    print(f"{output}: emu run --workload {output}", file=sys.stderr)
 
 
 def _console() -> Console:

@@ -115,7 +115,18 @@ def test_bad_input_is_one_line_and_status_2(case: str, tmp_path: Path) -> None:
         assert word in done.stderr
 
 
-@pytest.mark.parametrize("arguments", [["show", "nope"], ["list", "nope"], ["nope"], ["show"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["show", "nope"],
+        ["list", "nope"],
+        ["nope"],
+        ["show"],
+        ["record", "-o", "x.toml", "--each", "time", "--", "true"],
+        ["record", "-o", "x.toml", "--", "no-such-command"],
+        ["record", "--", "true"],
+    ],
+)
 def test_other_bad_input(arguments: list[str]) -> None:
     done = emu(*arguments)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
@@ -412,3 +423,19 @@ def test_main_reports_status(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main()
     assert caught.value.code == 2
+
+
+@pytest.mark.skipif(
+    not (shutil.which("strace") and shutil.which("setarch")),
+    reason="recording needs strace and setarch",
+)
+def test_a_recorded_command_is_a_workload(tmp_path: Path) -> None:
+    file = tmp_path / "echo.toml"
+    done = emu("record", "-o", str(file), "--", "/bin/echo", "hello")
+    assert (done.returncode, done.stdout) == (0, "hello\n"), done.stderr
+    ran = emu("run", *QUICK, "--rmap", "single", "--workload", str(file), "--json", "-")
+    assert ran.returncode == 0, ran.stderr
+    (cell,) = json.loads(ran.stdout)["cells"]
+    assert cell["ops"] > 0
+    libc = [lock for lock in cell["locks"] if lock["file"] == "libc.so.6"]
+    assert libc and libc[0]["acquired"] > cell["ops"]

@@ -399,7 +399,7 @@ static void a_deadlock_is_named(void)
 	}
 	ASSERT(emu_virtual_run(abba, NULL) == -EDEADLK, "not found");
 	ASSERT(strstr(emu_error(), "deadlock: all CPUs wait: CPU 0 ") && strstr(emu_error(), "; CPU 1 ") &&
-		       strstr(emu_error(), "rwsem_down_write_slow"),
+		       strstr(emu_error(), " in abba>rwsem_down_write_slow"),
 	       "%s", emu_error());
 	machine_end();
 }
@@ -426,7 +426,9 @@ static void a_cpu_that_never_ends_meets_the_event_limit(void)
 		machine_cost.event_limit = 1000000;
 		machine_boot(&small, 2, 1);
 		ASSERT(emu_virtual_run(bodies[i], machine_zalloc(64, 0)) == -ETIME, "not found");
-		ASSERT(strstr(emu_error(), "event limit: 1000000 accesses; CPU "), "%s", emu_error());
+		ASSERT(strstr(emu_error(), "event limit: 1000000 accesses; CPU ") &&
+			       strstr(emu_error(), "_for_ever"),
+		       "%s", emu_error());
 		ASSERT(emu_virtual_run(bodies[i], NULL) == -EIO, "runs on after it has failed");
 		machine_cost.event_limit = 1000000000;
 		machine_end();

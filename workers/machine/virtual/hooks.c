@@ -165,7 +165,7 @@ static inline __attribute__((always_inline)) void range_unaligned(void *addr, ui
 /* A look that may race: in order, and what a CPU that waits next watches. */
 static inline __attribute__((always_inline)) void ordered_read(uint32_t line)
 {
-	sync_point(line);
+	sync_point(line, has_line(line));
 	read_line(line);
 	watch(line);
 }
@@ -184,7 +184,7 @@ static void volatile_write(void *addr)
 
 	if (outside((uintptr_t)addr, &line))
 		return;
-	sync_point(line);
+	sync_point(line, is_mine(line));
 	write_line(line);
 }
 
@@ -306,7 +306,7 @@ static inline __attribute__((always_inline)) void atomic_write(const volatile vo
 
 	if (outside((uintptr_t)addr, &line))
 		return;
-	sync_point(line);
+	sync_point(line, is_mine(line));
 	write_line(line);
 	if (order == __ATOMIC_SEQ_CST)
 		drain_stores();
@@ -319,7 +319,7 @@ static inline __attribute__((always_inline)) void atomic_modify(const volatile v
 	if (outside((uintptr_t)addr, &line))
 		return;
 	drain_stores();
-	sync_point(line);
+	sync_point(line, is_mine(line));
 	tick();
 	vm.clock += vm.cost.atomic_ps;
 	if (unlikely(vm.clock >= vm.horizon) || !is_mine(line))

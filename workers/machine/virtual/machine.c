@@ -5,7 +5,6 @@
 #define _GNU_SOURCE
 #include "virtual.h"
 
-#include <dlfcn.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -151,6 +150,23 @@ static void set_homes(void)
 	}
 }
 
+/* Of a line between any two CPUs: siblings if there are any, else neighbours in an L3. */
+static uint64_t shortest_way(void)
+{
+	const struct emu_cost_model *m = &vm.cost;
+	uint64_t ps = m->c2c_base_ps;
+
+	for (uint32_t i = 0; i < m->nr_cpus; i++) {
+		for (uint32_t j = i + 1; j < m->nr_cpus && ps > m->smt_ps; j++) {
+			if (m->core_of_cpu[i] == m->core_of_cpu[j])
+				ps = m->smt_ps;
+			else if (m->l3_of_cpu[i] == m->l3_of_cpu[j] && ps > m->c2c_l3_ps)
+				ps = m->c2c_l3_ps;
+		}
+	}
+	return ps;
+}
+
 static int check(const struct emu_cost_model *m)
 {
 	if (m->bytes != sizeof(*m))
@@ -239,6 +255,7 @@ int emu_virtual_config(const struct emu_cost_model *model)
 		f->shadow = shadows + (uint64_t)i * SHADOW_DEPTH;
 	}
 	set_homes();
+	vm.lookahead = shortest_way();
 	return 0;
 }
 
@@ -355,20 +372,11 @@ int emu_virtual_stack(uint32_t cpu, char *buf, size_t size)
 	if (size)
 		buf[0] = '\0';
 	for (uint32_t i = f->depth - depth; i < f->depth; i++) {
-		uintptr_t pc = f->shadow[i % SHADOW_DEPTH];
-		Dl_info info;
-		const char *name = dladdr((void *)pc, &info) ? info.dli_sname : NULL;
-		const char *file = name || !info.dli_fname ? NULL : strrchr(info.dli_fname, '/');
+		char name[64];
 
-		if (!pc)
-			continue;
-		if (name)
-			used += (size_t)snprintf(used < size ? buf + used : NULL, used < size ? size - used : 0, "%s%s",
-						 used ? ">" : "", name);
-		else
-			used += (size_t)snprintf(used < size ? buf + used : NULL, used < size ? size - used : 0,
-						 "%s%s+%#llx", used ? ">" : "", file ? file + 1 : "?",
-						 (unsigned long long)(pc - (uintptr_t)info.dli_fbase));
+		function_name(f->shadow[i % SHADOW_DEPTH], name, sizeof(name));
+		used += (size_t)snprintf(used < size ? buf + used : NULL, used < size ? size - used : 0, "%s%s",
+					 used ? ">" : "", name);
 	}
 	return (int)used;
 }

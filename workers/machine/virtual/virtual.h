@@ -6,7 +6,8 @@
  *   directory.c  the paths of lines that it has not: who has them, what it costs, who must hear of it
  *   sched.c      order: the queue of CPUs by virtual time, parking, sleeping, running a phase
  *   fiber.c      stacks and the switch between them; faults on them
- *   machine.c    the services of emu/machine.h, set-up, statistics, names
+ *   machine.c    the services of emu/machine.h, set-up, statistics
+ *   names.c      functions by address, for messages
  *
  * Build: the files of sync/, tree/, mm/ and designs/ with -fsanitize=thread, but linked without it; these files and
  * machine/ without. gcc >= 11 also needs --param tsan-distinguish-volatile=1, clang >= 14
@@ -104,6 +105,7 @@ struct vm {
 	uint64_t top_key; /* of the first in the queue, UINT64_MAX: empty */
 	uint64_t trace_hash;
 	uint64_t syncs;
+	uint64_t lookahead; /* the shortest way of a line between two CPUs */
 
 	struct emu_cost_model cost;
 	uint64_t full_span;
@@ -149,6 +151,9 @@ void trace_event(uint32_t line);
 uint32_t machine_load(_Atomic uint32_t *word);
 void machine_store(_Atomic uint32_t *word, uint32_t value);
 
+/* names.c */
+void function_name(uintptr_t pc, char *name, size_t size);
+
 /* directory.c: the slow halves. The caller's fast path has charged access_ps already. */
 void line_read(uint32_t line);
 void line_store(uint32_t line);
@@ -175,12 +180,20 @@ static inline uint32_t l3_slot(uint32_t line)
 	return (line ^ (line >> 15)) & vm.l3_mask;
 }
 
-/* All that others did before this CPU's now has been done when this returns. */
-static inline void sync_point(uint32_t line)
+/*
+ * All that others did before this CPU's now has been done when this returns. If the CPU has the line, as the access
+ * needs it, then all that could have reached it by now: what another CPU begins takes a way of vm.lookahead at least,
+ * and until it is here the line can be used. Who waited for the line to come here is already on its way, though.
+ */
+static inline __attribute__((always_inline)) void sync_point(uint32_t line, bool has)
 {
 	vm.syncs++;
-	if (queue_key(vm.clock, vm.cpu) > vm.top_key)
-		sched_yield_to_first();
+	if (queue_key(vm.clock, vm.cpu) > vm.top_key) {
+		uint64_t first = vm.top_key >> 16;
+
+		if (!has || vm.clock >= first + vm.lookahead || first <= vm.transits[line].ready)
+			sched_yield_to_first();
+	}
 	/* FNV-like: order matters. */
 	vm.trace_hash = (vm.trace_hash ^ (vm.clock + ((uint64_t)vm.cpu << 48) + line)) * UINT64_C(0x100000001b3);
 	if (unlikely(vm.nr_events < vm.max_events))
