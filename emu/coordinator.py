@@ -694,21 +694,28 @@ def gather(core: _core.Core, plan: Plan, name: str) -> PhaseTotals:
 
 def _gather_locks(core: _core.Core, cpus: Iterable[int]) -> list[LockTotals]:
     """Lock statistics of all CPUs by class and by the path of the call site."""
-    found: dict[int, LockTotals] = {}
+    sums: dict[int, dict[str, list[int]]] = {}
     for cpu in cpus:
         stats = core.lock_stats(cpu)
-        used = np.argwhere((stats["acquired"] > 0) | (stats["contended"] > 0))
-        paths = {site: core.site_path(cpu, site) for site in set(used[:, 1].tolist())}
-        for class_id, site in used.tolist():
-            if class_id not in found:
-                name, file = core.lock_class_name(class_id)
-                found[class_id] = LockTotals(name, file, _no_stat())
-            record, lock = stats[class_id, site], found[class_id]
-            for into in (lock.total, lock.sites.setdefault(paths[site], _no_stat())):
-                for key in _core.LOCK_STAT_DTYPE.names or ():
-                    into[key] += record[key]
-    return [found[class_id] for class_id in sorted(found)]
+        classes, sites = np.nonzero((stats["acquired"] > 0) | (stats["contended"] > 0))
+        paths = {site: core.site_path(cpu, site) for site in set(sites.tolist())}
+        # Plain numbers: there are thousands of records on a large machine.
+        for class_id, site, record in zip(
+            classes.tolist(), sites.tolist(), stats[classes, sites].tolist(), strict=True
+        ):
+            by_path = sums.setdefault(class_id, {})
+            before = by_path.get(paths[site])
+            by_path[paths[site]] = (
+                [a + b for a, b in zip(before, record, strict=True)] if before else list(record)
+            )
+    found = []
+    for class_id, by_path in sorted(sums.items()):
+        name, file = core.lock_class_name(class_id)
+        total = _stat([sum(column) for column in zip(*by_path.values(), strict=True)])
+        by_site = {path: _stat(record) for path, record in by_path.items()}
+        found.append(LockTotals(name, file, total, by_site))
+    return found
 
 
-def _no_stat() -> NDArray[np.void]:
-    return np.zeros((), _core.LOCK_STAT_DTYPE)
+def _stat(record: list[int]) -> NDArray[np.void]:
+    return np.array(tuple(record), _core.LOCK_STAT_DTYPE)

@@ -205,12 +205,12 @@ def _waiting(rows: Sequence[_Row]) -> Iterator[Text]:
         time_ns = sum(cell.cpus * cell.seconds * 1e9 for cell in row.cells)
         longest = waits.most_common(_SHOWN_SITES)
         shares = [(wait_ns / time_ns, *site) for site, wait_ns in longest if wait_ns]
-        if not shares or shares[0][0] < _SHOWN_SHARE:
-            yield Text(f"  {row.name}: less than {_SHOWN_SHARE:.1%} anywhere")
-        for share, name, file, path in shares:
-            if share >= _SHOWN_SHARE:
+        if not shares:
+            yield Text(f"  {row.name}: nowhere")
+        for rank, (share, name, file, path) in enumerate(shares):
+            if rank == 0 or share >= _SHOWN_SHARE:
                 of = f" of {file.rpartition('/')[2]}" if file else ""
-                yield Text(f"  {row.name}: {share:.1%} on {name}{of} in {path or '-'}")
+                yield Text(f"  {row.name}: {100 * share:.2g}% on {name}{of} in {path or '-'}")
 
 
 def _verdict(rows: Sequence[_Row]) -> Text:

@@ -252,9 +252,9 @@ static void interval_tree_all_short_sequences(void)
 {
 	/* Fewer points leave time for more operations: with one, only the order among equals is left. */
 	static const struct bounds bounds[] = {
-		{ .points = 4, .intervals = 6, .length = 4 },
+		{ .points = 4, .intervals = 6, .length = 5 },
 		{ .points = 3, .intervals = 6, .length = 5 },
-		{ .points = 2, .intervals = 6, .length = 6 },
+		{ .points = 2, .intervals = 6, .length = 7 },
 		{ .points = 1, .intervals = 7, .length = 7 },
 	};
 	uint32_t i;
