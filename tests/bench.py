@@ -26,6 +26,11 @@ RATIOS: list[tuple[str, str | None, float | None]] = [
     ("remove_insert_hot_6000", None, 80.0),
     ("remove_insert_hot_100000", "remove_insert_hot_10", None),
     ("remove_insert_cold_6000", "remove_insert_hot_6000", None),
+    ("execl_384_single_access", None, 25.0),
+    ("execl_384_numa-locks_access", None, 25.0),
+    ("execl_4096_numa-locks_exec", "execl_384_numa-locks_exec", 1.6),
+    ("section_384_on_384_locks", None, 333.0),
+    ("section_384_on_1_locks", None, 333.0),
 ]
 
 

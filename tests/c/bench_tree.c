@@ -1,15 +1,16 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * bench_tree.c - what one interval_tree_remove() + interval_tree_insert() costs on one CPU. A stand-alone program.
+ * bench_tree.c - what one interval_tree_remove() + interval_tree_insert() costs on one CPU.
  *
- * The tree is a file's i_mmap when N/5 processes have mapped the five segments of libc: five distinct starts, so that
- * nearly all comparisons are between equals. Each node lies in an object of its own of a VMA's size.
+ * The tree is a file's i_mmap when N/5 processes have mapped the five segments of libc: five distinct
+ * starts, so that nearly all comparisons are between equals. Each node lies in an object of its own of a
+ * VMA's size.
  *
  *   hot   the five intervals of one process, over and over: all lines used stay in the L1 cache
- *   cold  the next of the five of a process drawn at random each time: a removal's lines come from wherever they are
+ *   cold  one of the five of a process drawn at random each time: a removal's lines come from wherever they are
  *
- * Prints lines "name<TAB>ns": per pair, the median over the rounds, each of which has a tree of its own. The argument
- * is the seed of the choice of processes, 1 if not given.
+ * Prints lines "name<TAB>ns": per pair, the median over the rounds, each of which has a tree of its own.
+ * The argument is the seed of the choice of processes, 1 if not given.
  */
 #include <emu/interval_tree.h>
 
@@ -27,7 +28,9 @@ struct bench_vma {
 	_Alignas(VMA_SIZE) struct interval_tree_node node;
 };
 
-static const uint64_t segment[SEGMENTS][2] = { { 0, 37 }, { 38, 395 }, { 396, 481 }, { 482, 485 }, { 486, 487 } };
+static const uint64_t segment[SEGMENTS][2] = {
+	{ 0, 37 }, { 38, 395 }, { 396, 481 }, { 482, 485 }, { 486, 487 },
+};
 
 static struct interval_tree_root root;
 static uint64_t seed = 1;

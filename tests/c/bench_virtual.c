@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * bench_virtual.c - how fast the virtual machine is on this host.
+ * bench_virtual.c - how fast the virtual machine is on this host; lines "name<TAB>ns" for bench.py.
  *
- *   execl      accesses a second and host time per exec, on 384 and 4096 CPUs
- *   sections   critical sections a second: each CPU locks, computes 1 us, unlocks, computes 5 us
- *   rwsem      virtual ns per write lock and unlock, for a look at the model itself
- *
- * bench_virtual [milliseconds of virtual time]
+ *   execl_N_D_access, _exec   host ns a modelled access, and an exec, of design D on N CPUs
+ *   execl_N_D_slow_down       host time over virtual time: the one figure that is no ns
+ *   section_384_on_N_locks    host ns a critical section: each CPU locks, computes 1 us, unlocks, computes 5 us
+ *   rwsem_N_writers_virtual   virtual ns per write lock and unlock, for a look at the model itself
  */
 #include "virtual_machine.h"
 #include "execl_program.h"
@@ -31,7 +30,7 @@ static void execl_on(const struct shape *shape, uint32_t cpus, const char *desig
 	struct emu_config config = { .nr_files = NR_FILES, .nr_lists = NR_LISTS, .nr_calls = EXECL_CALLS,
 				     .work_jitter_permille = 100, .seed = 1 };
 	struct emu_virtual_stats before, after;
-	uint64_t execs = 0, end_ns = 0;
+	uint64_t execs = 0;
 	double start, took;
 	char path[512];
 
@@ -47,14 +46,11 @@ static void execl_on(const struct shape *shape, uint32_t cpus, const char *desig
 	ASSERT(!emu_phase_prepare(LIST_EXECL, 0, 1, ns) && !emu_virtual_run_phase(), "%s", emu_error());
 	took = host_s() - start;
 	emu_virtual_stats(&after);
-	for (uint32_t i = 0; i < cpus; i++) {
+	for (uint32_t i = 0; i < cpus; i++)
 		execs += emu_cpu_result(i)->counts[EMU_CALL_EXEC];
-		if (emu_cpu_result(i)->end_ns > end_ns)
-			end_ns = emu_cpu_result(i)->end_ns;
-	}
-	printf("execl %-10s %4u CPUs: %6.1f M accesses/s, %5.0f us a exec, %6.0f times slower than the machine\n",
-	       design, cpus, (double)(after.accesses - before.accesses) / took * 1e-6, took / (double)execs * 1e6,
-	       took * 1e12 / (double)(after.now_ps - before.now_ps));
+	printf("execl_%u_%s_access\t%.3f\n", cpus, design, took * 1e9 / (double)(after.accesses - before.accesses));
+	printf("execl_%u_%s_exec\t%.0f\n", cpus, design, took * 1e9 / (double)execs);
+	printf("execl_%u_%s_slow_down\t%.1f\n", cpus, design, took * 1e12 / (double)(after.now_ps - before.now_ps));
 	machine_end();
 }
 
@@ -101,10 +97,10 @@ static double time_sections(const struct shape *shape, uint32_t cpus, uint32_t l
 	return took;
 }
 
-int main(int argc, char **argv)
+int main(void)
 {
 	static const uint32_t locks[] = { 1, 12, 384 }, cpus[] = { 1, 2, 8, 32, 64 };
-	uint64_t ns = (argc > 1 ? strtoull(argv[1], NULL, 10) : 5) * 1000000;
+	const uint64_t ns = 5000000;
 	double virtual_ns;
 
 	execl_on(&hygon, 384, "single", ns);
@@ -119,7 +115,7 @@ int main(int argc, char **argv)
 
 		sections.rounds = 200;
 		took = time_sections(&hygon, 384, locks[i], &virtual_ns);
-		printf("384 CPUs on %3u locks: %.2f million critical sections/s\n", locks[i], 384 * 200 / took * 1e-6);
+		printf("section_384_on_%u_locks\t%.1f\n", locks[i], took * 1e9 / (384 * 200));
 	}
 
 	/* As Long's test of 2019: one small load or so in the section, none outside. */
@@ -128,7 +124,7 @@ int main(int argc, char **argv)
 	sections.rounds = 500;
 	for (uint32_t i = 0; i < ARRAY_SIZE(cpus); i++) {
 		time_sections(&hygon, cpus[i], 1, &virtual_ns);
-		printf("rwsem, %2u writers: %.0f ns a lock\n", cpus[i], virtual_ns);
+		printf("rwsem_%u_writers_virtual\t%.1f\n", cpus[i], virtual_ns);
 	}
 	return 0;
 }

@@ -5,9 +5,9 @@
  *   static void queue_is_fifo(void) { ASSERT(x == 1, "x is %d", x); }
  *   int main(void) { TEST(queue_is_fifo); return test_report(); }
  *
- * ASSERT() prints file:line, the condition and the message, and aborts: a broken lock or tree is not worth going on
- * with. So the last line, "N passed, 0 failed", is printed by programs that got to the end. ASSERT() may be used on
- * any thread, TEST() and test_report() on the main one.
+ * ASSERT() prints file:line, the condition and the message, and aborts: a broken lock or tree is not worth
+ * going on with. So the last line, "N passed, 0 failed", is printed by programs that got to the end.
+ * ASSERT() may be used on any thread, TEST() and test_report() on the main one.
  */
 #ifndef TEST_H
 #define TEST_H

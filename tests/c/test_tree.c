@@ -2,8 +2,8 @@
 /*
  * test_tree.c - the interval tree and the red-black tree against lists that are searched from end to end.
  *
- * A stand-alone program: all short sequences of operations, then long random ones. The argument is the seed of the
- * random ones; without it the clock gives one. It is printed first.
+ * A stand-alone program: all short sequences of operations, then long random ones. The argument is the
+ * seed of the random ones; without it the clock gives one. It is printed first.
  */
 #include <emu/interval_tree.h>
 
@@ -140,8 +140,9 @@ static const char *describe(void)
 
 	snprintf(text, sizeof(text), "seed %" PRIu64, seed);
 	for (i = 0; i < nr_ops; i++)
-		used += (size_t)snprintf(text + used, sizeof(text) - used, "%c at %u [%" PRIu64 ",%" PRIu64 "]; ",
-					 ops[i].kind, ops[i].at, ops[i].start, ops[i].last);
+		used += (size_t)snprintf(text + used, sizeof(text) - used,
+					 "%c at %u [%" PRIu64 ",%" PRIu64 "]; ", ops[i].kind, ops[i].at,
+					 ops[i].start, ops[i].last);
 	return text;
 }
 
@@ -271,7 +272,9 @@ static void interval_tree_all_short_sequences(void)
 /* Intervals as they come in files, few and many starts, and at the end of the range. */
 static void random_interval(uint32_t kind, uint64_t *start, uint64_t *last)
 {
-	static const uint64_t libc[][2] = { { 0, 37 }, { 38, 395 }, { 396, 481 }, { 482, 485 }, { 486, 487 } };
+	static const uint64_t libc[][2] = {
+		{ 0, 37 }, { 38, 395 }, { 396, 481 }, { 482, 485 }, { 486, 487 },
+	};
 	uint32_t i;
 
 	switch (kind) {
@@ -401,7 +404,7 @@ static void interval_tree_refuses_wrong_arguments(void)
 	ASSERT(root.rb.rb_node == &prev.rb && !prev.rb.rb_left && !prev.rb.rb_right);
 }
 
-/* The red-black tree by itself, plain, and augmented with a sum: a value that falls and rises and never ties. */
+/* The red-black tree by itself, plain, and augmented with a sum, which no early end leaves right by chance. */
 
 struct item {
 	struct rb_node rb;
@@ -493,7 +496,8 @@ static void check_items(void)
 	ASSERT(rb_check(&items_root), "%u items, seed %" PRIu64, nr_sorted, seed);
 	for (i = 0; i < nr_sorted; i++) {
 		ASSERT(forward == &sorted[i]->rb, "%u of %u, seed %" PRIu64, i, nr_sorted, seed);
-		ASSERT(backward == &sorted[nr_sorted - 1 - i]->rb, "%u of %u, seed %" PRIu64, i, nr_sorted, seed);
+		ASSERT(backward == &sorted[nr_sorted - 1 - i]->rb, "%u of %u, seed %" PRIu64, i, nr_sorted,
+		       seed);
 		ASSERT(!augmented || sorted[i]->sum == item_sum(sorted[i]), "%u of %u, seed %" PRIu64, i,
 		       nr_sorted, seed);
 		forward = rb_next(forward);
@@ -724,8 +728,8 @@ static void checks_find_damage(void)
 			for (kind = 0; kind < ALL_DAMAGES; kind++) {
 				if (damage(kind, &model.nodes[i])) {
 					done[kind]++;
-					ASSERT(!interval_tree_check(&model.root), "damage %u to %u of %u: %s", kind,
-					       i, n, describe());
+					ASSERT(!interval_tree_check(&model.root),
+					       "damage %u to %u of %u: %s", kind, i, n, describe());
 					ASSERT(kind >= RB_DAMAGES || !rb_check(&model.root.rb),
 					       "damage %u to %u of %u: %s", kind, i, n, describe());
 				}

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * interval_tree.c - see interval_tree.h. What costs here is cache lines: no step looks at a node it can do without.
+ * interval_tree.c - see interval_tree.h. Cache lines cost most: no step looks at a node it can do without.
  *
- * subtree_last is the largest last of the node and all below it. An insertion raises it on the way down. A removal
- * can only lower it, and only where it was the removed node's: the way up ends at the first node that has its value
- * from its own last or from a child in which it did not fall.
+ * subtree_last is the largest last of the node and all below it. An insertion raises it on the way down. A
+ * removal can only lower it, and only where it was the removed node's: the way up ends at the first node
+ * that has its value from its own last or from a child in which it did not fall.
  */
 #include <emu/interval_tree.h>
 
@@ -18,8 +18,8 @@ static inline struct interval_tree_node *interval_entry(const struct rb_node *rb
 }
 
 /*
- * Recomputes a value that was right before and can only have fallen since. That it has not is mostly seen without a
- * look at the children, whose lines may be cold. Returns whether it fell.
+ * Recomputes a value that was right before and can only have fallen since. That it has not is mostly seen
+ * without a look at the children, whose lines may be cold. Returns whether it fell.
  */
 static inline bool interval_lower(struct interval_tree_node *node)
 {
@@ -116,7 +116,8 @@ void interval_tree_insert_after(struct interval_tree_node *node, struct interval
 	struct rb_node *parent = &prev->rb, *up;
 
 	EMU_ASSERT(node->start == prev->start && node->start <= last,
-		   "interval [%" PRIu64 ", %" PRIu64 "] after one from %" PRIu64, node->start, last, prev->start);
+		   "interval [%" PRIu64 ", %" PRIu64 "] after one from %" PRIu64, node->start, last,
+		   prev->start);
 	emu_line_moved(&root->last_node);
 	while (*link) {
 		parent = *link;
@@ -143,8 +144,9 @@ static inline bool interval_reaches(const struct rb_node *rb, uint64_t start)
 }
 
 /*
- * The first one from rb down that overlaps [start, last]; interval_reaches(rb, start) holds. Where the left subtree
- * reaches start, the first node in it that does is the answer; if it begins behind last, so do all that follow.
+ * The first one from rb down that overlaps [start, last]; interval_reaches(rb, start) holds. Where the
+ * left subtree reaches start, the first node in it that does is the answer; if it begins behind last, so
+ * do all that follow.
  */
 static struct interval_tree_node *interval_search(struct rb_node *rb, uint64_t start, uint64_t last)
 {

@@ -2,9 +2,10 @@
 /*
  * rbtree_template.h - the red-black algorithms as always-inline templates, private to workers/tree/.
  *
- * Each user makes an instance with callbacks that are known at compile time (NULL: none), so that none is called
- * through a pointer: rbtree.c for any callbacks (there they are) and for none, interval_tree.c for its own.
- * rb_insert_fix() is what is left to do after rb_link_node() below a red parent; rb_erase_fix() after rb_unlink().
+ * Each user makes an instance with callbacks that are known at compile time (NULL: none), so that none is
+ * called through a pointer: rbtree.c for any callbacks (there they are) and for none, interval_tree.c for
+ * its own. rb_insert_fix() is what is left to do after rb_link_node() below a red parent; rb_erase_fix()
+ * after rb_unlink().
  *
  * The mirror images are one text: `left` is a constant wherever rb_child() is used with it.
  */
@@ -54,8 +55,8 @@ static inline void rb_replace_child(struct rb_node *parent, struct rb_node *old,
 }
 
 /*
- * Gives the child of `from` on that side to `to`, as its child on the other side: the subtree that changes its
- * parent when `to` moves down past `from`. It is black, or empty, wherever this is called.
+ * Gives the child of `from` on that side to `to`, as its child on the other side: the subtree that changes
+ * its parent when `to` moves down past `from`. It is black, or empty, wherever this is called.
  */
 RB_TEMPLATE void rb_hand_over_black(struct rb_node *from, struct rb_node *to, bool left)
 {
@@ -123,8 +124,8 @@ RB_TEMPLATE void rb_insert_fix(struct rb_node *node, struct rb_root *root,
 }
 
 /*
- * The `left` subtree of parent has one black too few. True: the tree is in order again. False: now all of the subtree
- * at parent, which is black, has one too few.
+ * The `left` subtree of parent has one black too few. True: the tree is in order again. False: now all of
+ * the subtree at parent, which is black, has one too few.
  */
 RB_TEMPLATE bool rb_erase_rotate(struct rb_node *parent, struct rb_root *root,
 				 const struct rb_augment_callbacks *aug, bool left)
