@@ -7,7 +7,7 @@
  * VMA's size.
  *
  *   hot   the five intervals of one process, over and over: all lines used stay in the L1 cache
- *   cold  one of the five of a process drawn at random each time: a removal's lines come from wherever they are
+ *   cold  one of the five of a process drawn at random each time: its lines come from wherever they are
  *
  * Prints lines "name<TAB>ns": per pair, the median over the rounds, each of which has a tree of its own.
  * The argument is the seed of the choice of processes, 1 if not given.

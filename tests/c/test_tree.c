@@ -404,7 +404,7 @@ static void interval_tree_refuses_wrong_arguments(void)
 	ASSERT(root.rb.rb_node == &prev.rb && !prev.rb.rb_left && !prev.rb.rb_right);
 }
 
-/* The red-black tree by itself, plain, and augmented with a sum, which no early end leaves right by chance. */
+/* The red-black tree by itself, plain, and augmented with a sum, which changes at every step. */
 
 struct item {
 	struct rb_node rb;
