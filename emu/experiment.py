@@ -364,7 +364,8 @@ def execute(
 ) -> Run:
     """Run all cells, engine after engine, and keep them in the store (None: nowhere).
 
-    What has finished is in the store after every cell.
+    What has finished is in the store after every cell, in order of the experiments. The virtual
+    engine goes first: it forks its cells, which can be done as long as no machine is loaded here.
 
     A failed cell does not end the run, unless somebody else killed or stopped a worker of it. An
     interrupt (SIGINT, SIGTERM) ends it, and ``run.status`` says so.
@@ -401,19 +402,18 @@ def execute(
         try:
             for machine, its_cells in zip(machines, cells, strict=True):
                 machine.prepare(its_cells, stop)
-            queue = [
-                (machine, cell)
-                for machine, its_cells in zip(machines, cells, strict=True)
-                for cell in its_cells
-            ]
-            for number, (machine, cell) in enumerate(queue):
+            queue = [(which, cell) for which, its in enumerate(cells) for cell in its]
+            queue.sort(key=lambda item: item[1].engine != "virtual")
+            finished: list[list[CellResult]] = [[] for _ in machines]
+            for number, (which, cell) in enumerate(queue):
 
                 def tick(share: float, number: int = number, cell: Cell = cell) -> None:
                     if progress:
                         progress(number, len(queue), cell, share)
 
-                result, go_on = machine.run(cell, stop, tick)
-                run.cells.append(result)
+                result, go_on = machines[which].run(cell, stop, tick)
+                finished[which].append(result)
+                run.cells = [*itertools.chain.from_iterable(finished)]
                 if store:
                     store.save(run)
                 if not result.ok and on_failure:
