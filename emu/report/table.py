@@ -93,8 +93,8 @@ def plain_console(file: IO[str]) -> Console:
 def cell_name(cell: CellResult) -> str:
     """A cell in words."""
     return (
-        f"{cell.rmap}, {cell.mm}, {cell.topology}, {cell.cpus} CPUs, {cell.workload}, "
-        f"repeat {cell.repeat}"
+        f"{cell.engine}: {cell.rmap}, {cell.mm}, {cell.topology}, {cell.cpus} CPUs, "
+        f"{cell.workload}, repeat {cell.repeat}"
     )
 
 
@@ -160,15 +160,15 @@ def _print_scaling(groups: Sequence[Sequence[CellResult]], run: Run, console: Co
     console.print()
     console.print(_title(cells, run))
     if good:
-        console.print(_scaling(groups, f"{_unit(good[0])}/s", console))
+        per_s = f"{_unit(good[0])}/s"
+        console.print(_scaling(groups, per_s, console))
         console.print()
         for row in _rows(good):
             by_cpus = {group[0].cpus: _Row(row.name, group) for group in _groups(row.cells)}
             top = max(by_cpus, key=lambda cpus: by_cpus[cpus].median)
             fall = "" if top != max(by_cpus) else ", the most that were run"
-            console.print(
-                Text(f"{row.name} is highest on {top} CPUs{fall}: {by_cpus[top].median:,.0f}")
-            )
+            rate = f"{by_cpus[top].median:,.0f} {per_s}"
+            console.print(Text(f"{row.name} is highest on {top} CPUs{fall}: {rate}"))
         most = max(good, key=lambda cell: cell.cpus).cpus
         for line in _waiting(_rows(cell for cell in good if cell.cpus == most), f" on {most} CPUs"):
             console.print(line, soft_wrap=True)
