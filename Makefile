@@ -17,7 +17,7 @@ ARGS ?=
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: $(INSTALLED) ## install into .venv and run `emu run $(ARGS)`: rmap designs side by side on this machine
+run: $(INSTALLED) ## install into .venv and run `emu run $(ARGS)`: rmap designs side by side, here and on a modelled server
 	@$(BIN)/emu run $(ARGS)
 
 test: $(INSTALLED) $(TOOLS) ## all tests; ARGS="-k arena" chooses

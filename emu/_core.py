@@ -384,6 +384,11 @@ def is_any_loaded() -> bool:
     return bool(_loaded)
 
 
+def is_loaded(machine: str) -> bool:
+    """Is this machine loaded in this process?"""
+    return machine in _loaded
+
+
 def load(machine: str) -> Core:
     """The core for ``machine``, "native" or "virtual"; a process loads one and no other beside it.
 

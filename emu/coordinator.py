@@ -205,10 +205,11 @@ def rehearse(plan: Plan, stop: StopFlag) -> None:
 
     Raises InputError when the designs do not load or a call of the program cannot be done.
     """
-    ours, theirs = _FORK.Pipe(duplex=False)
-    with tempfile.TemporaryFile() as silence:
-        arguments = (plan, theirs, silence.fileno(), os.getpid())
-        process = _FORK.Process(target=_rehearse, args=arguments, daemon=True)
+    context = _context(plan.machine)
+    ours, theirs = context.Pipe(duplex=False)
+    with tempfile.NamedTemporaryFile(prefix="emu-") as silence:
+        arguments = (plan, theirs, silence.name, os.getpid())
+        process = context.Process(target=_rehearse, args=arguments, daemon=True)
         _start(process)
         theirs.close()
         try:
@@ -227,9 +228,16 @@ def rehearse(plan: Plan, stop: StopFlag) -> None:
         raise InputError(problem)
 
 
-def _rehearse(plan: Plan, answer: Any, stderr: int, parent_pid: int) -> None:
+def _context(machine: str) -> Any:
+    """How to start a process for ``machine``: afresh where another one is loaded, else a fork."""
+    other = _core.is_any_loaded() and not _core.is_loaded(machine)
+    return multiprocess.get_context("spawn") if other else _FORK
+
+
+def _rehearse(plan: Plan, answer: Any, stderr: str, parent_pid: int) -> None:
     worker.be_a_child(parent_pid)
-    os.dup2(stderr, 2)
+    with Path(stderr).open("ab", buffering=0) as file:
+        os.dup2(file.fileno(), 2)
     try:
         answer.send(_rehearse_alone(plan))
     except EmuError as error:
@@ -351,7 +359,7 @@ def _config(plan: Plan, *, strict: bool = False) -> _core.Config:
 
 
 def arena_overhead(plan: Plan) -> int:
-    """Bytes that the plan's arena needs before the mm allocates anything."""
+    """Bytes that the plan's arena needs before the mm allocates anything. Loads the machine."""
     config = _config(plan)
     return int(_core.load(plan.machine).arena_overhead(ctypes.byref(config)))
 

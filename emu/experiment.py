@@ -5,6 +5,12 @@ The words are the same in all three. In TOML a value is what the option takes, o
     rmap = ["single", "numa-locks"]
     cpus = "1,2,4..64"
     duration = "200ms"
+
+With two engines, ``[native]`` and ``[virtual]`` are tables of what only one of them goes by:
+
+    engine = ["native", "virtual"]
+    [virtual]
+    cpus = "1,2,4..384"
 """
 
 from __future__ import annotations
@@ -18,8 +24,8 @@ import re
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,14 +59,14 @@ class Cell:
 
     def __str__(self) -> str:
         return (
-            f"{self.rmap}, {self.mm}, {self.topology}, {self.cpus} CPUs, {self.workload}, "
-            f"repeat {self.repeat}"
+            f"{self.engine}: {self.rmap}, {self.mm}, {self.topology}, {self.cpus} CPUs, "
+            f"{self.workload}, repeat {self.repeat}"
         )
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """The matrix, complete: every default is filled in. Times are ns, sizes bytes."""
+    """The matrix of one engine, complete: every default is filled in. Times are ns, sizes bytes."""
 
     rmap: tuple[str, ...] = ("single", "numa-trees", "numa-locks")
     mm: tuple[str, ...] = ("mmap-sem-rbtree",)
@@ -214,9 +220,16 @@ def _switch(key: str, value: object) -> bool:
     raise InputError(f'{key.replace("_", "-")}: "on" or "off", not {value!r}')
 
 
-_VIRTUAL = {"topology": ("hygon-12x32",), "repeats": 1, "duration_ns": 10_000_000}
-"""Other defaults on the virtual engine, whose time is dear and whose repeats differ by chance only
-as far as the workload does."""
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "native": {},
+    "virtual": {"topology": ("hygon-12x32",), "repeats": 1, "duration_ns": 10_000_000},
+}
+"""Where an engine's own defaults are other than those of ``Experiment``. The virtual engine's time
+is dear, and its repeats differ by chance only as far as the workload does."""
+_VIRTUAL_CPUS = parse_cpus("1,2,4..384")
+"""What the virtual engine runs where neither a topology nor a number of CPUs was given."""
+BOTH = "native,virtual"
+"""The engines of ``emu run`` without any option."""
 
 
 _READERS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
@@ -225,7 +238,7 @@ _READERS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
     "topology": ("topology", _names),
     "cpus": ("cpus", _cpus),
     "workload": ("workload", _names),
-    "engine": ("engine", lambda _, value: str(value)),
+    "engine": ("engine", _names),
     "seed": ("seed", lambda key, value: _integer(key, value, 0, 2**63 - 1)),
     "repeats": ("repeats", lambda key, value: _integer(key, value, 1, MAX_REPEATS)),
     "duration": ("duration_ns", lambda _, value: parse_duration(value)),
@@ -234,27 +247,52 @@ _READERS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
 }
 
 
-def make(given: Mapping[str, Any], base: Experiment | None = None) -> Experiment:
-    """``base`` (or the defaults) with what is given, by the names of the options; None: not given.
+def make(given: Mapping[str, Any]) -> tuple[Experiment, ...]:
+    """An experiment for each engine: the engine's defaults, and over them what is given.
+
+    Keys are the names of the options; None: not given. Under an engine's name is a mapping of what
+    only that engine goes by.
 
     Raises InputError for an unknown key or a bad value.
     """
+    values = _read(given)
+    only = {name: _read(given.get(name) or {}, table=name) for name in _DEFAULTS}
+    made = []
+    for engine in dict.fromkeys(values.pop("engine", ("native",))):
+        mine = values | only.get(engine, {})
+        if engine == "virtual" and not {"topology", "cpus"} & set(mine):
+            mine["cpus"] = _VIRTUAL_CPUS
+        made.append(Experiment(**(_DEFAULTS.get(engine, {}) | mine), engine=engine))
+    return tuple(made)
+
+
+def _read(given: Mapping[str, Any], table: str = "") -> dict[str, Any]:
+    """The fields that are given, in a table or (no name) outside of tables."""
+    if not isinstance(given, Mapping):
+        raise InputError(f"{table}: a table, not {given!r}")
+    valid = [key for key in _READERS if key != "engine"] if table else [*_READERS, *_DEFAULTS]
     values: dict[str, Any] = {}
     for key, value in given.items():
-        if key not in _READERS:
-            raise unknown("key", key, _READERS)
-        if value is not None:
+        if key not in valid:
+            raise unknown(f"key in [{table}]" if table else "key", key, valid)
+        if value is not None and key in _READERS:
             field, reader = _READERS[key]
             values[field] = reader(key, value)
-    base, defaults = base or Experiment(), Experiment()
-    if values.get("engine") == "virtual":
-        unset = (name for name in _VIRTUAL if getattr(base, name) == getattr(defaults, name))
-        values = {name: _VIRTUAL[name] for name in unset} | values
-    return replace(base, **values)
+    return values
 
 
-def read_toml(path: Path) -> Experiment:
-    """An experiment from a file. Raises InputError with the place in it."""
+def override(given: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """``given`` with the options over it, also over what is in its tables."""
+    options = {key: value for key, value in options.items() if value is not None}
+    merged = dict(given)
+    for name in _DEFAULTS:
+        if name in merged:
+            merged[name] = {k: v for k, v in merged[name].items() if k not in options}
+    return merged | options
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """What an experiment file gives, for ``make``. Raises InputError with the place in it."""
     try:
         given = tomllib.loads(path.read_text())
     except OSError as error:
@@ -262,14 +300,37 @@ def read_toml(path: Path) -> Experiment:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: {error}") from None
     try:
-        return make(given)
+        make(given)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+    return given
 
 
-def describe(experiment: Experiment, cpus: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """The experiment in the words of a TOML file, complete."""
+def describe(
+    experiments: Sequence[Experiment], cpus: Sequence[Mapping[str, tuple[int, ...]]]
+) -> dict[str, Any]:
+    """The experiments in the words of a TOML file, complete; ``cpus`` as in ``cells``, for each."""
+    tables = {
+        experiment.engine: _describe(experiment, numbers)
+        for experiment, numbers in zip(experiments, cpus, strict=True)
+    }
+    first, *others = tables.values()
+    common = {
+        key: value
+        for key, value in first.items()
+        if all(key in other and other[key] == value for other in others)
+    }
+    engines: str | list[str] = list(tables) if others else next(iter(tables))
+    own = {
+        name: {key: value for key, value in table.items() if key not in common}
+        for name, table in tables.items()
+    }
+    return {"engine": engines} | common | {name: table for name, table in own.items() if table}
+
+
+def _describe(experiment: Experiment, cpus: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     values = asdict(experiment)
+    del values["engine"]
     values["duration"] = format_duration(values.pop("duration_ns"))
     values["cpus"] = sorted(set(itertools.chain.from_iterable(cpus.values())))
     values["numa_penalty"] = "on" if values["numa_penalty"] else "off"
@@ -294,28 +355,37 @@ def _host_info() -> dict[str, Any]:
 
 
 def execute(
-    experiment: Experiment,
+    experiments: Sequence[Experiment],
     *,
     store: Store | None,
     progress: Progress | None = None,
     on_failure: Callable[[CellResult], None] | None = None,
     stop: StopFlag | None = None,
 ) -> Run:
-    """Run all cells. What has finished is in the store (None: kept nowhere) after every cell.
+    """Run all cells, engine after engine, and keep them in the store (None: nowhere).
+
+    What has finished is in the store after every cell, in order of the experiments. The virtual
+    engine goes first: it forks its cells, which can be done as long as no machine is loaded here.
 
     A failed cell does not end the run, unless somebody else killed or stopped a worker of it. An
     interrupt (SIGINT, SIGTERM) ends it, and ``run.status`` says so.
 
-    Raises InputError before any process starts when the experiment cannot be run.
+    Raises InputError before any cell runs when one of the experiments cannot be run.
     """
     from emu import engines
     from emu.coordinator import Interrupted, StopFlag
 
     with contextlib.ExitStack() as cleanup:
         stop = stop or cleanup.enter_context(StopFlag())
-        engine = engines.get(experiment.engine)(experiment)
-        cleanup.callback(engine.close)
-        cells = list(experiment.cells(engine.cpus))
+        makers = [engines.get(each.engine) for each in experiments]
+        machines: list[engines.Engine] = []
+        for maker, each in zip(makers, experiments, strict=True):
+            machines.append(maker(each))
+            cleanup.callback(machines[-1].close)
+        cells = [
+            list(each.cells(machine.cpus))
+            for each, machine in zip(experiments, machines, strict=True)
+        ]
         if store:
             store.prepare()
         run = Run(
@@ -324,21 +394,26 @@ def execute(
                 started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                 version=__version__,
                 command=sys.argv[1:],
-                experiment=describe(experiment, engine.cpus),
+                experiment=describe(experiments, [machine.cpus for machine in machines]),
                 host=_host_info(),
             ),
             cells=[],
         )
         try:
-            engine.prepare(cells, stop)
-            for number, cell in enumerate(cells):
+            for machine, its_cells in zip(machines, cells, strict=True):
+                machine.prepare(its_cells, stop)
+            queue = [(which, cell) for which, its in enumerate(cells) for cell in its]
+            queue.sort(key=lambda item: item[1].engine != "virtual")
+            finished: list[list[CellResult]] = [[] for _ in machines]
+            for number, (which, cell) in enumerate(queue):
 
                 def tick(share: float, number: int = number, cell: Cell = cell) -> None:
                     if progress:
-                        progress(number, len(cells), cell, share)
+                        progress(number, len(queue), cell, share)
 
-                result, go_on = engine.run(cell, stop, tick)
-                run.cells.append(result)
+                result, go_on = machines[which].run(cell, stop, tick)
+                finished[which].append(result)
+                run.cells = [*itertools.chain.from_iterable(finished)]
                 if store:
                     store.save(run)
                 if not result.ok and on_failure:
@@ -361,7 +436,7 @@ def run(
     topology: str | list[str] | None = None,
     cpus: str | int | list[int] | None = None,
     workload: str | list[str] | None = None,
-    engine: str | None = None,
+    engine: str | list[str] | None = None,
     seed: int | None = None,
     repeats: int | None = None,
     duration: str | None = None,
@@ -374,6 +449,8 @@ def run(
 ) -> Run:
     """Run an experiment; arguments are the options of ``emu run`` and override those of the file.
 
+    Without any: the native engine on this machine and the virtual one on a server with 384 CPUs.
+
     ``progress`` is called every 0.1 s or so, ``on_failure`` as soon as a cell has failed. ``stop``:
     a flag that the caller has put up; None: SIGINT and SIGTERM are looked after here.
 
@@ -381,25 +458,27 @@ def run(
 
     Raises InputError when something given is wrong, EmuError when the engine cannot work here.
     """
-    base = read_toml(Path(experiment)) if experiment is not None else None
-    matrix = make(
-        {
-            "rmap": rmap,
-            "mm": mm,
-            "topology": topology,
-            "cpus": cpus,
-            "workload": workload,
-            "engine": engine,
-            "seed": seed,
-            "repeats": repeats,
-            "duration": duration,
-            "numa_penalty": numa_penalty,
-            "arena_size": arena_size,
-        },
-        base,
-    )
+    options = {
+        "rmap": rmap,
+        "mm": mm,
+        "topology": topology,
+        "cpus": cpus,
+        "workload": workload,
+        "engine": engine,
+        "seed": seed,
+        "repeats": repeats,
+        "duration": duration,
+        "numa_penalty": numa_penalty,
+        "arena_size": arena_size,
+    }
+    given: dict[str, Any] = {}
+    if experiment is not None:
+        given = read_toml(Path(experiment))
+    elif all(value is None for value in options.values()):
+        given = {"engine": BOTH}
+    matrices = make(override(given, options))
     where = Store(Path(store) if store is not None else None)
-    return execute(matrix, store=where, progress=progress, on_failure=on_failure, stop=stop)
+    return execute(matrices, store=where, progress=progress, on_failure=on_failure, stop=stop)
 
 
 def load(name: str, store: str | Path | None = None) -> Run:

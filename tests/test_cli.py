@@ -21,7 +21,16 @@ from hypothesis import strategies as st
 import emu as package
 from emu import cli, experiment
 from emu.errors import InputError
-from emu.experiment import Experiment, make, parse_cpus, parse_duration, parse_size, split_names
+from emu.experiment import (
+    Experiment,
+    describe,
+    make,
+    override,
+    parse_cpus,
+    parse_duration,
+    parse_size,
+    split_names,
+)
 from emu.report.table import format_ns
 from emu.results import Run, Store
 
@@ -96,6 +105,13 @@ BAD_INPUT = {
     "experiment": (["{dir}/none.toml"], ["none.toml", "No such file"]),
     "experiment-toml": (["{dir}/broken.toml"], ["broken.toml", "line 1"]),
     "experiment-key": (["{dir}/key.toml"], ["key.toml", "'rmpa'", "did you mean 'rmap'"]),
+    "engine-key": (["{dir}/engine.toml"], ["engine.toml", "no key in [virtual] 'cpsu'", "'cpus'"]),
+    "engine-no-table": (["{dir}/table.toml"], ["table.toml", "virtual: a table, not 3"]),
+    "one-engine-of-two": (["--engine", "native,virtul"], ["did you mean 'virtual'"]),
+    "second-engine": (
+        ["--engine", "native,virtual", "--topology", "laptop-8c", "--cpus", "4000"],
+        ["--cpus 4000", "laptop-8c has"],
+    ),
 }
 
 
@@ -105,6 +121,8 @@ def test_bad_input_is_one_line_and_status_2(case: str, tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text(BAD_WORKLOAD)
     (tmp_path / "broken.toml").write_text("name = \n")
     (tmp_path / "key.toml").write_text('rmpa = "single"\n')
+    (tmp_path / "engine.toml").write_text("[virtual]\ncpsu = 1\n")
+    (tmp_path / "table.toml").write_text("virtual = 3\n")
     arguments, words = BAD_INPUT[case]
     done = emu("run", *QUICK, *(a.format(dir=tmp_path) for a in arguments))
     assert done.returncode == 2, done.stderr
@@ -343,6 +361,51 @@ def test_duration_round_trip(ns: int) -> None:
 )
 def test_split_names(text: str, names: list[str]) -> None:
     assert split_names(text) == names
+
+
+def test_each_engine_has_its_own_defaults() -> None:
+    (native,) = make({})
+    assert (native.engine, native.topology, native.cpus) == ("native", ("host",), ())
+    assert (native.duration_ns, native.repeats) == (10**9, 3)
+    both = make({"engine": "native,virtual"})
+    assert both == make({"engine": ["native", "virtual", "native"]})
+    assert both[0] == native
+    assert (both[1].engine, both[1].topology) == ("virtual", ("hygon-12x32",))
+    assert both[1].cpus == (1, 2, 4, 8, 16, 32, 64, 128, 256, 384)
+    assert (both[1].duration_ns, both[1].repeats) == (10**7, 1)
+
+
+def test_what_is_given_goes_for_both_engines() -> None:
+    given = {"topology": "host", "duration": "1s", "repeats": 3, "seed": 5}
+    native, virtual = make({"engine": "native,virtual"} | given)
+    # Also where what is given is what the native engine would do anyway.
+    assert (virtual.topology, virtual.cpus) == (("host",), ())
+    assert (virtual.duration_ns, virtual.repeats, virtual.seed) == (10**9, 3, 5)
+    assert (native.topology, native.seed) == (("host",), 5)
+    assert make({"engine": "virtual", "cpus": 4})[0].cpus == (4,)
+
+
+def test_a_table_is_for_one_engine_and_options_go_over_it() -> None:
+    file = {"engine": ["native", "virtual"], "cpus": 2, "virtual": {"cpus": "4..16", "seed": 9}}
+    native, virtual = make(file)
+    assert (native.cpus, virtual.cpus) == ((2,), (4, 8, 16))
+    assert (native.seed, virtual.seed) == (1, 9)
+    native, virtual = make(override(file, {"cpus": "3", "seed": None}))
+    assert (native.cpus, virtual.cpus, virtual.seed) == ((3,), (3,), 9)
+    assert make(override(file, {"engine": "virtual"})) == (make(file)[1],)
+    assert file["virtual"] == {"cpus": "4..16", "seed": 9}
+
+
+def test_the_description_of_two_engines_makes_them_again() -> None:
+    given = {"engine": "native,virtual", "rmap": "single", "native": {"cpus": "1,2"}}
+    made = make(given)
+    described = describe(made, [{"host": (1, 2)}, {"hygon-12x32": made[1].cpus}])
+    assert described["engine"] == ["native", "virtual"]
+    assert described["rmap"] == ("single",)
+    assert "cpus" not in described
+    assert described["native"]["duration"] == "1s"
+    assert described["virtual"]["duration"] == "10ms"
+    assert make(json.loads(json.dumps(described))) == made
 
 
 def test_repeats_are_interleaved() -> None:

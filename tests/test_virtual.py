@@ -7,7 +7,11 @@ Order, time and misuse are tested in tests/c/test_virtual.c.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +149,87 @@ def test_a_user_s_design_that_deadlocks_is_reported(tmp_path: Path) -> None:
     assert done.returncode == 1
     error = json.loads(done.stdout)["cells"][0]["error"]
     assert "deadlock: all CPUs wait: CPU 0" in error or "already" in error
+
+
+def test_without_options_both_engines_run(own_store: Path) -> None:
+    done = emu("run", timeout_s=300)
+    assert done.returncode == 0, done.stderr
+    (file,) = own_store.glob("*.json")
+    document = json.loads(file.read_text())
+    cells = document["cells"]
+    designs = ["single", "numa-trees", "numa-locks"]
+    cpus = [1, 2, 4, 8, 16, 32, 64, 128, 256, 384]
+    kinds = [engine for engine, _ in itertools.groupby(cell["engine"] for cell in cells)]
+    assert kinds == ["native", "virtual"] == document["run"]["experiment"]["engine"]
+    assert {cell["status"] for cell in cells} == {"ok"}
+    virtual = [cell for cell in cells if cell["engine"] == "virtual"]
+    assert [(cell["cpus"], cell["rmap"]) for cell in virtual] == [
+        (number, design) for number in cpus for design in designs
+    ]
+    measured, predicted = done.stdout.split("PREDICTED")
+    assert "MEASURED" in measured
+    assert "(native, measured" in measured
+    assert "execl on 1 to 384 CPUs of hygon-12x32 (virtual, predicted), mm" in predicted
+    # The table says what the JSON says.
+    rows = {
+        int(row[0]): row[1:]
+        for line in predicted.splitlines()
+        if re.fullmatch(r"\d+( +[\d,.]+){5}", line) and (row := line.replace(",", "").split())
+    }
+    assert list(rows) == cpus
+    for number, row in rows.items():
+        rates = {c["rmap"]: c["ops_per_s"] for c in virtual if c["cpus"] == number}
+        base = rates["single"]
+        expected = [base]
+        for design in designs[1:]:
+            expected += [rates[design], rates[design] / base]
+        assert [float(text) for text in row] == pytest.approx(expected, abs=0.51)
+    assert emu("show", "last").stdout == done.stdout
+
+
+def test_engines_side_by_side_on_this_machine(tmp_path: Path) -> None:
+    (tmp_path / "e.toml").write_text(
+        'engine = ["native", "virtual"]\ntopology = "host"\ncpus = 1\nrmap = "single"\n'
+        '[native]\nduration = "20ms"\nrepeats = 2\n'
+    )
+    file = tmp_path / "run.json"
+    done = emu("run", str(tmp_path / "e.toml"), "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    cells = json.loads(file.read_text())["cells"]
+    assert [(c["engine"], c["repeat"], c["topology"]) for c in cells] == [
+        ("native", 0, "host"),
+        ("native", 1, "host"),
+        ("virtual", 0, "host"),
+    ]
+    native = np.median([cell["ops_per_s"] for cell in cells[:2]])
+    virtual = cells[2]["ops_per_s"]
+    assert "2 repeats of 20ms" in done.stdout
+    assert "1 repeat of 10ms" in done.stdout
+    comparison = done.stdout.split("BOTH ENGINES")[1].splitlines()
+    assert "native (measured)" in comparison[2]
+    row = comparison[3].split()
+    assert row[:6] == ["execl", "on", "1", "CPUs", "of", "host"]
+    shown = [f"{native:,.0f}", "exec/s", f"{virtual:,.0f}", "exec/s", f"{virtual / native:.2f}"]
+    assert row[6:] == ["single", *shown]
+
+
+def test_nothing_to_compare_where_no_cell_ran_on_both() -> None:
+    arguments = ("--rmap", "single", "--cpus", "1", "--duration", "20ms", "--repeats", "1")
+    assert "BOTH ENGINES" not in emu("run", *arguments).stdout
+    assert "MEASURED on" not in emu("run", *arguments, "--engine", "native").stdout
+
+
+def test_one_python_process_runs_engines_in_any_order() -> None:
+    script = (
+        "import emu\n"
+        "if __name__ == '__main__':\n"
+        "    for engine in ('native', 'virtual', ['native', 'virtual']):\n"
+        "        run = emu.run(engine=engine, topology='host', cpus=1, duration='5ms',\n"
+        "                      repeats=1, rmap='single')\n"
+        "        print(*((cell.engine, cell.status, cell.ops > 0) for cell in run.cells))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd="/", capture_output=True, text=True, timeout=120
+    )
+    native, virtual = ("('native', 'ok', True)", "('virtual', 'ok', True)")
+    assert done.stdout.splitlines() == [native, virtual, f"{native} {virtual}"], done.stderr

@@ -88,6 +88,7 @@ class NativeEngine:
         }
         self._cleanup = contextlib.ExitStack()
         self._designs: dict[tuple[str, str], DesignFile] = {}
+        self._overheads: dict[tuple[str, str, int], int] = {}
 
     def _cpus(self, machine: Topology) -> tuple[int, ...]:
         wanted = self._experiment.cpus or (min(machine.nr_cpus, self._host.nr_cpus),)
@@ -107,7 +108,7 @@ class NativeEngine:
         for cell in cells:
             stop.check()
             key = (cell.workload, cell.rmap, cell.mm)
-            plan = self._plan(cell)
+            plan = self._plan(cell, stop)
             self._check_memory(plan)
             if key not in rehearsed:
                 coordinator.rehearse(plan, stop)
@@ -132,7 +133,7 @@ class NativeEngine:
             raise unknown(f"{kind} design", name, [*names, "./FILE.c"])
         return DesignFile(text, _core.data_path("designs", kind, f"{name}.so"), params)
 
-    def _plan(self, cell: Cell) -> Plan:
+    def _plan(self, cell: Cell, stop: StopFlag) -> Plan:
         machine, host = self._topologies[cell.topology], self._host
         node_of_cpu = [int(machine.node_of_cpu[i % machine.nr_cpus]) for i in range(cell.cpus)]
         host_cpus = place_cpus(node_of_cpu, host)
@@ -162,9 +163,12 @@ class NativeEngine:
         # Every call of a list may leave a VMA or two, and processes may wait for their children.
         calls = sum(len(each) for each in plan.workload.lists)
         heap = cell.cpus * (CPU_HEAP_BYTES + 4 * calls * VMA_BYTES)
-        return replace(
-            plan, arena_bytes=coordinator.arena_overhead(plan) + heap + plan.nr_nodes * MIB
-        )
+        # In a child: this process stays free of the machine until the first cell runs, so that the
+        # virtual engine, if it goes first, can fork its cells.
+        key = (cell.topology, cell.workload, cell.cpus)
+        if key not in self._overheads:
+            self._overheads[key] = coordinator.in_child(coordinator.arena_overhead, plan, stop=stop)
+        return replace(plan, arena_bytes=self._overheads[key] + heap + plan.nr_nodes * MIB)
 
     def _check_memory(self, plan: Plan) -> None:
         cpus = len(plan.node_of_cpu)
@@ -181,7 +185,7 @@ class NativeEngine:
         self, cell: Cell, stop: StopFlag, tick: Callable[[float], None]
     ) -> tuple[CellResult, bool]:
         """Run a cell: its result, and whether it makes sense to go on with others."""
-        plan = self._plan(cell)
+        plan = self._plan(cell, stop)
         result = CellResult(
             rmap=cell.rmap,
             mm=cell.mm,

@@ -21,6 +21,13 @@ _SHOWN_SHARE = 0.001
 _SHOWN_SITES = 3
 _BASELINE = "single"
 _REPEATS_TO_TELL = 3
+_DETAILED = 3
+"""With more numbers of CPUs than this there is one table over all of them, not a section each."""
+_KIND = {"native": "measured", "virtual": "predicted"}
+_HEADING = {
+    "native": "MEASURED on this machine (native engine)",
+    "virtual": "PREDICTED by a model of the machine, in virtual time (virtual engine)",
+}
 
 
 @dataclass
@@ -50,8 +57,19 @@ def print_run(run: Run, console: Console) -> None:
     """Print the tables of a run."""
     info = run.run
     console.print(Text(f"run {info.id}, mm-emu {info.version}, {info.started}", style="dim"))
-    for cells in _groups(run.cells):
-        _print_group(cells, run, console)
+    engines = list(dict.fromkeys(cell.engine for cell in run.cells))
+    for engine in engines:
+        if len(engines) > 1:
+            console.print()
+            console.print(Text(_HEADING.get(engine, engine), style="bold underline"))
+        for cells in _sweeps(cell for cell in run.cells if cell.engine == engine):
+            groups = list(_groups(cells))
+            if len(groups) > _DETAILED:
+                _print_scaling(groups, run, console)
+            else:
+                for group in groups:
+                    _print_group(group, run, console)
+    _print_comparison(run, console)
     for cell in run.failed:
         console.print(
             Text(f"FAILED {cell_name(cell)}: {cell.error}", style="bold red"), soft_wrap=True
@@ -75,8 +93,8 @@ def plain_console(file: IO[str]) -> Console:
 def cell_name(cell: CellResult) -> str:
     """A cell in words."""
     return (
-        f"{cell.rmap}, {cell.mm}, {cell.topology}, {cell.cpus} CPUs, {cell.workload}, "
-        f"repeat {cell.repeat}"
+        f"{cell.engine}: {cell.rmap}, {cell.mm}, {cell.topology}, {cell.cpus} CPUs, "
+        f"{cell.workload}, repeat {cell.repeat}"
     )
 
 
@@ -89,35 +107,135 @@ def format_ns(ns: float) -> str:
     return f"{ns:.0f} ns"
 
 
-def _groups(cells: Iterable[CellResult]) -> Iterator[list[CellResult]]:
-    """Cells that differ in rmap design and repeat only, in order of their first."""
-    groups: dict[tuple[object, ...], list[CellResult]] = {}
+def _sweeps(cells: Iterable[CellResult]) -> Iterator[list[CellResult]]:
+    """Cells that differ in number of CPUs, rmap design and repeat only, in order of their first."""
+    sweeps: dict[tuple[object, ...], list[CellResult]] = {}
     for cell in cells:
-        key = (cell.workload, cell.topology, cell.mm, cell.cpus, cell.engine)
-        groups.setdefault(key, []).append(cell)
+        key = (cell.workload, cell.topology, cell.mm, cell.engine)
+        sweeps.setdefault(key, []).append(cell)
+    yield from sweeps.values()
+
+
+def _groups(cells: Iterable[CellResult]) -> Iterator[list[CellResult]]:
+    """Of one of ``_sweeps``: the cells of each number of CPUs."""
+    groups: dict[int, list[CellResult]] = {}
+    for cell in cells:
+        groups.setdefault(cell.cpus, []).append(cell)
     yield from groups.values()
 
 
-def _print_group(cells: Sequence[CellResult], run: Run, console: Console) -> None:
-    first = cells[0]
+def _rows(cells: Iterable[CellResult]) -> list[_Row]:
     good: dict[str, list[CellResult]] = {}
     for cell in cells:
         if cell.ok:
             good.setdefault(cell.rmap, []).append(cell)
-    rows = [_Row(name, repeats) for name, repeats in good.items()]
-    repeats = max((len(row.cells) for row in rows), default=0)
-    plural = "s" if repeats != 1 else ""
-    mark = ", oversubscribed" if first.oversubscribed else ""
-    penalty = ", --numa-penalty on" if first.numa_penalty else ""
-    console.print()
-    console.print(
-        Text(
-            f"{first.workload} on {first.cpus} CPUs of {first.topology} ({first.engine}{mark}"
-            f"{penalty}), mm {first.mm}, {repeats} repeat{plural} of "
-            f"{run.run.experiment.get('duration', '?')}",
-            style="bold",
-        )
+    return [_Row(name, repeats) for name, repeats in good.items()]
+
+
+def _title(cells: Sequence[CellResult], run: Run) -> Text:
+    first = cells[0]
+    numbers = sorted({cell.cpus for cell in cells})
+    cpus = f"{numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else f"{numbers[0]}"
+    repeats = max((len(row.cells) for group in _groups(cells) for row in _rows(group)), default=0)
+    marks = [first.engine, *([_KIND[first.engine]] if first.engine in _KIND else [])]
+    if any(cell.oversubscribed for cell in cells):
+        marks.append("oversubscribed")
+    if first.numa_penalty:
+        marks.append("--numa-penalty on")
+    experiment = run.run.experiment
+    own = experiment.get(first.engine)
+    duration = (own if isinstance(own, dict) else {}).get("duration") or experiment.get("duration")
+    return Text(
+        f"{first.workload} on {cpus} CPU{'s' if cpus != '1' else ''} of {first.topology} "
+        f"({', '.join(marks)}), mm {first.mm}, {repeats} repeat{'s' if repeats != 1 else ''} of "
+        f"{duration or '?'}",
+        style="bold",
     )
+
+
+def _print_scaling(groups: Sequence[Sequence[CellResult]], run: Run, console: Console) -> None:
+    """One table over the numbers of CPUs, and where the CPUs waited with the most of them."""
+    cells = [cell for group in groups for cell in group]
+    good = [cell for cell in cells if cell.ok]
+    console.print()
+    console.print(_title(cells, run))
+    if good:
+        per_s = f"{_unit(good[0])}/s"
+        console.print(_scaling(groups, per_s, console))
+        console.print()
+        for row in _rows(good):
+            by_cpus = {group[0].cpus: _Row(row.name, group) for group in _groups(row.cells)}
+            top = max(by_cpus, key=lambda cpus: by_cpus[cpus].median)
+            fall = "" if top != max(by_cpus) else ", the most that were run"
+            rate = f"{by_cpus[top].median:,.0f} {per_s}"
+            console.print(Text(f"{row.name} is highest on {top} CPUs{fall}: {rate}"))
+        most = max(good, key=lambda cell: cell.cpus).cpus
+        for line in _waiting(_rows(cell for cell in good if cell.cpus == most), f" on {most} CPUs"):
+            console.print(line, soft_wrap=True)
+    for note in dict.fromkeys(cell.note for cell in cells if cell.note):
+        console.print(Text(f"Note: {note}", style="yellow"), soft_wrap=True)
+
+
+def _scaling(groups: Sequence[Sequence[CellResult]], per_s: str, console: Console) -> Table:
+    """Numbers of CPUs down, designs across, each with its ratio to the baseline."""
+    names = list(dict.fromkeys(cell.rmap for group in groups for cell in group))
+    columns = []
+    for name in names:
+        columns.append(f"{name} {per_s}" if name == names[0] else name)
+        if _BASELINE in names and name != _BASELINE:
+            columns.append(f"x {_BASELINE}")
+    table = _table(console, "CPUs", *columns)
+    for group in groups:
+        rows = {row.name: row for row in _rows(group)}
+        base, values = rows.get(_BASELINE), []
+        best = max(rows.values(), key=lambda row: row.median, default=None)
+        for name in names:
+            row = rows.get(name)
+            style = "green" if row is best and len(rows) > 1 else ""
+            values.append(Text(f"{row.median:,.0f}" if row else "-", style=style))
+            if _BASELINE in names and name != _BASELINE:
+                of_base = f"{row.median / base.median:.2f}" if row and base and base.median else "-"
+                values.append(Text(of_base))
+        table.add_row(str(group[0].cpus), *values)
+    return table
+
+
+def _print_comparison(run: Run, console: Console) -> None:
+    """What ran on both engines, side by side."""
+    found: dict[tuple[object, ...], dict[str, list[CellResult]]] = {}
+    for cell in run.cells:
+        if cell.ok:
+            key = (cell.workload, cell.cpus, cell.topology, cell.mm, cell.rmap)
+            found.setdefault(key, {}).setdefault(cell.engine, []).append(cell)
+    both = {key: engines for key, engines in found.items() if set(engines) >= set(_KIND)}
+    if not both:
+        return
+    console.print()
+    console.print(Text("BOTH ENGINES on the same cells", style="bold underline"))
+    console.print()
+    table = _table(
+        console, "cell", "rmap", "native (measured)", "virtual (predicted)", "virtual/native"
+    )
+    several_mm = len({key[3] for key in both}) > 1
+    for (workload, cpus, topology, mm, rmap), engines in both.items():
+        native, virtual = (
+            statistics.median(cell.ops_per_s for cell in engines[engine]) for engine in _KIND
+        )
+        unit = _unit(engines["native"][0])
+        table.add_row(
+            f"{workload} on {cpus} CPUs of {topology}{f', mm {mm}' if several_mm else ''}",
+            str(rmap),
+            f"{native:,.0f} {unit}/s",
+            f"{virtual:,.0f} {unit}/s",
+            f"{virtual / native:.2f}" if native else "-",
+        )
+    console.print(table)
+
+
+def _print_group(cells: Sequence[CellResult], run: Run, console: Console) -> None:
+    first, rows = cells[0], _rows(cells)
+    console.print()
+    console.print(_title(cells, run))
     if rows:
         console.print(_throughput(rows, console))
         console.print()
@@ -193,9 +311,9 @@ def _latencies(rows: Sequence[_Row], console: Console) -> Table:
     return table
 
 
-def _waiting(rows: Sequence[_Row]) -> Iterator[Text]:
+def _waiting(rows: Sequence[_Row], on: str = "") -> Iterator[Text]:
     """Where the CPUs of each design waited, by lock and call site, as shares of all CPU time."""
-    yield Text("Where the CPUs waited, in shares of their time:", style="bold")
+    yield Text(f"Where the CPUs waited{on}, in shares of their time:", style="bold")
     for row in rows:
         waits: Counter[tuple[str, str, str]] = Counter()
         for cell in row.cells:
