@@ -110,7 +110,7 @@ _SIGNATURES = {
     "brk": ("addr",),
     "work": ("time",),
     "pace": ("time",),
-    **{op: () for op in MICRO_OPS},
+    **dict.fromkeys(MICRO_OPS, ()),
 }
 _IMAGE_OPS = ("mmap", "munmap", "mprotect")
 _TIME_UNITS = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9}

@@ -59,8 +59,13 @@ bool emu_line_ping_pong(struct emu_micro *micro, uint64_t *turn)
 	/* By compare-and-exchange, as core-to-core-latency does it: a look first would fetch the line twice. */
 	while (!atomic_compare_exchange_strong_explicit(&pair->turn, &seen, *turn + 1, memory_order_acq_rel,
 							memory_order_acquire)) {
-		if (seen & GONE(!side))
-			return false;
+		if (seen & GONE(!side)) {
+			if ((seen & ~GONE(!side)) != *turn)
+				return false;
+			/* The other's last is ours to answer; nobody else changes the word any more. */
+			atomic_fetch_add_explicit(&pair->turn, 1, memory_order_acq_rel);
+			break;
+		}
 		emu_spin_wait(&pair->turn);
 		seen = *turn;
 	}
@@ -94,6 +99,21 @@ EMU_NOINLINE void emu_rwsem_read(struct emu_micro *micro)
 	seen = micro->guarded;
 	(void)seen;
 	up_read(&micro->sem);
+}
+
+const char *emu_micro_name(const struct emu_micro *micro, const void *at)
+{
+	uintptr_t offset = (uintptr_t)at - (uintptr_t)micro;
+
+	if (!micro || offset >= sizeof(*micro) + nr_pairs() * sizeof(micro->pairs[0]))
+		return NULL;
+	if (offset >= offsetof(struct emu_micro, pairs))
+		return "line_ping_pong line";
+	if (offset >= offsetof(struct emu_micro, guarded))
+		return "word under micro_rwsem";
+	if (offset >= offsetof(struct emu_micro, sem))
+		return "micro_rwsem";
+	return offset < offsetof(struct emu_micro, added) ? "line_write line" : "line_fetch_add line";
 }
 
 void emu_micro_totals(const struct emu_micro *micro, uint64_t *added, uint64_t *written)

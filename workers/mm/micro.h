@@ -29,6 +29,9 @@ void emu_line_ping_pong_end(struct emu_micro *micro);
 void emu_rwsem_write(struct emu_micro *micro);
 void emu_rwsem_read(struct emu_micro *micro);
 
+/* What is at an address, for reports; NULL: nothing of these. */
+const char *emu_micro_name(const struct emu_micro *micro, const void *at);
+
 /* How often the two counters were added to since set-up. */
 void emu_micro_totals(const struct emu_micro *micro, uint64_t *added, uint64_t *written);
 

@@ -161,8 +161,8 @@ EMU_EXPORT uint64_t emu_rmap_bytes_per_file(void);
 EMU_EXPORT uint64_t emu_bytes_per_vma(void);
 
 /*
- * All trees empty, no lock held, no addition of a micro workload lost, no arena object live that was not before boot, once the rmap design has destroyed its
- * files. Else -EBUSY and emu_error(). The files are then as after boot again.
+ * All trees empty, no lock held, no addition of a micro workload lost, no arena object live that was not before boot,
+ * once the rmap design has destroyed its files. Else -EBUSY and emu_error(). The files are then as after boot again.
  */
 EMU_EXPORT int emu_check_drained(void);
 
