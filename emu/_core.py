@@ -34,10 +34,27 @@ LAT_NAMES = (
     "brk",
     "fault",
     "walk",
+    "micro",
 )
 """Names of ``enum emu_latency_op``, in its order; checked against the library when it is loaded."""
 
-CALL_NAMES = ("exec", "fork", "exit", "mmap", "munmap", "mprotect", "brk", "work")
+CALL_NAMES = (
+    "exec",
+    "fork",
+    "exit",
+    "mmap",
+    "munmap",
+    "mprotect",
+    "brk",
+    "work",
+    "pace",
+    "line_write",
+    "line_fetch_add",
+    "line_ping_pong",
+    "rwsem_write",
+    "rwsem_read",
+    "rwsem_mixed",
+)
 """Names of ``enum emu_call_op``."""
 
 SITES_MAX = 128

@@ -10,6 +10,7 @@ A program is a list of system calls, one string each, written as strace writes t
       "mmap(NULL, 8192, PROT_READ, MAP_PRIVATE, libc.so.6, 0) = 0x7ffff7fc0000",
       "munmap(0x7ffff7fc0000, 8192)",
       "work(150us)",                          # computing, no call
+      "pace(1ms)",                            # computing until the phase has lasted n x 1ms
       "fork()",                               # from here on the child runs ...
       "exit()",                               # ... and here the parent again
     ]
@@ -24,7 +25,8 @@ address that the real kernel returned; a replay checks it. Flags that mean nothi
     [files]         name = size in pages
     [work.OP]       the rest of the kernel and of user space, with its source: time to compute
                     inside each exec, fork or exit, or (call) before every other call of a program
-    load            the program that a CPU starts with; it leaves one process
+    load            the program that a CPU starts with; it leaves one process, or none where no
+                    program has any: line_write(), rwsem_read() and the others of MICRO_OPS
     [[phase]]       a program that runs again and again for a share of the duration (kind "time"),
                     or once. unit: the operation that counts, "iteration" or a call of the program
 
@@ -59,7 +61,17 @@ WARM_UP_SHARE = 0.1
 """Of the duration, in addition to it."""
 NO_EXPECT = 2**64 - 1
 
-OPS = ("exec", "fork", "exit", "mmap", "munmap", "mprotect", "brk", "work")
+MICRO_OPS = (
+    "line_write",
+    "line_fetch_add",
+    "line_ping_pong",
+    "rwsem_write",
+    "rwsem_read",
+    "rwsem_mixed",
+)
+"""One operation on a line or a lock that all CPUs share; of a ping-pong, CPUs 2k and 2k + 1."""
+WITHOUT_PROCESS = ("work", "pace", *MICRO_OPS)
+OPS = ("exec", "fork", "exit", "mmap", "munmap", "mprotect", "brk", *WITHOUT_PROCESS)
 """By the number of enum emu_call_op."""
 
 PROT = {"PROT_READ": 0x1, "PROT_WRITE": 0x2, "PROT_EXEC": 0x4}
@@ -97,6 +109,8 @@ _SIGNATURES = {
     "mprotect": ("addr", "length", "prot"),
     "brk": ("addr",),
     "work": ("time",),
+    "pace": ("time",),
+    **dict.fromkeys(MICRO_OPS, ()),
 }
 _IMAGE_OPS = ("mmap", "munmap", "mprotect")
 _TIME_UNITS = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9}
@@ -167,7 +181,7 @@ def format_call(call: Call) -> str:
             arguments = (_address(call.addr), call.length, _names(call.prot, PROT) or "PROT_NONE")
         case "brk":
             arguments = (_address(call.addr),)
-        case "work":
+        case "work" | "pace":
             arguments = (format_time(call.work_ns),)
     result = "" if call.expect is None else f" = {call.expect:#x}"
     return f"{call.op}({', '.join(map(str, arguments))}){result}"
@@ -281,6 +295,8 @@ def _bits(text: str, table: Mapping[str, int], without_effect: Iterable[str]) ->
 
 def _check_call(call: Call) -> None:
     """What no mm would accept."""
+    if call.op == "pace" and call.work_ns == 0:
+        raise CallError("there is no multiple of 0 to wait for")
     addressed = call.op in ("mmap", "munmap", "mprotect")
     if addressed and call.length == 0:
         raise CallError("the length is 0")
@@ -443,10 +459,10 @@ class _Phase(_Table, frozen=True):
 class _File(_Table, frozen=True):
     name: str
     load: str
-    files: dict[str, Any]
-    image: dict[str, Any]
     program: dict[str, Any]
     phase: list[Any]
+    files: dict[str, Any] = {}
+    image: dict[str, Any] = {}
     description: str = ""
     work_jitter: float = 0.1
     work: dict[str, Any] = {}
@@ -524,10 +540,14 @@ class _Reader:
             calls.append(tuple(map(CallPlace, section_texts, places)))
         self.check_brk(parsed)
 
-        lists.append(self.encode("drain", [Call("exit")]))
-        calls.append((CallPlace("exit()", f"{self.path.name}: drain"),))
         load = self.program(file.load, "load", "load")
-        self.check_load(file.load, parsed[f"program.{file.load}"])
+        if all(call.op in WITHOUT_PROCESS for each in parsed.values() for call in each):
+            lists.append(self.encode("drain", []))
+            calls.append(())
+        else:
+            self.check_load(file.load, parsed[f"program.{file.load}"])
+            lists.append(self.encode("drain", [Call("exit")]))
+            calls.append((CallPlace("exit()", f"{self.path.name}: drain"),))
         return Workload(
             name=file.name,
             description=file.description,
@@ -617,7 +637,7 @@ class _Reader:
                 raise CallError(f"an image has only {', '.join(_IMAGE_OPS)}")
         elif call.flags & (MAP_SPECIAL | MAP_BRK):
             raise CallError("MAP_SPECIAL and MAP_BRK are for images")
-        elif call.op != "work":
+        elif call.op not in WITHOUT_PROCESS:
             kind = call.op if call.op in _WORK_KEYS else "call"
             call = replace(call, work_ns=self.work_ns.get(kind, 0))
         if call.op == "exec":
@@ -652,6 +672,8 @@ class _Reader:
             entry["op"], entry["prot"], entry["flags"] = OPS.index(call.op), call.prot, call.flags
             entry["arg"], entry["addr"], entry["len"] = arg, call.addr, call.length
             entry["offset"], entry["expect"], entry["work_ns"] = call.offset, expect, call.work_ns
+            if call.op == "pace":
+                entry["len"], entry["work_ns"] = call.work_ns, 0
         array.setflags(write=False)
         return array
 
@@ -673,7 +695,8 @@ class _Reader:
         return number
 
     def check_load(self, name: str, calls: Sequence[Call]) -> None:
-        first = next((index for index, call in enumerate(calls) if call.op != "work"), 0)
+        without = WITHOUT_PROCESS
+        first = next((index for index, call in enumerate(calls) if call.op not in without), 0)
         if calls[first].op != "exec":
             raise self.call_error(
                 f"program.{name}", first, str(calls[first]), "the program to load starts with exec"
@@ -699,7 +722,7 @@ class _Reader:
             if not once and not 0 < share <= 1:
                 raise self.error(place, f"share is {share:g}; it must be above 0, at most 1")
             list_number = self.program(spec.list, f"{place} list", "list")
-            ops = {call.op for call in lists[f"program.{spec.list}"]} - {"work"}
+            ops = {call.op for call in lists[f"program.{spec.list}"]}.difference(WITHOUT_PROCESS)
             units = ("iteration", *(op for op in OPS if op in ops))
             if spec.unit not in units:
                 what = f"unit '{spec.unit}' is no call of program '{spec.list}'"

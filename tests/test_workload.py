@@ -31,6 +31,8 @@ from emu.workload import CALL_DTYPE, PAGE, TASK_SIZE, Call, CallError, format_ca
 ROOT = Path(__file__).parents[1]
 DATA = Path(__file__).parent / "data"
 POINTS = sorted(DATA.glob("*.maps"))
+RECORDED = [name for name in workload.names() if workload.load(name).files]
+MICRO = [name for name in workload.names() if name not in RECORDED]
 
 # ---- text ----
 
@@ -67,7 +69,8 @@ calls = st.one_of(
     st.builds(Call, st.just("brk"), addr=numbers, expect=st.none() | numbers),
     st.builds(Call, st.just("exec"), name=names),
     st.builds(Call, st.just("work"), work_ns=st.integers(0, 10**10)),
-    st.sampled_from([Call("fork"), Call("exit")]),
+    st.builds(Call, st.just("pace"), work_ns=st.integers(1, 10**10)),
+    st.sampled_from([Call(op) for op in ("fork", "exit", *workload.MICRO_OPS)]),
 )
 
 
@@ -78,7 +81,9 @@ def test_a_call_is_read_back_from_its_text(call: Call) -> None:
 
 @given(
     st.text()
-    | st.from_regex(r"(mmap|munmap|mprotect|brk|exec|fork|exit|work)\(.{0,80}\)( = .{0,20})?")
+    | st.from_regex(
+        r"(mmap|munmap|mprotect|brk|exec|fork|exit|work|pace|line_write)\(.{0,80}\)( = .{0,20})?"
+    )
 )
 def test_any_text_is_a_call_or_an_error_of_one_line(text: str) -> None:
     try:
@@ -135,6 +140,9 @@ def test_lines_of_strace_are_understood() -> None:
         ("exec()", "exec(image)"),
         ("work(150)", "'150' is no time"),
         ("work(11s)", "at most 10s"),
+        ("pace(0ns)", "no multiple of 0"),
+        ("line_write(1)", "line_write with 1 argument(s); it is line_write()"),
+        ("rwsem_read() = 0", "rwsem_read is followed by nothing"),
     ],
 )
 def test_bad_calls_are_refused(text: str, says: str) -> None:
@@ -367,7 +375,7 @@ def test_every_call_is_found_in_its_line(name: str) -> None:
     shipped = workload.load(name)
     assert shipped.name == name and shipped.description
     lines = (ROOT / "emu" / "workloads" / f"{name}.toml").read_text().splitlines()
-    assert all(line.startswith("# Recorded by `emu record") for line in lines[:1])
+    assert lines[0].startswith("# Recorded by `emu record" if name in RECORDED else "# ")
     seen = set()
     for number, calls_of_list in enumerate(shipped.lists):
         for index in range(len(calls_of_list)):
@@ -379,6 +387,27 @@ def test_every_call_is_found_in_its_line(name: str) -> None:
                 seen.add(line)
 
 
+def test_a_workload_without_a_process(tmp_path: Path) -> None:
+    assert len(MICRO) == 5
+    write = workload.load("line-write")
+    assert write.files == ()
+    pace, call = write.lists[write.phases[0].list]
+    assert (workload.OPS[pace["op"]], pace["len"], pace["work_ns"]) == ("pace", 83333, 0)
+    assert (workload.OPS[call["op"]], call["work_ns"]) == ("line_write", 0)
+    assert len(write.lists[write.drain_list]) == 0
+    # Beside processes they cost no [work.call], and are no unit.
+    both = load_text(tmp_path, GOOD.replace('"work(10us)"', '"rwsem_read()"'))
+    assert both.lists[2]["work_ns"].tolist() == [5000, 0, 7, 0]
+    assert len(both.lists[both.drain_list]) == 1
+    with pytest.raises(InputError, match="unit 'rwsem_read' is no call"):
+        load_text(
+            tmp_path,
+            GOOD.replace('"work(10us)"', '"rwsem_read()"').replace(
+                'unit = "fork"', 'unit = "rwsem_read"'
+            ),
+        )
+
+
 def test_what_the_workloads_measure() -> None:
     phases = {
         name: [(p.name, p.unit, p.share) for p in workload.load(name).phases if p.record]
@@ -388,6 +417,7 @@ def test_what_the_workloads_measure() -> None:
         "execl": [("exec", "exec", 0.7), ("fork+exit", "fork", 0.3)],
         "shell": [("iteration", "iteration", 1.0)],
         "spawn": [("fork+exit", "fork", 1.0)],
+        **{name: [(name, "iteration", 1.0)] for name in MICRO},
     }
     ops = np.concatenate(workload.load("shell").lists[-2:-1])["op"].tolist()
     assert [ops.count(workload.OPS.index(op)) for op in ("exec", "fork", "exit")] == [3, 3, 3]
@@ -560,7 +590,7 @@ def test_replay_leads_to_the_maps_of_the_real_process(point: Path) -> None:
 
 
 def test_every_workload_has_a_point() -> None:
-    assert {point.name.split(".")[0] for point in POINTS} == set(workload.names())
+    assert {point.name.split(".")[0] for point in POINTS} == set(RECORDED)
 
 
 def test_a_missing_call_would_be_noticed() -> None:

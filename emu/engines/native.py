@@ -268,7 +268,7 @@ def fill_in(result: CellResult, plan: Plan, totals: CellTotals) -> None:
     for done in result.phases:
         if done.counts_ops:
             result.ops, result.seconds = done.ops, done.seconds
-            result.ops_per_s = done.ops / done.seconds
+            result.ops_per_s = done.ops / done.seconds if done.ops else 0.0
             result.wait_share, result.locks = done.wait_share, done.locks
     result.memory = Memory(
         rmap_bytes_per_file=totals.rmap_bytes_per_file, bytes_per_vma=totals.bytes_per_vma
@@ -279,7 +279,7 @@ def fill_in(result: CellResult, plan: Plan, totals: CellTotals) -> None:
 
 
 def _wait_share(phase: PhaseTotals, cpus: int) -> float:
-    return phase.wait_ns / (cpus * phase.seconds * 1e9)
+    return phase.wait_ns / (cpus * phase.seconds * 1e9) if phase.wait_ns else 0.0
 
 
 def _latency(histogram: Histogram) -> Latency:

@@ -4,6 +4,7 @@
  */
 #include "internal.h"
 #include "../mm/internal.h"
+#include "../mm/micro.h"
 #include "program.h"
 
 #include <errno.h>
@@ -159,10 +160,13 @@ int emu_list_add(const struct emu_call *calls, uint32_t n)
 	for (uint32_t i = 0; i < n; i++)
 		if (calls[i].op >= EMU_CALL_NR ||
 		    (calls[i].op == EMU_CALL_MMAP && calls[i].arg >= (int32_t)arena->nr_files) ||
+		    (calls[i].op == EMU_CALL_PACE && !calls[i].len) ||
 		    (calls[i].op == EMU_CALL_EXEC &&
 		     (calls[i].arg < 0 || calls[i].arg >= (int32_t)arena->config.nr_lists)))
 			return emu_set_error(-EINVAL, "call %u: operation %u with argument %d", i, calls[i].op,
 					     calls[i].arg);
+	for (uint32_t i = 0; i < n; i++)
+		arena->has_micro |= calls[i].op > EMU_CALL_PACE;
 	if (n)
 		memcpy(arena->calls + arena->nr_calls, calls, n * sizeof(*calls));
 	arena->lists[arena->nr_lists] = (struct emu_list){ arena->calls + arena->nr_calls, n };
@@ -208,6 +212,8 @@ int emu_boot(void)
 	if (!emu_rmap || !emu_mm)
 		return emu_set_error(-EINVAL, "no rmap or no mm design is loaded");
 	emu_cpu_attach(0);
+	if (arena->has_micro)
+		WITH_FAIL(err, arena->micro = emu_micro_create());
 	arena->boot_objects = emu_live_objects();
 	err = init_files();
 	current = NULL;
@@ -228,6 +234,8 @@ int emu_phase_prepare(uint32_t list, uint32_t once, uint32_t record, uint64_t du
 
 	if (list >= arena->nr_lists)
 		return emu_set_error(-EINVAL, "no call list %u of %u", list, arena->nr_lists);
+	if (arena->micro)
+		emu_micro_reset(arena->micro);
 	arena->phase_list = list;
 	arena->phase_once = once;
 	arena->phase_record = record;
@@ -264,6 +272,8 @@ void emu_phase_reset(uint32_t number)
 	memset(cpu->task.lock_stats, 0, (uint64_t)emu_arena->nr_classes * EMU_SITES_MAX * sizeof(struct lock_stat));
 	memset(cpu->hists, 0, sizeof(cpu->hists));
 	cpu->task.wait_ns = 0;
+	cpu->in_ping_pong = false;
+	cpu->ping_pong_turn = number & 1;
 }
 
 int emu_phase_body(void)
@@ -274,6 +284,7 @@ int emu_phase_body(void)
 	uint32_t failed = 0;
 	int err = 0;
 
+	cpu->in_phase = true;
 	cpu->result.start_ns = emu_clock_ns();
 	do {
 		uint64_t start_ns = emu_clock_ns();
@@ -287,7 +298,12 @@ int emu_phase_body(void)
 			emu_hist_record(&cpu->hists[EMU_LAT_ITERATION], emu_clock_ns() - start_ns);
 	} while (!arena->phase_once && emu_clock_ns() < phase->deadline_ns);
 	cpu->result.end_ns = emu_clock_ns();
+	cpu->in_phase = false;
+	if (cpu->in_ping_pong)
+		emu_line_ping_pong_end(arena->micro);
 	cpu->result.wait_ns = cpu->task.wait_ns;
+	if (err > 0)
+		err = 0;
 	if (err) {
 		snprintf(cpu->state.failure, sizeof(cpu->state.failure), "%s", emu_error());
 		atomic_fetch_add(&phase->failed, 1);
@@ -354,11 +370,30 @@ uint64_t emu_file_vmas(uint32_t file)
 	return ret < 0 && ret != -EOPNOTSUPP ? UINT64_MAX : n;
 }
 
+/* What the CPUs did to the counters of the micro workloads is in them: no addition was lost. */
+static int check_micro(void)
+{
+	struct emu_arena *arena = emu_arena;
+	uint64_t added, written;
+
+	if (!arena->micro)
+		return 0;
+	emu_micro_totals(arena->micro, &added, &written);
+	for (uint32_t i = 0; i < arena->config.nr_cpus; i++) {
+		added -= arena->cpus[i].added;
+		written -= arena->cpus[i].written;
+	}
+	if (added || written)
+		return emu_set_error(-EBUSY, "counters are wrong: %lld fetch_add and %lld additions under the rwsem too many",
+				     (long long)added, (long long)written);
+	return 0;
+}
+
 int emu_check_drained(void)
 {
 	struct emu_arena *arena = emu_arena;
 	struct task_struct *caller = current;
-	int err = 0;
+	int err = check_micro();
 
 	emu_cpu_attach(0);
 	for (uint32_t i = 0; i < arena->nr_files && !err; i++) {

@@ -37,6 +37,9 @@ struct emu_cpu {
 	uint64_t random;
 	struct mm_struct *parents[EMU_MM_STACK];
 	uint32_t nr_parents;
+	bool in_phase, in_ping_pong;
+	uint64_t ping_pong_turn;
+	uint64_t added, written; /* micro calls since boot: what their counters must come to */
 	struct emu_cpu_result result;
 	struct emu_site sites[EMU_SITES_MAX];
 	struct emu_hist hists[EMU_LAT_NR];
@@ -70,6 +73,8 @@ struct emu_arena {
 	uint32_t nr_calls;
 	uint32_t max_classes;
 	int64_t boot_objects; /* live when emu_boot() was done */
+	bool has_micro; /* a list has calls of a micro workload */
+	struct emu_micro *micro;
 	uint64_t rmap_bytes_per_file;
 
 	/* Lock classes; class_lock guards them. Class 0 is nobody's. */

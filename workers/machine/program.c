@@ -7,6 +7,7 @@
  */
 #include "internal.h"
 #include "../mm/internal.h"
+#include "../mm/micro.h"
 #include "program.h"
 
 #include <errno.h>
@@ -14,14 +15,19 @@
 #include <string.h>
 
 static const char *const op_names[EMU_LAT_NR] = { "iteration", "exec",	   "fork", "exit",  "mmap",
-						  "munmap",    "mprotect", "brk",  "fault", "walk" };
+						  "munmap",    "mprotect", "brk",  "fault", "walk", "micro" };
 static const char *const call_names[EMU_CALL_NR] = { "exec",	 "fork", "exit", "mmap", "munmap",
-						     "mprotect", "brk",	 "work" };
+						     "mprotect", "brk",	 "work", "pace", "line_write", "line_fetch_add",
+						     "line_ping_pong", "rwsem_write", "rwsem_read", "rwsem_mixed" };
 
 static const uint32_t latency_op[EMU_CALL_NR] = {
 	[EMU_CALL_EXEC] = EMU_LAT_EXEC,		[EMU_CALL_FORK] = EMU_LAT_FORK,	    [EMU_CALL_EXIT] = EMU_LAT_EXIT,
 	[EMU_CALL_MMAP] = EMU_LAT_MMAP,		[EMU_CALL_MUNMAP] = EMU_LAT_MUNMAP, [EMU_CALL_MPROTECT] = EMU_LAT_MPROTECT,
 	[EMU_CALL_BRK] = EMU_LAT_BRK,		[EMU_CALL_WORK] = EMU_LAT_NR,
+	[EMU_CALL_PACE] = EMU_LAT_NR,		[EMU_CALL_LINE_WRITE] = EMU_LAT_MICRO,
+	[EMU_CALL_LINE_FETCH_ADD] = EMU_LAT_MICRO, [EMU_CALL_LINE_PING_PONG] = EMU_LAT_MICRO,
+	[EMU_CALL_RWSEM_WRITE] = EMU_LAT_MICRO,	[EMU_CALL_RWSEM_READ] = EMU_LAT_MICRO,
+	[EMU_CALL_RWSEM_MIXED] = EMU_LAT_MICRO,
 };
 
 const char *emu_op_name(uint32_t op)
@@ -89,12 +95,52 @@ static EMU_NOINLINE int64_t load_elf_binary(const struct emu_call *call, bool st
 	return 0;
 }
 
+/* Without jitter: CPUs that keep pace meet again each time. */
+static void pace(uint64_t ns)
+{
+	emu_compute(ns - (emu_clock_ns() - emu_arena->phase.start_ns) % ns);
+}
+
+/* 1: nobody is there to play with. */
+static int64_t run_micro(struct emu_cpu *cpu, uint32_t op)
+{
+	struct emu_micro *micro = emu_arena->micro;
+
+	switch (op) {
+	case EMU_CALL_LINE_WRITE:
+		emu_line_write(micro);
+		return 0;
+	case EMU_CALL_LINE_FETCH_ADD:
+		emu_line_fetch_add(micro);
+		cpu->added++;
+		return 0;
+	case EMU_CALL_LINE_PING_PONG:
+		/* Outside a phase no other CPU runs. */
+		if (!cpu->in_phase)
+			return 0;
+		cpu->in_ping_pong = true;
+		return !emu_line_ping_pong(micro, &cpu->ping_pong_turn);
+	case EMU_CALL_RWSEM_READ:
+		emu_rwsem_read(micro);
+		return 0;
+	case EMU_CALL_RWSEM_MIXED:
+		if (emu_random() & 1) {
+			emu_rwsem_read(micro);
+			return 0;
+		}
+		break;
+	}
+	emu_rwsem_write(micro);
+	cpu->written++;
+	return 0;
+}
+
 static int64_t run_call(const struct emu_call *call, bool strict)
 {
 	struct emu_cpu *cpu = emu_this_cpu();
 	int64_t ret = 0;
 
-	if (unlikely(!current->mm && call->op != EMU_CALL_EXEC && call->op != EMU_CALL_WORK))
+	if (unlikely(!current->mm && call->op != EMU_CALL_EXEC && call->op < EMU_CALL_WORK))
 		return emu_set_error(-ESRCH, "%s without a process: exec comes first", call_names[call->op]);
 	switch ((enum emu_call_op)call->op) {
 	case EMU_CALL_EXEC:
@@ -124,6 +170,16 @@ static int64_t run_call(const struct emu_call *call, bool strict)
 	case EMU_CALL_BRK:
 		ret = emu_sys_brk(call->addr);
 		break;
+	case EMU_CALL_PACE:
+		pace(call->len);
+		return 0;
+	case EMU_CALL_LINE_WRITE:
+	case EMU_CALL_LINE_FETCH_ADD:
+	case EMU_CALL_LINE_PING_PONG:
+	case EMU_CALL_RWSEM_WRITE:
+	case EMU_CALL_RWSEM_READ:
+	case EMU_CALL_RWSEM_MIXED:
+		return run_micro(cpu, call->op);
 	case EMU_CALL_WORK:
 	case EMU_CALL_NR:
 		return 0;
@@ -166,6 +222,8 @@ int emu_program_run(uint32_t list_nr, bool record, uint32_t *failed)
 			*failed = i;
 			return (int)ret;
 		}
+		if (ret == 1 && call->op == EMU_CALL_LINE_PING_PONG)
+			return 1;
 		cpu->result.counts[call->op]++;
 		if (record && op < EMU_LAT_NR)
 			emu_hist_record(&cpu->hists[op], emu_clock_ns() - start_ns);

@@ -8,7 +8,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* Runs a list once on this CPU. On -errno, *failed is the index of the call and emu_error() says why. */
+/*
+ * Runs a list once on this CPU. On -errno, *failed is the index of the call and emu_error() says why. 1: a call had
+ * nobody to work with; the CPU's part of the phase is over.
+ */
 int emu_program_run(uint32_t list, bool record, uint32_t *failed);
 
 #endif

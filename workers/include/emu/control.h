@@ -33,6 +33,7 @@ enum emu_latency_op {
 	EMU_LAT_BRK,
 	EMU_LAT_FAULT,
 	EMU_LAT_WALK,
+	EMU_LAT_MICRO, /* line_write() and all calls after it */
 	EMU_LAT_NR
 };
 
@@ -45,7 +46,14 @@ enum emu_call_op {
 	EMU_CALL_MUNMAP,
 	EMU_CALL_MPROTECT,
 	EMU_CALL_BRK,
-	EMU_CALL_WORK, /* nothing but work_ns */
+	EMU_CALL_WORK, /* nothing but work_ns; from here on no process is needed */
+	EMU_CALL_PACE, /* waits, computing, for the next whole multiple of len ns since the start line */
+	EMU_CALL_LINE_WRITE, /* the micro workloads: see mm/micro.h */
+	EMU_CALL_LINE_FETCH_ADD,
+	EMU_CALL_LINE_PING_PONG, /* in a phase only; ends the CPU's part of it where it has no partner, or no more */
+	EMU_CALL_RWSEM_WRITE,
+	EMU_CALL_RWSEM_READ,
+	EMU_CALL_RWSEM_MIXED, /* either, by chance */
 	EMU_CALL_NR
 };
 
@@ -57,7 +65,7 @@ struct emu_call { /* 64 bytes, all constant while CPUs run */
 	uint32_t flags;	  /* EMU_MAP_* */
 	int32_t arg;	  /* MMAP: file number, -1 = anonymous; EXEC: list number */
 	uint64_t addr;	  /* bytes */
-	uint64_t len;	  /* bytes */
+	uint64_t len;	  /* bytes; PACE: ns */
 	uint64_t offset;  /* bytes */
 	uint64_t expect;  /* MMAP, BRK: the address that the real kernel returned; EMU_NO_EXPECT: not checked */
 	uint64_t work_ns; /* computing: inside exec, fork and exit and part of their latency; before other calls */
@@ -153,8 +161,8 @@ EMU_EXPORT uint64_t emu_rmap_bytes_per_file(void);
 EMU_EXPORT uint64_t emu_bytes_per_vma(void);
 
 /*
- * All trees empty, no lock held, no arena object live that was not before boot, once the rmap design has destroyed its
- * files. Else -EBUSY and emu_error(). The files are then as after boot again.
+ * All trees empty, no lock held, no addition of a micro workload lost, no arena object live that was not before boot,
+ * once the rmap design has destroyed its files. Else -EBUSY and emu_error(). The files are then as after boot again.
  */
 EMU_EXPORT int emu_check_drained(void);
 

@@ -4,6 +4,7 @@
  */
 #define _GNU_SOURCE
 #include "virtual.h"
+#include "../../mm/micro.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -330,7 +331,7 @@ int emu_virtual_symbol(uint64_t offset, char *buf, size_t size)
 {
 	const struct emu_arena *arena = emu_arena;
 	const char *at = (const char *)arena + offset, *cpus = (const char *)arena->cpus;
-	const char *files = (const char *)arena->files;
+	const char *files = (const char *)arena->files, *micro;
 	uint64_t line = ((uintptr_t)at - vm.base) >> 6;
 	uint32_t bytes, class_id = at >= cpus && line < vm.full_span >> 6 ? vm.transits[line].lock_class : 0;
 
@@ -357,6 +358,9 @@ int emu_virtual_symbol(uint64_t offset, char *buf, size_t size)
 		return snprintf(buf, size, "i_mmap %s+%llu", file->name,
 				(unsigned long long)(in - offsetof(struct address_space, i_mmap)));
 	}
+	micro = emu_micro_name(arena->micro, at);
+	if (micro)
+		return snprintf(buf, size, "%s", micro);
 	bytes = emu_object_bytes(at);
 	if (bytes)
 		return snprintf(buf, size, "object of %u bytes", bytes);

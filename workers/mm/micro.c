@@ -1,0 +1,123 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * micro.c - the calls of the micro workloads: each word that CPUs fight for is alone on its line.
+ */
+#include "micro.h"
+
+#include <emu/rwsem.h>
+
+#define GONE(side) (UINT64_C(1) << (62 + (side)))
+
+struct emu_micro {
+	__cacheline_aligned _Atomic uint64_t written;
+	__cacheline_aligned _Atomic uint64_t added;
+	struct rw_semaphore sem; /* a line of its own */
+	__cacheline_aligned uint64_t guarded; /* by sem */
+	struct pair {
+		/* Hand-overs so far; whose turn it is, is its lowest bit. GONE(side): that side plays no more. */
+		__cacheline_aligned _Atomic uint64_t turn;
+	} pairs[];
+};
+
+static uint32_t nr_pairs(void)
+{
+	return emu_nr_cpus() / 2;
+}
+
+struct emu_micro *emu_micro_create(void)
+{
+	struct emu_micro *micro = emu_zalloc(sizeof(*micro) + nr_pairs() * sizeof(micro->pairs[0]), 0);
+
+	init_rwsem(&micro->sem, lock_class("micro_rwsem", NULL));
+	return micro;
+}
+
+void emu_micro_reset(struct emu_micro *micro)
+{
+	for (uint32_t i = 0; i < nr_pairs(); i++)
+		atomic_store_explicit(&micro->pairs[i].turn, 0, memory_order_relaxed);
+}
+
+void emu_line_write(struct emu_micro *micro)
+{
+	atomic_store_explicit(&micro->written, current->cpu, memory_order_seq_cst);
+}
+
+void emu_line_fetch_add(struct emu_micro *micro)
+{
+	atomic_fetch_add_explicit(&micro->added, 1, memory_order_relaxed);
+}
+
+bool emu_line_ping_pong(struct emu_micro *micro, uint64_t *turn)
+{
+	uint32_t cpu = current->cpu, side = cpu & 1;
+	struct pair *pair = &micro->pairs[cpu / 2];
+	uint64_t seen = *turn;
+
+	if (cpu / 2 >= nr_pairs())
+		return false;
+	/* By compare-and-exchange, as core-to-core-latency does it: a look first would fetch the line twice. */
+	while (!atomic_compare_exchange_strong_explicit(&pair->turn, &seen, *turn + 1, memory_order_acq_rel,
+							memory_order_acquire)) {
+		if (seen & GONE(!side)) {
+			if ((seen & ~GONE(!side)) != *turn)
+				return false;
+			/* The other's last is ours to answer; nobody else changes the word any more. */
+			atomic_fetch_add_explicit(&pair->turn, 1, memory_order_acq_rel);
+			break;
+		}
+		emu_spin_wait(&pair->turn);
+		seen = *turn;
+	}
+	*turn += 2;
+	return true;
+}
+
+void emu_line_ping_pong_end(struct emu_micro *micro)
+{
+	uint32_t cpu = current->cpu;
+
+	if (cpu / 2 < nr_pairs())
+		atomic_fetch_or_explicit(&micro->pairs[cpu / 2].turn, GONE(cpu & 1), memory_order_release);
+}
+
+EMU_NOINLINE void emu_rwsem_write(struct emu_micro *micro)
+{
+	EMU_CALL_SITE();
+
+	down_write(&micro->sem);
+	micro->guarded++;
+	up_write(&micro->sem);
+}
+
+EMU_NOINLINE void emu_rwsem_read(struct emu_micro *micro)
+{
+	EMU_CALL_SITE();
+	volatile uint64_t seen;
+
+	down_read(&micro->sem);
+	seen = micro->guarded;
+	(void)seen;
+	up_read(&micro->sem);
+}
+
+const char *emu_micro_name(const struct emu_micro *micro, const void *at)
+{
+	uintptr_t offset = (uintptr_t)at - (uintptr_t)micro;
+
+	if (!micro || offset >= sizeof(*micro) + nr_pairs() * sizeof(micro->pairs[0]))
+		return NULL;
+	if (offset >= offsetof(struct emu_micro, pairs))
+		return "line_ping_pong line";
+	if (offset >= offsetof(struct emu_micro, guarded))
+		return "word under micro_rwsem";
+	if (offset >= offsetof(struct emu_micro, sem))
+		return "micro_rwsem";
+	return offset < offsetof(struct emu_micro, added) ? "line_write line" : "line_fetch_add line";
+}
+
+void emu_micro_totals(const struct emu_micro *micro, uint64_t *added, uint64_t *written)
+{
+	*added = atomic_load_explicit(&micro->added, memory_order_relaxed);
+	*written = micro->guarded;
+}

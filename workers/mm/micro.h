@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * micro.h - contended lines and one contended lock, without any process (micro.c). Not for designs.
+ */
+#ifndef EMU_MM_MICRO_H
+#define EMU_MM_MICRO_H
+
+#include <emu/machine.h>
+
+struct emu_micro;
+
+/* Set-up, on node 0, and back to what it was after that: every phase begins so. No CPU runs meanwhile. */
+struct emu_micro *emu_micro_create(void);
+void emu_micro_reset(struct emu_micro *micro);
+
+/* One store to the line that all CPUs write, waited for until it is through. */
+void emu_line_write(struct emu_micro *micro);
+void emu_line_fetch_add(struct emu_micro *micro);
+
+/*
+ * Hands the line of a pair, CPUs 2k and 2k + 1, to the other side: waits until *turn hand-overs have been made, makes
+ * the next and sets *turn to what to wait for then. *turn begins as the CPU's number & 1. False: nobody is there to
+ * play with, or not any more. Who has played says so when it ends, so that its partner does not wait for ever.
+ */
+bool emu_line_ping_pong(struct emu_micro *micro, uint64_t *turn);
+void emu_line_ping_pong_end(struct emu_micro *micro);
+
+/* A section: a word that the lock guards is added to, or looked at. */
+void emu_rwsem_write(struct emu_micro *micro);
+void emu_rwsem_read(struct emu_micro *micro);
+
+/* What is at an address, for reports; NULL: nothing of these. */
+const char *emu_micro_name(const struct emu_micro *micro, const void *at);
+
+/* How often the two counters were added to since set-up. */
+void emu_micro_totals(const struct emu_micro *micro, uint64_t *added, uint64_t *written);
+
+#endif
