@@ -28,6 +28,7 @@ from emu.coordinator import StopFlag
 from emu.errors import EmuError, InputError
 from emu.experiment import unknown
 from emu.record import Each
+from emu.report import text
 from emu.report.table import cell_name, plain_console, print_run
 from emu.results import CellResult, Store, write_atomically
 
@@ -207,6 +208,55 @@ def show(
         sys.stdout.buffer.write(result.to_json())
     else:
         raise InputError(f"--json {json_file}: only - here; the run is a JSON file in the store")
+
+
+@app.command(epilog="Example: emu report last --format folded -o waits.folded")
+def report(
+    name: Annotated[
+        str, typer.Argument(metavar="RUN", help="Id, beginning of an id, last, or a JSON file.")
+    ],
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="|".join(text.FORMATS),
+            help="Locks as /proc/lock_stat; cache lines as perf c2c; stacks of waiting for "
+            "flamegraph.pl and speedscope; a row a cell; HdrHistogram's percentiles.",
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Where to.  Default: stdout"),
+    ] = None,
+    cell: Annotated[
+        str | None,
+        typer.Option(metavar="N|RMAP", help="One cell, from 0, or a design's.  Default: all"),
+    ] = None,
+    op: Annotated[
+        str | None,
+        typer.Option(metavar="OP", help="One operation, as exec (hgrm only).  Default: all"),
+    ] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where runs are kept.  Default: the user's data folder"),
+    ] = None,
+) -> None:
+    """Write a stored run in the layout of another tool."""
+    if form not in text.FORMATS:
+        raise unknown("format", form, text.FORMATS)
+    if op is not None and form != "hgrm":
+        raise InputError(f"--op {op}: only --format hgrm has operations to choose from")
+    cells = text.choose(Store(store).load(name), cell)
+    written = text.hgrm(cells, op) if form == "hgrm" else text.FORMATS[form](cells)
+    if not written:
+        print(f"emu: {name} has nothing to show as {form}", file=sys.stderr)
+    if output is None:
+        sys.stdout.write(written)
+        return
+    try:
+        write_atomically(output, written.encode())
+    except OSError as error:
+        raise InputError(f"{output}: {error.strerror}") from None
 
 
 @app.command(

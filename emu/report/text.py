@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: MIT
+"""A run as text in the layouts of other tools, for people who know them and programs that read them.
+
+``lockstat`` follows /proc/lock_stat, ``c2c`` perf c2c's table of cache lines; ``folded`` is read by
+flamegraph.pl and speedscope, ``hgrm`` by HdrHistogram's plotter, ``csv`` by anything.
+
+Every format is a function from the chosen cells to the text. Locks and sites are those of the
+phase whose operations are counted, latencies and cache lines those of all phases, as in the JSON.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from emu.errors import InputError
+from emu.experiment import unknown
+from emu.histogram import decode
+from emu.report.table import cell_name
+from emu.results import CellResult, Latency, Lock, Run
+
+Cells = Sequence[tuple[int, CellResult]]
+"""Cells with their numbers in the run, from 0."""
+
+_CSV_OPS = ("exec", "fork", "exit")
+_CSV_LATENCY = ("mean", "p50", "p90", "p99", "p999", "max")
+_TELLING = ("engine", "topology", "workload", "mm")
+
+
+def choose(run: Run, which: str | None) -> Cells:
+    """The cell of a number, the cells of an rmap design, or all. Raises InputError for neither."""
+    cells = list(enumerate(run.cells))
+    if which is None:
+        return cells
+    if which.isdecimal():
+        if int(which) >= len(cells):
+            raise InputError(f"--cell {which}: the run has {len(cells)} cells, counted from 0")
+        return [cells[int(which)]]
+    found = [(number, cell) for number, cell in cells if cell.rmap == which]
+    if not found:
+        raise unknown("cell", which, list(dict.fromkeys(cell.rmap for _, cell in cells)))
+    return found
+
+
+def lockstat(cells: Cells) -> str:
+    """Locks and their call sites; times in microseconds, as in /proc/lock_stat.
+
+    A site's share is that of the lock's waiting.
+    """
+    return _sections(cells, _locks)
+
+
+def c2c(cells: Cells) -> str:
+    """Cache lines by the time that CPUs waited for them; times in nanoseconds."""
+    return _sections(cells, _lines)
+
+
+def folded(cells: Cells) -> str:
+    """Stacks of waiting, ns: "rmap;cpus;lock;caller;callee wait". Repeats are added up.
+
+    Where cells differ in something else, that comes first.
+    """
+    telling = [name for name in _TELLING if len({getattr(cell, name) for _, cell in cells}) > 1]
+    stacks: Counter[str] = Counter()
+    for _, cell in cells:
+        first = [*(getattr(cell, name) for name in telling), cell.rmap, f"{cell.cpus} CPUs"]
+        for lock in cell.locks:
+            for site in lock.sites:
+                frames = [*first, _class(lock), *filter(None, site.site.split(">"))]
+                stacks[";".join(frame.replace(";", ",") for frame in frames)] += site.wait_ns
+    return _joined(f"{stack} {wait_ns}" for stack, wait_ns in stacks.items() if wait_ns)
+
+
+def comma_separated(cells: Cells) -> str:
+    """One row a cell: what was run, throughput, all locks together, latencies, memory."""
+    rows = [_row(number, cell) for number, cell in cells]
+    if not rows:
+        return ""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def hgrm(cells: Cells, op: str | None = None) -> str:
+    """HdrHistogram's percentile distributions, ns: of every operation, or of one.
+
+    Raises InputError when no cell has the operation or its buckets cannot be read.
+    """
+    if op is not None:
+        known = list(dict.fromkeys(name for _, cell in cells for name in cell.latency_ns))
+        if op not in known:
+            raise unknown("operation", op, known)
+    out: list[str] = []
+    for number, cell in cells:
+        for name, latency in cell.latency_ns.items():
+            if latency.hdr and op in (None, name):
+                out += ["", f"#[{name} of cell {number}: {cell_name(cell)}, ns]"]
+                out += [_distribution(latency, f"{name} of cell {number}")]
+                if latency.overflow:
+                    out.append(f"#[Beyond the range = {latency.overflow}]")
+    return _joined(out[1:])
+
+
+FORMATS: dict[str, Callable[[Cells], str]] = {
+    "lockstat": lockstat,
+    "c2c": c2c,
+    "folded": folded,
+    "csv": comma_separated,
+    "hgrm": hgrm,
+}
+
+
+def _joined(lines: Iterable[str]) -> str:
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _sections(cells: Cells, body: Callable[[CellResult], Iterable[str]]) -> str:
+    """One under another with a blank line between."""
+    sections = []
+    for number, cell in cells:
+        lines = body(cell) if cell.ok else [f"FAILED: {cell.error}"]
+        sections.append(_joined([f"cell {number}: {cell_name(cell)} ({cell.engine})", *lines]))
+    return "\n".join(sections)
+
+
+def _class(lock: Lock) -> str:
+    return f"{lock.name} {lock.file}" if lock.file else lock.name
+
+
+def _per(total: float, count: int) -> float:
+    return total / count if count else 0.0
+
+
+def _locks(cell: CellResult) -> Iterator[str]:
+    names = [_class(lock) for lock in cell.locks]
+    width = max(map(len, ["class name", *names]))
+    phase = next((phase.name for phase in cell.phases if phase.counts_ops), "-")
+    yield f"phase {phase}, {cell.seconds:.6f} s, times in microseconds"
+    columns = (
+        *("contended", "waittime-total", "waittime-avg"),
+        *("acquisitions", "holdtime-total", "holdtime-avg"),
+    )
+    heading = f"{'class name':>{width}} " + "".join(f" {column:>14}" for column in columns)
+    rule = "-" * len(heading)
+    yield from (rule, heading, rule)
+    for lock in sorted(cell.locks, key=lambda lock: -lock.wait_ns):
+        name = _class(lock)
+        yield ""
+        yield (
+            f"{name:>{width}}: {lock.contended:>14}{_us(lock.wait_ns)}"
+            f"{_us(_per(lock.wait_ns, lock.contended))} {lock.acquired:>14}{_us(lock.hold_ns)}"
+            f"{_us(_per(lock.hold_ns, lock.acquired))}"
+        )
+        yield f"{'-' * len(name):>{width}}"
+        for site in lock.sites:
+            yield (
+                f"{name:>{width}}  {site.contended:>14}{_us(site.wait_ns)}"
+                f"{_us(_per(site.wait_ns, site.contended))} {site.acquired:>14}"
+                f" {_per(site.wait_ns, lock.wait_ns):>7.1%}  {site.site or '-'}"
+            )
+
+
+def _us(ns: float) -> str:
+    return f" {ns / 1000:>14.3f}"
+
+
+def _lines(cell: CellResult) -> Iterator[str]:
+    if cell.engine != "virtual":
+        yield "No cache lines: only the virtual engine knows them (--engine virtual)."
+        return
+    wait_ns = sum(line.wait_ns for line in cell.lines)
+    yield f"all phases, {len(cell.lines)} lines that were waited for, times in nanoseconds"
+    heading = (
+        f"{'Index':>5} {'Wait':>7} {'Wait total':>14} {'Wait avg':>10} "
+        f"{'Transfers':>10} {'Remote':>10} {'Remote':>7}  Cache line"
+    )
+    rule = "-" * len(heading)
+    yield from (rule, heading, rule)
+    for index, line in enumerate(cell.lines):
+        yield (
+            f"{index:>5} {_per(line.wait_ns, wait_ns):>7.2%} {line.wait_ns:>14} "
+            f"{_per(line.wait_ns, line.transfers):>10.1f} {line.transfers:>10} "
+            f"{line.remote_transfers:>10} {_per(line.remote_transfers, line.transfers):>7.2%}"
+            f"  {line.symbol}"
+        )
+
+
+def _row(number: int, cell: CellResult) -> dict[str, object]:
+    what = ("rmap", "mm", "topology", "cpus", "workload", "engine", "seed", "repeat")
+    got = ("ops", "seconds", "ops_per_s", "wait_share")
+    row: dict[str, object] = {"cell": number}
+    row |= {name: getattr(cell, name) for name in (*what, "status", *got)}
+    for name in ("oversubscribed", "numa_penalty"):
+        row[name] = int(getattr(cell, name))
+    for name in ("acquired", "contended", "wait_ns", "hold_ns"):
+        row[f"lock_{name}"] = sum(getattr(lock, name) for lock in cell.locks)
+    for op in _CSV_OPS:
+        latency = cell.latency_ns.get(op, Latency())
+        row[f"{op}_count"] = latency.count
+        row |= {f"{op}_{name}_ns": getattr(latency, name) for name in _CSV_LATENCY}
+    row["rmap_bytes_per_file"] = cell.memory.rmap_bytes_per_file
+    row["bytes_per_vma"] = cell.memory.bytes_per_vma
+    row["wall_s"] = cell.host.wall_s
+    row["error"] = cell.error or ""
+    return row
+
+
+def _distribution(latency: Latency, of: str) -> str:
+    out = io.BytesIO()
+    try:
+        decode(latency.hdr).output_percentile_distribution(out, 1)
+    except Exception as error:  # the package has no class that all of its errors share
+        raise InputError(f"{of}: its histogram cannot be read: {error}") from None
+    return out.getvalue().decode().rstrip("\n")

@@ -1,0 +1,352 @@
+# SPDX-License-Identifier: MIT
+"""`emu report`: every format of a real run read back, and of a made-up one to the letter."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from emu_command import emu
+
+import emu as package
+from emu.histogram import decode, new_hdr
+from emu.report import text
+from emu.results import (
+    CellResult,
+    Host,
+    Latency,
+    Line,
+    Lock,
+    Memory,
+    Phase,
+    Run,
+    RunInfo,
+    Site,
+)
+
+
+@pytest.fixture(scope="module")
+def real() -> Run:
+    return package.run(rmap="single,numa-locks", cpus="1,2", duration="20ms", repeats="1")
+
+
+def made_latency() -> Latency:
+    hdr = new_hdr()
+    for ns in (100, 100, 200, 1000):
+        hdr.record_value(ns)
+    return Latency(count=5, mean=350.0, p50=200, max=2**40, overflow=1, hdr=hdr.encode().decode())
+
+
+def made_cell(**changes: object) -> CellResult:
+    locks = [
+        Lock(
+            name="mmap_lock",
+            file=None,
+            acquired=4,
+            contended=0,
+            wait_ns=0,
+            hold_ns=2000,
+            sites=[Site(site="", acquired=4, contended=0, wait_ns=0)],
+        ),
+        Lock(
+            name="i_mmap_rwsem",
+            file="a;b.so",
+            acquired=10,
+            contended=4,
+            wait_ns=8000,
+            hold_ns=15000,
+            sites=[
+                Site(site="mmap_region>vma_link_file", acquired=6, contended=3, wait_ns=6000),
+                Site(site="", acquired=4, contended=1, wait_ns=2000),
+            ],
+        ),
+    ]
+    latency = made_latency()
+    latencies = {"exec": latency, "fork": Latency()}
+    phase = Phase(
+        name="all",
+        unit="exec",
+        ops=5,
+        seconds=0.02,
+        counts_ops=True,
+        wait_share=0.25,
+        latency_ns=latencies,
+        locks=locks,
+    )
+    cell = CellResult(
+        rmap="outer-inner:shards=2,by=cpu",
+        mm="mmap-sem-rbtree",
+        topology="t",
+        cpus=2,
+        workload="w",
+        engine="virtual",
+        seed=1,
+        repeat=0,
+        status="ok",
+        ops=5,
+        seconds=0.02,
+        ops_per_s=250.0,
+        wait_share=0.25,
+        latency_ns=latencies,
+        locks=locks,
+        lines=[
+            Line(symbol="i_mmap_rwsem a;b.so", transfers=8, remote_transfers=2, wait_ns=600),
+            Line(symbol="task", transfers=0, remote_transfers=0, wait_ns=200),
+        ],
+        memory=Memory(rmap_bytes_per_file=128, bytes_per_vma=256),
+        host=Host(wall_s=0.5),
+        phases=[phase],
+    )
+    for name, value in changes.items():
+        setattr(cell, name, value)
+    return cell
+
+
+def made_run(*cells: CellResult) -> Run:
+    info = RunInfo(id="x", started="", version="0", command=[], experiment={}, host={})
+    return Run(run=info, cells=list(cells))
+
+
+FAILED = {"status": "failed", "error": "it, broke", "locks": [], "lines": [], "latency_ns": {}}
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    """A file with a cell, its repeat, and one that failed."""
+    path = tmp_path / "made.json"
+    run = made_run(made_cell(), made_cell(repeat=1), made_cell(repeat=2, **FAILED))
+    path.write_bytes(run.to_json())
+    return path
+
+
+def report(path: Path, *arguments: str) -> str:
+    done = emu("report", str(path), *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+# ---- to the letter ----
+
+HEADING = "outer-inner:shards=2,by=cpu, mmap-sem-rbtree, t, 2 CPUs, w, repeat"
+
+LOCKSTAT = f"""\
+cell 0: {HEADING} 0 (virtual)
+phase all, 0.020000 s, times in microseconds
+"""
+
+
+def test_lockstat_to_the_letter(made: Path) -> None:
+    assert report(made, "--format", "lockstat", "--cell", "0") == LOCKSTAT
+
+
+C2C = f"""\
+cell 0: {HEADING} 0 (virtual)
+all phases, 2 lines that were waited for, times in nanoseconds
+"""
+
+
+def test_c2c_to_the_letter(made: Path) -> None:
+    assert report(made, "--format", "c2c", "--cell", "0") == C2C
+
+
+def test_a_failed_cell_says_so(made: Path) -> None:
+    for form in ("lockstat", "c2c"):
+        assert report(made, "--format", form).endswith(
+            f"\n\ncell 2: {HEADING} 2 (virtual)\nFAILED: it, broke\n"
+        )
+
+
+def test_folded_adds_repeats_up_and_keeps_frames_apart(made: Path) -> None:
+    first = "outer-inner:shards=2,by=cpu;2 CPUs;i_mmap_rwsem a,b.so"
+    assert report(made, "--format", "folded") == (
+        f"{first};mmap_region;vma_link_file 12000\n{first} 4000\n"
+    )
+
+
+def test_folded_begins_with_what_else_differs() -> None:
+    cells = text.choose(made_run(made_cell(), made_cell(workload="v", engine="native")), None)
+    starts = {line.partition(";outer")[0] for line in text.folded(cells).splitlines()}
+    assert starts == {"virtual;w", "native;v"}
+
+
+CSV = """\
+"""
+
+
+def test_csv_to_the_letter(made: Path) -> None:
+    assert report(made, "--format", "csv", "--cell", "0") == CSV
+
+
+HGRM = f"""\
+"""
+
+
+def test_hgrm_to_the_letter(made: Path) -> None:
+    assert report(made, "--format", "hgrm", "--cell", "0") == HGRM
+
+
+# ---- read back ----
+
+
+def floats(line: str) -> list[float]:
+    return [float(word) for word in re.findall(r"(?<= )[\d.]+(?= |$)", line)]
+
+
+def test_lockstat_read_back(real: Run) -> None:
+    sections = text.lockstat(text.choose(real, None)).split("\n\ncell ")
+    assert len(sections) == len(real.cells) == 4
+    for section, cell in zip(sections, real.cells, strict=True):
+        assert f"{cell.rmap}, {cell.mm}, {cell.topology}, {cell.cpus} CPUs" in section
+        classes = [line.split(":") for line in re.findall(r"^.*: +\d.*$", section, re.MULTILINE)]
+        classes = [pair for pair in classes if pair[0].strip().startswith(("mmap", "i_mmap"))]
+        assert len(classes) == len(cell.locks)
+        columns = [floats(line) for _, line in classes]
+        assert sum(row[0] for row in columns) == sum(lock.contended for lock in cell.locks)
+        assert sum(row[1] for row in columns) == pytest.approx(
+            sum(lock.wait_ns for lock in cell.locks) / 1000
+        )
+        assert sum(row[3] for row in columns) == sum(lock.acquired for lock in cell.locks)
+        assert sum(row[4] for row in columns) == pytest.approx(
+            sum(lock.hold_ns for lock in cell.locks) / 1000
+        )
+        sites = [line for line in section.splitlines() if re.search(r"%  \S+$", line)]
+        assert len(sites) == sum(len(lock.sites) for lock in cell.locks)
+        acquired = sum(int(line.split("%")[0].split()[-2]) for line in sites)
+        assert acquired == sum(lock.acquired for lock in cell.locks)
+
+
+def test_c2c_read_back() -> None:
+    run = package.run(
+        rmap="single,numa-locks", engine="virtual", cpus="16", duration="1ms", repeats="1"
+    )
+    sections = text.c2c(text.choose(run, None)).split("\n\n")
+    for section, cell in zip(sections, run.cells, strict=True):
+        rows = [line.split(maxsplit=7) for line in section.splitlines()[5:]]
+        assert cell.lines
+        assert [row[7] for row in rows] == [line.symbol for line in cell.lines]
+        assert [int(row[2]) for row in rows] == [line.wait_ns for line in cell.lines]
+        assert [int(row[4]) for row in rows] == [line.transfers for line in cell.lines]
+        assert [int(row[5]) for row in rows] == [line.remote_transfers for line in cell.lines]
+        assert sum(float(row[1].rstrip("%")) for row in rows) == pytest.approx(100, abs=0.2)
+
+
+def test_c2c_of_the_native_engine_says_why_it_is_empty(real: Run) -> None:
+    shown = text.c2c(text.choose(real, "single"))
+    assert shown.count("only the virtual engine knows them") == 2
+
+
+def test_folded_read_back(real: Run) -> None:
+    waits: Counter[tuple[str, str]] = Counter()
+    for line in text.folded(text.choose(real, None)).splitlines():
+        stack, _, wait_ns = line.rpartition(" ")
+        rmap, cpus, lock, *frames = stack.split(";")
+        assert lock.startswith(("i_mmap", "mmap_lock"))
+        assert all(re.fullmatch(r"\w+", frame) for frame in frames)
+        waits[rmap, cpus] += int(wait_ns)
+    for cell in real.cells:
+        wait_ns = sum(lock.wait_ns for lock in cell.locks)
+        assert waits[cell.rmap, f"{cell.cpus} CPUs"] == wait_ns
+
+
+def test_csv_read_back(real: Run) -> None:
+    rows = list(csv.DictReader(io.StringIO(text.comma_separated(text.choose(real, None)))))
+    assert [int(row["cell"]) for row in rows] == [0, 1, 2, 3]
+    for row, cell in zip(rows, real.cells, strict=True):
+        assert (row["rmap"], int(row["cpus"]), int(row["ops"])) == (cell.rmap, cell.cpus, cell.ops)
+        assert float(row["ops_per_s"]) == cell.ops_per_s
+        assert int(row["lock_wait_ns"]) == sum(lock.wait_ns for lock in cell.locks)
+        assert int(row["lock_acquired"]) == sum(lock.acquired for lock in cell.locks)
+        assert int(row["exec_p99_ns"]) == cell.latency_ns["exec"].p99
+        assert int(row["fork_count"]) == cell.latency_ns["fork"].count
+
+
+def test_hgrm_read_back(real: Run) -> None:
+    shown = text.hgrm(text.choose(real, None))
+    parts = re.findall(r"^#\[(\w+) of cell (\d+): .*\]\n((?:.+\n|\n(?!#))*)", shown, re.MULTILINE)
+    used = {
+        (op, str(number))
+        for number, cell in enumerate(real.cells)
+        for op, latency in cell.latency_ns.items()
+        if latency.count
+    }
+    assert {(op, number) for op, number, _ in parts} == used
+    for op, number, body in parts:
+        latency = real.cells[int(number)].latency_ns[op]
+        points = [floats(f" {line}") for line in body.splitlines() if line and line[0] == " "]
+        points = [point for point in points if len(point) >= 3]
+        assert points[-1][1:] == [1.0, latency.count - latency.overflow]
+        hdr = decode(latency.hdr)
+        for value, share, *_ in points:
+            assert value >= hdr.get_value_at_percentile(share * 100 - 1e-6)
+        assert [point[0] for point in points] == sorted(point[0] for point in points)
+        assert f"TotalCount     = {latency.count - latency.overflow:>12}.00]" in body
+
+
+def test_hgrm_of_one_operation(real: Run) -> None:
+    heads = re.findall(r"^#\[(\w+) of", text.hgrm(text.choose(real, None), "exec"), re.MULTILINE)
+    assert heads == ["exec"] * 4
+
+
+# ---- the command ----
+
+
+def test_a_stored_run_into_a_file(real: Run, own_store: Path, tmp_path: Path) -> None:
+    own_store.mkdir(parents=True)
+    (own_store / f"{real.run.id}.json").write_bytes(real.to_json())
+    for form, of in text.FORMATS.items():
+        file = tmp_path / form
+        done = emu("report", "last", "--format", form, "-o", str(file))
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        assert file.read_text() == of(text.choose(real, None))
+
+
+def test_cells_are_chosen_by_number_or_design(made: Path) -> None:
+    rows = {
+        which: [
+            line.split(",")[0]
+            for line in report(made, "--format", "csv", *which.split()).splitlines()[1:]
+        ]
+        for which in ("", "--cell 1", "--cell outer-inner:shards=2,by=cpu")
+    }
+    assert list(rows.values()) == [["0", "1", "2"], ["1"], ["0", "1", "2"]]
+
+
+def test_nothing_to_show_is_said(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "none.json").write_bytes(made_run().to_json())
+    for form in text.FORMATS:
+        done = emu("report", str(tmp_path / "none.json"), "--format", form)
+        assert (done.returncode, done.stdout) == (0, "")
+        assert done.stderr.endswith(f"has nothing to show as {form}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--format", "cvs"], ["no format 'cvs'", "did you mean 'csv'", "lockstat"]),
+        (["--format", "csv", "--cell", "3"], ["--cell 3", "3 cells"]),
+        (["--format", "csv", "--cell", "single"], ["'single'", "outer-inner"]),
+        (["--format", "csv", "--op", "exec"], ["--op exec", "hgrm"]),
+        (["--format", "hgrm", "--op", "exce"], ["did you mean 'exec'", "fork"]),
+        (["--format", "csv", "-o", "/nonexistent/x"], ["/nonexistent/x", "No such file"]),
+        (["--format", "csv", "-o", "/"], ["/: "]),
+        ([], ["--format"]),
+    ],
+)
+def test_bad_input(made: Path, arguments: list[str], words: list[str]) -> None:
+    done = emu("report", str(made), *arguments)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    for word in words:
+        assert word in done.stderr
+
+
+@pytest.mark.parametrize("hdr", ["x", "====", "HISTFAAA", "é"])
+def test_buckets_that_cannot_be_read(hdr: str, tmp_path: Path) -> None:
+    cell = made_cell(latency_ns={"exec": Latency(count=1, hdr=hdr)})
+    (tmp_path / "bad.json").write_bytes(made_run(cell).to_json())
+    done = emu("report", str(tmp_path / "bad.json"), "--format", "hgrm")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "exec of cell 0" in done.stderr
