@@ -42,7 +42,7 @@ def test_help_and_version() -> None:
     for arguments in ([], ["--help"]):
         done = emu(*arguments)
         assert done.returncode == 0
-        assert all(word in done.stdout for word in ("run", "list", "show", "topology"))
+        assert all(word in done.stdout for word in ("run", "list", "show", "report", "topology"))
     assert emu("--version").stdout == f"mm-emu {package.__version__}\n"
     assert "--numa-penalty" in emu("run", "--help", COLUMNS="120").stdout
 

@@ -26,12 +26,19 @@ from emu.results import (
     Run,
     RunInfo,
     Site,
+    read_run,
 )
 
 
 @pytest.fixture(scope="module")
-def real() -> Run:
-    return package.run(rmap="single,numa-locks", cpus="1,2", duration="20ms", repeats="1")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return package.run(
+        rmap="single,numa-locks",
+        cpus="1,2",
+        duration="20ms",
+        repeats=1,
+        store=tmp_path_factory.mktemp("store"),
+    )
 
 
 def made_latency() -> Latency:
@@ -135,8 +142,20 @@ HEADING = "outer-inner:shards=2,by=cpu, mmap-sem-rbtree, t, 2 CPUs, w, repeat"
 
 LOCKSTAT = f"""\
 cell 0: {HEADING} 0 (virtual)
-phase all, 0.020000 s, times in microseconds
-"""
+phase all, 0.020000 s; times in microseconds, shares of a lock's waiting
+--------------------------------------------------------------------------------------------------------------
+         class name       contended waittime-total   waittime-avg   acquisitions holdtime-total   holdtime-avg
+--------------------------------------------------------------------------------------------------------------
+
+i_mmap_rwsem a;b.so:              4          8.000          2.000             10         15.000          1.500
+-------------------
+i_mmap_rwsem a;b.so               3          6.000          2.000              6   75.0%  mmap_region>vma_link_file
+i_mmap_rwsem a;b.so               1          2.000          2.000              4   25.0%  -
+
+          mmap_lock:              0          0.000          0.000              4          2.000          0.500
+          ---------
+          mmap_lock               0          0.000          0.000              4    0.0%  -
+"""  # noqa: E501
 
 
 def test_lockstat_to_the_letter(made: Path) -> None:
@@ -145,7 +164,12 @@ def test_lockstat_to_the_letter(made: Path) -> None:
 
 C2C = f"""\
 cell 0: {HEADING} 0 (virtual)
-all phases, 2 lines that were waited for, times in nanoseconds
+all phases, 2 lines that were waited for; times in nanoseconds
+---------------------------------------------------------------------------------
+Index    Wait     Wait total   Wait avg  Transfers     Remote  Remote  Cache line
+---------------------------------------------------------------------------------
+    0  75.00%            600       75.0          8          2  25.00%  i_mmap_rwsem a;b.so
+    1  25.00%            200        0.0          0          0   0.00%  task
 """
 
 
@@ -173,8 +197,18 @@ def test_folded_begins_with_what_else_differs() -> None:
     assert starts == {"virtual;w", "native;v"}
 
 
-CSV = """\
-"""
+CSV = (
+    "cell,rmap,mm,topology,cpus,workload,engine,seed,repeat,status,ops,seconds,"
+    "ops_per_s,wait_share,oversubscribed,numa_penalty,lock_acquired,lock_contended,"
+    "lock_wait_ns,lock_hold_ns,exec_count,exec_mean_ns,exec_p50_ns,exec_p90_ns,"
+    "exec_p99_ns,exec_p999_ns,exec_max_ns,fork_count,fork_mean_ns,fork_p50_ns,"
+    "fork_p90_ns,fork_p99_ns,fork_p999_ns,fork_max_ns,exit_count,exit_mean_ns,"
+    "exit_p50_ns,exit_p90_ns,exit_p99_ns,exit_p999_ns,exit_max_ns,"
+    "rmap_bytes_per_file,bytes_per_vma,wall_s,error\n"
+    '0,"outer-inner:shards=2,by=cpu",mmap-sem-rbtree,t,2,w,virtual,1,0,ok,5,0.02,'
+    "250.0,0.25,0,0,14,4,8000,17000,5,350.0,200,0,0,0,1099511627776,0,0.0,0,0,0,0,0,"
+    "0,0.0,0,0,0,0,0,128,256,0.5,\n"
+)
 
 
 def test_csv_to_the_letter(made: Path) -> None:
@@ -182,6 +216,29 @@ def test_csv_to_the_letter(made: Path) -> None:
 
 
 HGRM = f"""\
+#[exec of cell 0: {HEADING} 0, ns]
+       Value     Percentile TotalCount 1/(1-Percentile)
+
+      100.00 0.000000000000          2           1.00
+      100.00 0.100000000000          2           1.11
+      100.00 0.190000000000          2           1.23
+      100.00 0.271000000000          2           1.37
+      100.00 0.343900000000          2           1.52
+      100.00 0.409510000000          2           1.69
+      100.00 0.468559000000          2           1.88
+      200.00 0.521703100000          3           2.09
+      200.00 0.569532790000          3           2.32
+      200.00 0.612579511000          3           2.58
+      200.00 0.651321559900          3           2.87
+      200.00 0.686189403910          3           3.19
+      200.00 0.717570463519          3           3.54
+      200.00 0.745813417167          3           3.93
+     1003.00 0.771232075450          4           4.37
+     1003.00 1.000000000000          4
+#[Mean    =       350.50, StdDeviation   =       378.35]
+#[Max     =      1003.00, TotalCount     =         4.00]
+#[Buckets =           31, SubBuckets     =          256]
+#[Beyond the range = 1]
 """
 
 
@@ -219,10 +276,12 @@ def test_lockstat_read_back(real: Run) -> None:
         assert acquired == sum(lock.acquired for lock in cell.locks)
 
 
-def test_c2c_read_back() -> None:
-    run = package.run(
-        rmap="single,numa-locks", engine="virtual", cpus="16", duration="1ms", repeats="1"
-    )
+def test_c2c_read_back(tmp_path: Path) -> None:
+    matrix = ["--rmap", "single,numa-locks", "--cpus", "16", "--duration", "1ms"]
+    file = tmp_path / "run.json"
+    assert emu("run", "--engine", "virtual", *matrix, "--json", str(file)).returncode == 0
+    run = read_run(file)
+    assert report(file, "--format", "c2c") == text.c2c(text.choose(run, None))
     sections = text.c2c(text.choose(run, None)).split("\n\n")
     for section, cell in zip(sections, run.cells, strict=True):
         rows = [line.split(maxsplit=7) for line in section.splitlines()[5:]]
@@ -242,11 +301,11 @@ def test_c2c_of_the_native_engine_says_why_it_is_empty(real: Run) -> None:
 def test_folded_read_back(real: Run) -> None:
     waits: Counter[tuple[str, str]] = Counter()
     for line in text.folded(text.choose(real, None)).splitlines():
-        stack, _, wait_ns = line.rpartition(" ")
+        stack, _, wait = line.rpartition(" ")
         rmap, cpus, lock, *frames = stack.split(";")
         assert lock.startswith(("i_mmap", "mmap_lock"))
         assert all(re.fullmatch(r"\w+", frame) for frame in frames)
-        waits[rmap, cpus] += int(wait_ns)
+        waits[rmap, cpus] += int(wait)
     for cell in real.cells:
         wait_ns = sum(lock.wait_ns for lock in cell.locks)
         assert waits[cell.rmap, f"{cell.cpus} CPUs"] == wait_ns
@@ -283,7 +342,7 @@ def test_hgrm_read_back(real: Run) -> None:
         for value, share, *_ in points:
             assert value >= hdr.get_value_at_percentile(share * 100 - 1e-6)
         assert [point[0] for point in points] == sorted(point[0] for point in points)
-        assert f"TotalCount     = {latency.count - latency.overflow:>12}.00]" in body
+        assert f"TotalCount     = {latency.count - latency.overflow:>12.2f}]" in body
 
 
 def test_hgrm_of_one_operation(real: Run) -> None:

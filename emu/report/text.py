@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A run as text in the layouts of other tools, for people who know them and programs that read them.
+"""A run as text in the layouts of other tools, for those who know them and what reads them.
 
 ``lockstat`` follows /proc/lock_stat, ``c2c`` perf c2c's table of cache lines; ``folded`` is read by
 flamegraph.pl and speedscope, ``hgrm`` by HdrHistogram's plotter, ``csv`` by anything.
@@ -45,10 +45,7 @@ def choose(run: Run, which: str | None) -> Cells:
 
 
 def lockstat(cells: Cells) -> str:
-    """Locks and their call sites; times in microseconds, as in /proc/lock_stat.
-
-    A site's share is that of the lock's waiting.
-    """
+    """Locks and their call sites; times in microseconds, as in /proc/lock_stat."""
     return _sections(cells, _locks)
 
 
@@ -139,7 +136,7 @@ def _locks(cell: CellResult) -> Iterator[str]:
     names = [_class(lock) for lock in cell.locks]
     width = max(map(len, ["class name", *names]))
     phase = next((phase.name for phase in cell.phases if phase.counts_ops), "-")
-    yield f"phase {phase}, {cell.seconds:.6f} s, times in microseconds"
+    yield f"phase {phase}, {cell.seconds:.6f} s; times in microseconds, shares of a lock's waiting"
     columns = (
         *("contended", "waittime-total", "waittime-avg"),
         *("acquisitions", "holdtime-total", "holdtime-avg"),
@@ -173,7 +170,7 @@ def _lines(cell: CellResult) -> Iterator[str]:
         yield "No cache lines: only the virtual engine knows them (--engine virtual)."
         return
     wait_ns = sum(line.wait_ns for line in cell.lines)
-    yield f"all phases, {len(cell.lines)} lines that were waited for, times in nanoseconds"
+    yield f"all phases, {len(cell.lines)} lines that were waited for; times in nanoseconds"
     heading = (
         f"{'Index':>5} {'Wait':>7} {'Wait total':>14} {'Wait avg':>10} "
         f"{'Transfers':>10} {'Remote':>10} {'Remote':>7}  Cache line"
