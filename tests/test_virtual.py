@@ -167,6 +167,16 @@ def test_ping_pong_takes_the_published_time_one_way() -> None:
     assert line["symbol"] == "line_ping_pong line"
 
 
+def test_the_table_of_a_micro_workload_has_its_latency() -> None:
+    where = ("--engine", "virtual", "--topology", "generic:sockets=1,nodes=1,cores=4")
+    what = ("--workload", "rwsem-write", "--rmap", "single", "--cpus", "2", "--duration", "1ms")
+    done = emu("run", *where, *what, timeout_s=120)
+    assert done.returncode == 0, done.stderr
+    assert "iteration/s" in done.stdout
+    assert "micro" in done.stdout
+    assert "on micro_rwsem in emu_rwsem_write" in done.stdout
+
+
 def iterations(plan: Plan) -> list[list[int]]:
     """Of each CPU, when the measured list runs once, and when it runs for 100 us."""
     core = _core.load(plan.machine)

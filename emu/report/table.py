@@ -295,7 +295,9 @@ def _libc_locks(cell: CellResult) -> tuple[str, float]:
 
 def _latencies(rows: Sequence[_Row], console: Console) -> Table:
     table = _table(console, "rmap", "latency of", "p50", "p99", "p99.9", "max", "count")
-    for op in _SHOWN_LATENCIES:
+    # Results of earlier versions have no "micro".
+    micro = any("micro" in c.latency_ns and c.latency_ns["micro"].count for c in rows[0].cells)
+    for op in ("micro",) if micro else _SHOWN_LATENCIES:
         if not any(cell.latency_ns[op].count for row in rows for cell in row.cells):
             table.add_row("(all)", op, "-", "-", "-", "-", "0")
             continue
