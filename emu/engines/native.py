@@ -167,7 +167,12 @@ class NativeEngine:
         # virtual engine, if it goes first, can fork its cells.
         key = (cell.topology, cell.workload, cell.cpus)
         if key not in self._overheads:
-            self._overheads[key] = coordinator.in_child(coordinator.arena_overhead, plan, stop=stop)
+            # With the core here already no child is needed, and a child would be more than a fork.
+            self._overheads[key] = (
+                coordinator.arena_overhead(plan)
+                if _core.is_loaded("native")
+                else coordinator.in_child(coordinator.arena_overhead, plan, stop=stop)
+            )
         return replace(plan, arena_bytes=self._overheads[key] + heap + plan.nr_nodes * MIB)
 
     def _check_memory(self, plan: Plan) -> None:
