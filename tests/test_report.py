@@ -138,10 +138,10 @@ def report(path: Path, *arguments: str) -> str:
 
 # ---- to the letter ----
 
-HEADING = "outer-inner:shards=2,by=cpu, mmap-sem-rbtree, t, 2 CPUs, w, repeat"
+HEADING = "virtual: outer-inner:shards=2,by=cpu, mmap-sem-rbtree, t, 2 CPUs, w, repeat"
 
 LOCKSTAT = f"""\
-cell 0: {HEADING} 0 (virtual)
+cell 0: {HEADING} 0
 phase all, 0.020000 s; times in microseconds, shares of a lock's waiting
 --------------------------------------------------------------------------------------------------------------
          class name       contended waittime-total   waittime-avg   acquisitions holdtime-total   holdtime-avg
@@ -163,7 +163,7 @@ def test_lockstat_to_the_letter(made: Path) -> None:
 
 
 C2C = f"""\
-cell 0: {HEADING} 0 (virtual)
+cell 0: {HEADING} 0
 all phases, 2 lines that were waited for; times in nanoseconds
 ---------------------------------------------------------------------------------
 Index    Wait     Wait total   Wait avg  Transfers     Remote  Remote  Cache line
@@ -180,7 +180,7 @@ def test_c2c_to_the_letter(made: Path) -> None:
 def test_a_failed_cell_says_so(made: Path) -> None:
     for form in ("lockstat", "c2c"):
         assert report(made, "--format", form).endswith(
-            f"\n\ncell 2: {HEADING} 2 (virtual)\nFAILED: it, broke\n"
+            f"\n\ncell 2: {HEADING} 2\nFAILED: it, broke\n"
         )
 
 

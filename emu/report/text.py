@@ -120,7 +120,7 @@ def _sections(cells: Cells, body: Callable[[CellResult], Iterable[str]]) -> str:
     sections = []
     for number, cell in cells:
         lines = body(cell) if cell.ok else [f"FAILED: {cell.error}"]
-        sections.append(_joined([f"cell {number}: {cell_name(cell)} ({cell.engine})", *lines]))
+        sections.append(_joined([f"cell {number}: {cell_name(cell)}", *lines]))
     return "\n".join(sections)
 
 
