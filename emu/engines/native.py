@@ -10,11 +10,10 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from emu import _core, coordinator, topology
 from emu import workload as workloads
-from emu.arena import MIB, memory_available, remove_stale, run_directory
+from emu.arena import MIB, memory_available, remove_stale
 from emu.coordinator import (
     CellFailed,
     CellTotals,
@@ -24,8 +23,9 @@ from emu.coordinator import (
     Plan,
     StopFlag,
 )
+from emu.engines._designs import find_design
 from emu.errors import InputError
-from emu.experiment import Cell, Experiment, unknown
+from emu.experiment import Cell, Experiment
 from emu.histogram import Histogram
 from emu.results import CellResult, Host, Latency, Lock, Memory, Phase, Site
 from emu.topology import Topology
@@ -103,7 +103,7 @@ class NativeEngine:
         remove_stale()
         for kind, texts in (("rmap", self._experiment.rmap), ("mm", self._experiment.mm)):
             for text in texts:
-                self._designs[kind, text] = self._design(kind, text)
+                self._designs[kind, text] = find_design(kind, text, "native", self._cleanup)
         rehearsed = set()
         for cell in cells:
             stop.check()
@@ -117,21 +117,6 @@ class NativeEngine:
     def close(self) -> None:
         """Remove compiled designs."""
         self._cleanup.close()
-
-    def _design(self, kind: str, text: str) -> DesignFile:
-        """A design from "name", "name:k=v,k=v" or "./file.c:k=v"."""
-        name, _, params = text.partition(":")
-        if name.endswith(".c"):
-            source = Path(name)
-            if not source.is_file():
-                raise InputError(f"--{kind} {text}: there is no file {source}")
-            directory = self._cleanup.enter_context(run_directory())
-            path = coordinator.compile_design(source, "native", directory)
-            return DesignFile(text, path, params)
-        names = _core.design_names(kind)
-        if name not in names:
-            raise unknown(f"{kind} design", name, [*names, "./FILE.c"])
-        return DesignFile(text, _core.data_path("designs", kind, f"{name}.so"), params)
 
     def _plan(self, cell: Cell, stop: StopFlag) -> Plan:
         machine, host = self._topologies[cell.topology], self._host

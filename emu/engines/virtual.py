@@ -14,17 +14,17 @@ import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
 from emu import _core, coordinator, topology
 from emu import workload as workloads
-from emu.arena import MIB, Arena, run_directory
+from emu.arena import MIB, Arena
 from emu.coordinator import CellFailed, CellTotals, DesignFile, Plan, StopFlag
 from emu.engines import native
+from emu.engines._designs import find_design
 from emu.errors import InputError
-from emu.experiment import Cell, Experiment, unknown
+from emu.experiment import Cell, Experiment
 from emu.results import CellResult, Host, Latency, Line, Memory
 from emu.topology import Topology
 
@@ -126,7 +126,7 @@ class VirtualEngine:
         """Find and try the designs, rehearse the programs."""
         for kind, texts in (("rmap", self._experiment.rmap), ("mm", self._experiment.mm)):
             for text in texts:
-                self._designs[kind, text] = self._design(kind, text)
+                self._designs[kind, text] = find_design(kind, text, "virtual", self._cleanup)
         rehearsed = set()
         for cell in cells:
             stop.check()
@@ -138,21 +138,6 @@ class VirtualEngine:
     def close(self) -> None:
         """Remove compiled designs."""
         self._cleanup.close()
-
-    def _design(self, kind: str, text: str) -> DesignFile:
-        """A design from "name", "name:k=v,k=v" or "./file.c:k=v"."""
-        name, _, params = text.partition(":")
-        if name.endswith(".c"):
-            source = Path(name)
-            if not source.is_file():
-                raise InputError(f"--{kind} {text}: there is no file {source}")
-            directory = self._cleanup.enter_context(run_directory())
-            path = coordinator.compile_design(source, "virtual", directory)
-            return DesignFile(text, path, params)
-        names = _core.design_names(kind)
-        if name not in names:
-            raise unknown(f"{kind} design", name, [*names, "./FILE.c"])
-        return DesignFile(text, _core.data_path("designs-virtual", kind, f"{name}.so"), params)
 
     def _plan(self, cell: Cell) -> Plan:
         machine = self._topologies[cell.topology]
