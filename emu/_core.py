@@ -209,6 +209,63 @@ class VirtualLine(ctypes.Structure):
     )
 
 
+class ExploreConfig(ctypes.Structure):
+    """``struct emu_explore_config``."""
+
+    _fields_ = (
+        ("bytes", ctypes.c_uint32),
+        ("scenario", ctypes.c_uint32),
+        ("policy", ctypes.c_uint32),
+        ("depth", ctypes.c_uint32),
+        ("max_steps", ctypes.c_uint32),
+        ("preemptions", ctypes.c_uint32),
+        ("sc", ctypes.c_uint32),
+        ("seed", ctypes.c_uint64),
+        ("replay", ctypes.c_char_p),
+    )
+
+
+class ExploreStatus(ctypes.Structure):
+    """``struct emu_explore_status``."""
+
+    _fields_ = (
+        ("schedules", ctypes.c_uint64),
+        ("cut", ctypes.c_uint64),
+        ("steps", ctypes.c_uint64),
+        ("longest", ctypes.c_uint64),
+        ("preemptions_cut", ctypes.c_uint64),
+        ("done", ctypes.c_uint32),
+        ("found", ctypes.c_uint32),
+        ("by", ctypes.c_uint32),
+        ("outcomes", ctypes.c_uint32),
+    )
+
+
+class ExploreFailure(ctypes.Structure):
+    """``struct emu_explore_failure``."""
+
+    _fields_ = (("kind", ctypes.c_uint32), ("text", ctypes.c_char * 1024))
+
+
+class ExploreEvent(ctypes.Structure):
+    """``struct emu_explore_event``."""
+
+    _fields_ = (
+        ("step", ctypes.c_uint32),
+        ("cpu", ctypes.c_uint8),
+        ("kind", ctypes.c_uint8),
+        ("order", ctypes.c_uint8),
+        ("is_stale", ctypes.c_uint8),
+        ("addr", ctypes.c_uint64),
+        ("before", ctypes.c_uint64),
+        ("after", ctypes.c_uint64),
+        ("pcs", ctypes.c_uint64 * 4),
+        ("decisions", ctypes.c_uint32),
+        ("others", ctypes.c_uint32),
+        ("name", ctypes.c_char * 64),
+    )
+
+
 class CoreError(EmuError):
     """A function of the core failed. ``errno`` is positive."""
 
@@ -267,6 +324,24 @@ _VIRTUAL_PROTOTYPES: dict[str, tuple[Any, ...]] = {
 }
 """What the virtual machine has besides."""
 
+_EXPLORE_PROTOTYPES: dict[str, tuple[Any, ...]] = {
+    "emu_explore_scenarios": (_INT, _STR),
+    "emu_explore_scenario": (_INT, _U32, _STR, ctypes.c_size_t),
+    "emu_explore_start": (_INT, ctypes.POINTER(ExploreConfig)),
+    "emu_explore_slice": (_INT, _U64, _U64),
+    "emu_explore_status": (None, ctypes.POINTER(ExploreStatus)),
+    "emu_explore_failure": (None, ctypes.POINTER(ExploreFailure)),
+    "emu_explore_schedule": (_INT, _STR, ctypes.c_size_t),
+    "emu_explore_shorten": (_INT, _U64),
+    "emu_explore_record": (_INT,),
+    "emu_explore_event": (_INT, _U32, ctypes.POINTER(ExploreEvent)),
+    "emu_explore_critical": (_INT, _U32),
+    "emu_explore_place": (_INT, _U64, _STR, ctypes.c_size_t),
+    "emu_explore_outcome": (_INT, _U32, ctypes.POINTER(_U64), ctypes.POINTER(_U64)),
+    "emu_explore_end": (None,),
+}
+"""What the exploring machine has besides."""
+
 
 def data_path(*parts: str) -> Path:
     """The path of an installed file or folder, such as ``data_path("lib", "build.json")``.
@@ -308,7 +383,8 @@ class Core:
         except OSError as error:
             raise EmuError(f"{path} cannot be loaded: {error}") from None
         self.machine = machine
-        prototypes = _PROTOTYPES | (_VIRTUAL_PROTOTYPES if machine == "virtual" else {})
+        more = {"virtual": _VIRTUAL_PROTOTYPES, "explore": _EXPLORE_PROTOTYPES}
+        prototypes = _PROTOTYPES | more.get(machine, {})
         for name, (result, *arguments) in prototypes.items():
             function = getattr(self._lib, name)
             function.restype = result
@@ -407,7 +483,7 @@ def is_loaded(machine: str) -> bool:
 
 
 def load(machine: str) -> Core:
-    """The core for ``machine``, "native" or "virtual"; a process loads one and no other beside it.
+    """The core for ``machine``, "native", "virtual" or "explore"; a process loads one and no other beside it.
 
     Raises EmuError when another machine is loaded already or the library does not fit.
     """

@@ -129,5 +129,7 @@ void emu_machine_lock_seen(const void *lock, uint32_t class_id);
 /* Where emu_fail() goes when the caller is not a worker: set around code that may fail, in the conductor. */
 extern _Thread_local void *emu_fail_jmp;
 _Noreturn void emu_machine_exit(void);
+/* Whoever can go on after a broken invariant takes it here and does not return; NULL: nobody can. */
+extern void (*emu_bug_hook)(const char *place, const char *what);
 
 #endif

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 struct emu_arena *emu_arena;
+void (*emu_bug_hook)(const char *place, const char *what);
 
 static _Thread_local char error[512];
 
@@ -104,6 +105,10 @@ void emu_bug(const char *file, int line, const char *expr, const char *fmt, ...)
 	va_start(ap, fmt);
 	vsnprintf(what, sizeof(what), fmt, ap);
 	va_end(ap);
+	if (emu_bug_hook) {
+		snprintf(text, sizeof(text), "%s:%d: %s", base ? base + 1 : file, line, expr);
+		emu_bug_hook(text, what);
+	}
 	snprintf(text, sizeof(text), "BUG: CPU %d at %llu ns, seed %llu: %s:%d: %s%s%s", current ? (int)current->cpu : -1,
 		 current ? (unsigned long long)emu_clock_ns() : 0ULL,
 		 emu_arena ? (unsigned long long)emu_arena->config.seed : 0ULL, base ? base + 1 : file, line, expr,

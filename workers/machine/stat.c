@@ -31,7 +31,8 @@ uint32_t lock_class(const char *name, const char *file)
 	return id;
 }
 
-EMU_NOINLINE void lock_stat_hold_begin(struct task_struct *task, struct lock_stat *stat, const void *lock)
+/* Weak, as its other half: the exploring machine watches locks itself. */
+__attribute__((weak)) EMU_NOINLINE void lock_stat_hold_begin(struct task_struct *task, struct lock_stat *stat, const void *lock)
 {
 	emu_machine_lock_seen(lock, (uint32_t)((uint64_t)(stat - task->lock_stats) / EMU_SITES_MAX));
 	for (uint32_t i = 0; i < EMU_HOLDS; i++) {
@@ -42,7 +43,7 @@ EMU_NOINLINE void lock_stat_hold_begin(struct task_struct *task, struct lock_sta
 	}
 }
 
-EMU_NOINLINE void lock_stat_hold_end(struct task_struct *task, const void *lock)
+__attribute__((weak)) EMU_NOINLINE void lock_stat_hold_end(struct task_struct *task, const void *lock)
 {
 	for (uint32_t i = 0; i < EMU_HOLDS; i++) {
 		if (task->holds[i].lock == lock) {

@@ -1,9 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * fiber.c - stacks, the switch between them, and what happens when one overflows or a pointer goes wild.
- *
- * fiber_switch(save_sp, sp) stores the callee-saved registers on the running stack, leaves its pointer in *save_sp and
- * goes on where `sp` was left. Elsewhere than on x86-64 and aarch64, or with EMU_UCONTEXT, ucontext does the same.
+ * fiber.c - stacks, and what happens when one overflows or a pointer goes wild. The switch is in context.c.
  */
 #define _GNU_SOURCE
 #include "virtual.h"
@@ -13,118 +10,16 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
-#if !defined(EMU_UCONTEXT) && !defined(__x86_64__) && !defined(__aarch64__)
-#define EMU_UCONTEXT
-#endif
-#ifdef EMU_UCONTEXT
-#include <stdlib.h>
-#include <ucontext.h>
-#endif
 
 #define STACK_BYTES (UINT64_C(128) << 10)
 
 static char *stacks;
 static uint64_t guard_bytes;
 
-#ifdef EMU_UCONTEXT
-/* sp is a ucontext_t of its own allocation. */
-void fiber_switch(void **save_sp, void *sp)
-{
-	if (!*save_sp)
-		*save_sp = calloc(1, sizeof(ucontext_t));
-	swapcontext(*save_sp, sp);
-}
-
 void fiber_prepare(struct fiber *fiber, void (*entry)(void))
 {
-	ucontext_t *context;
-
-	if (!fiber->sp)
-		fiber->sp = calloc(1, sizeof(ucontext_t));
-	context = fiber->sp;
-	EMU_ASSERT(context, "no memory for a context");
-	getcontext(context);
-	context->uc_stack.ss_sp = fiber->stack + guard_bytes;
-	context->uc_stack.ss_size = STACK_BYTES;
-	makecontext(context, entry, 0);
+	context_prepare(&fiber->sp, fiber->stack + guard_bytes, STACK_BYTES, entry);
 }
-#elif defined(__x86_64__)
-__asm__(".text\n"
-	".globl fiber_switch\n"
-	".hidden fiber_switch\n"
-	".type fiber_switch,@function\n"
-	"fiber_switch:\n"
-	"	pushq %rbp\n"
-	"	pushq %rbx\n"
-	"	pushq %r12\n"
-	"	pushq %r13\n"
-	"	pushq %r14\n"
-	"	pushq %r15\n"
-	"	movq %rsp, (%rdi)\n"
-	"	movq %rsi, %rsp\n"
-	"	popq %r15\n"
-	"	popq %r14\n"
-	"	popq %r13\n"
-	"	popq %r12\n"
-	"	popq %rbx\n"
-	"	popq %rbp\n"
-	"	ret\n"
-	".size fiber_switch,.-fiber_switch\n");
-
-void fiber_prepare(struct fiber *fiber, void (*entry)(void))
-{
-	/* As after the call of entry: 16-byte alignment broken by a return address, which ends backtraces. */
-	uint64_t *sp = (uint64_t *)(void *)(fiber->stack + guard_bytes + STACK_BYTES) - 1;
-
-	*sp = 0;
-	*--sp = (uint64_t)(uintptr_t)entry;
-	for (int i = 0; i < 6; i++)
-		*--sp = 0;
-	fiber->sp = sp;
-}
-#else
-__asm__(".text\n"
-	".globl fiber_switch\n"
-	".hidden fiber_switch\n"
-	".type fiber_switch,%function\n"
-	"fiber_switch:\n"
-	"	sub sp, sp, #160\n"
-	"	stp x19, x20, [sp, #0]\n"
-	"	stp x21, x22, [sp, #16]\n"
-	"	stp x23, x24, [sp, #32]\n"
-	"	stp x25, x26, [sp, #48]\n"
-	"	stp x27, x28, [sp, #64]\n"
-	"	stp x29, x30, [sp, #80]\n"
-	"	stp d8, d9, [sp, #96]\n"
-	"	stp d10, d11, [sp, #112]\n"
-	"	stp d12, d13, [sp, #128]\n"
-	"	stp d14, d15, [sp, #144]\n"
-	"	mov x9, sp\n"
-	"	str x9, [x0]\n"
-	"	mov sp, x1\n"
-	"	ldp x19, x20, [sp, #0]\n"
-	"	ldp x21, x22, [sp, #16]\n"
-	"	ldp x23, x24, [sp, #32]\n"
-	"	ldp x25, x26, [sp, #48]\n"
-	"	ldp x27, x28, [sp, #64]\n"
-	"	ldp x29, x30, [sp, #80]\n"
-	"	ldp d8, d9, [sp, #96]\n"
-	"	ldp d10, d11, [sp, #112]\n"
-	"	ldp d12, d13, [sp, #128]\n"
-	"	ldp d14, d15, [sp, #144]\n"
-	"	add sp, sp, #160\n"
-	"	ret\n"
-	".size fiber_switch,.-fiber_switch\n");
-
-void fiber_prepare(struct fiber *fiber, void (*entry)(void))
-{
-	uint64_t *sp = (uint64_t *)(void *)(fiber->stack + guard_bytes + STACK_BYTES) - 20;
-
-	memset(sp, 0, 20 * sizeof(*sp));
-	sp[11] = (uint64_t)(uintptr_t)entry; /* x30 */
-	fiber->sp = sp;
-}
-#endif
 
 /* One mapping, a guard page below each stack; nothing is resident before it is used. */
 int fibers_create(uint32_t n)
@@ -152,10 +47,8 @@ void fibers_destroy(uint32_t n)
 	if (stacks)
 		munmap(stacks, n * (guard_bytes + STACK_BYTES));
 	stacks = NULL;
-#ifdef EMU_UCONTEXT
 	for (uint32_t i = 0; i < n; i++)
-		free(vm.fibers[i].sp);
-#endif
+		context_free(&vm.fibers[i].sp);
 }
 
 static struct sigaction old_actions[2];

@@ -124,7 +124,7 @@ static void switch_to(struct fiber *next)
 		__builtin_prefetch(&soon->watches);
 		__builtin_prefetch(soon->task);
 	}
-	fiber_switch(&self->sp, next->sp);
+	context_switch(&self->sp, next->sp);
 	check_limits();
 }
 
@@ -151,7 +151,7 @@ static void to_main(void)
 
 	leave(self);
 	vm.fiber = &vm.main;
-	fiber_switch(&self->sp, vm.main.sp);
+	context_switch(&self->sp, vm.main.sp);
 }
 
 void sched_fail(int err)
@@ -399,7 +399,7 @@ int emu_virtual_run(void (*fn)(void *arg), void *arg)
 	vm.main.shadow = vm.shadow;
 	vm.span = vm.full_span;
 	enter(heap_pop());
-	fiber_switch(&vm.main.sp, vm.fiber->sp);
+	context_switch(&vm.main.sp, vm.fiber->sp);
 	vm.span = 0;
 	fault_handler(false);
 	for (uint32_t i = 0; i < cost->nr_cpus; i++)

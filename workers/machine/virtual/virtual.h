@@ -5,7 +5,8 @@
  *   hooks.c      what the compiler calls for each access; the paths of lines that a CPU has already
  *   directory.c  the paths of lines that it has not: who has them, what it costs, who must hear of it
  *   sched.c      order: the queue of CPUs by virtual time, parking, sleeping, running a phase
- *   fiber.c      stacks and the switch between them; faults on them
+ *   fiber.c      stacks; faults on them
+ *   context.c    the switch between them
  *   machine.c    the services of emu/machine.h, set-up, statistics
  *   names.c      functions by address, for messages
  *
@@ -23,6 +24,7 @@
 #define EMU_VIRTUAL_INTERNAL_H
 
 #include "../internal.h"
+#include "context.h"
 
 #include <emu/virtual.h>
 
@@ -136,7 +138,6 @@ extern struct vm vm;
 int fibers_create(uint32_t n);
 void fibers_destroy(uint32_t n);
 void fiber_prepare(struct fiber *fiber, void (*entry)(void));
-void fiber_switch(void **save_sp, void *sp);
 void fault_handler(bool on);
 
 /* sched.c */

@@ -1,0 +1,514 @@
+# SPDX-License-Identifier: MIT
+"""Runs scenarios in many orders and says what went wrong: ``emu check``.
+
+A ``Unit`` is one scenario on one design. Each unit runs in a process of its own (``explore_unit``),
+since a broken design may do anything. ``check`` runs several at a time and shares the time among
+them. What comes back is a ``Result``; one that found something has a ``Finding`` with all that is
+needed to show it and to make it happen again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import multiprocess
+
+from emu import _core, coordinator
+from emu.arena import MIB, Arena, run_directory
+from emu.coordinator import DesignFile, StopFlag
+from emu.engines._designs import find_design
+from emu.errors import EmuError, InputError
+from emu.experiment import unknown
+from emu.workers import cpu as worker
+
+POLICIES = ("random", "pct", "mixed", "exhaustive", "replay")
+"""Names of ``enum emu_explore_policy``, in its order."""
+KINDS = (
+    "nothing",
+    "assertion",
+    "rule",
+    "data race",
+    "deadlock",
+    "livelock",
+    "memory",
+    "leak",
+    "fault",
+    "lock order",
+    "starvation",
+)
+"""Names of ``enum emu_explore_kind``."""
+_NOTE = 255
+_ORDINARY = 255
+
+_NO_BOUND = 2**32 - 1
+_CPUS = 8
+_NODES = 2
+_FILES = ("libc.so.6", "data")
+_FILE_PAGES = 64
+_ARENA_BYTES = 16 * MIB
+_SLICE_NS = 100_000_000
+_SHORTEN_NS = 3_000_000_000
+_CRITICAL_TRIES = 32
+_SMALL = {
+    "cpu-locks": "cpus=4",
+    "dynamic": "threshold=0,shards=2",
+    "outer-inner": "shards=2",
+    "outer-percpu": "shards=2",
+}
+"""Parameters for designs that are given none: a few CPUs meet in a few shards."""
+_ORDERS = ("relaxed", "consume", "acquire", "release", "acq_rel", "seq_cst")
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A small program to run in many orders; ``file``: the compiled file that has it, or built in."""
+
+    name: str
+    kind: str
+    cpus: int
+    help: str
+    index: int
+    file: Path | None = None
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What one process does."""
+
+    rmap: DesignFile
+    mm: DesignFile
+    scenario: Scenario
+    policy: str = "mixed"
+    seed: int = 1
+    schedules: int = 0
+    """At most so many; 0: as the time allows."""
+    seconds: float = 1.0
+    depth: int = 0
+    preemptions: int | None = None
+    sequential: bool = False
+    """Under sequential consistency instead of C11."""
+    replay: str = ""
+    max_steps: int = 0
+
+    def command(self, schedule: str) -> str:
+        """What replays a schedule of this unit."""
+        words = ["emu check", self.rmap.name]
+        if self.mm.name != "mmap-sem-rbtree":
+            words.append(f"--mm {self.mm.name}")
+        words.append(f"--scenario {self.scenario.name}")
+        if self.sequential:
+            words.append("--memory sc")
+        return " ".join([*words, f"--replay {schedule or 'a'}"])
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a CPU did at a step of a recorded run."""
+
+    step: int
+    cpu: int
+    what: str
+    """"read", "write", "modify", "fence", "lock", "unlock"; or "note", with the text in ``name``."""
+    name: str
+    """Of the object, as "i_mmap_rwsem libc.so.6.count"."""
+    before: int
+    after: int
+    order: str
+    is_stale: bool
+    """A load that returned an older value than the newest."""
+    places: tuple[str, ...]
+    """Where: "function:line", innermost first."""
+    decisions: int
+    """Decisions of the schedule that were made before."""
+    shared: bool
+    """More than one CPU touches the object in this run."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that went wrong."""
+
+    kind: str
+    text: str
+    schedule: str
+    by: str
+    """The policy of the run that found it."""
+    after: int
+    """Schedules until then."""
+    critical: int | None
+    """After so many decisions every continuation that was tried fails."""
+    events: tuple[Event, ...]
+    command: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a unit."""
+
+    unit: Unit
+    schedules: int
+    steps: int
+    longest: int
+    seconds: float
+    coverage: str
+    """"exhaustive", "bounded" or "sampled"."""
+    memory: str
+    """"C11" or "SC"."""
+    cut: int = 0
+    finding: Finding | None = None
+    outcomes: dict[tuple[int, ...], int] = field(default_factory=dict)
+
+    @property
+    def rate(self) -> float:
+        """Schedules a second."""
+        return self.schedules / self.seconds if self.seconds else 0.0
+
+
+def small(text: str) -> str:
+    """A design's text with parameters that suit a few CPUs, unless it has some."""
+    return f"{text}:{_SMALL[text]}" if text in _SMALL else text
+
+
+def built_in_designs() -> list[str]:
+    """All rmap designs that come with the program, with their small parameters."""
+    return [small(name) for name in _core.design_names("rmap")]
+
+
+def _in_fork(work: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of ``work`` from a child: this process loads no core."""
+    return coordinator.in_child(work, *arguments, stop=StopFlag())
+
+
+def _list_scenarios(path: str | None) -> list[tuple[str, ...]]:
+    core = _core.load("explore")
+    count = core.explore_scenarios(os.fsencode(path) if path else None)
+    return [tuple(core.text_of("explore_scenario", i).split("\t")) for i in range(count)]
+
+
+def scenarios(file: Path | None = None) -> list[Scenario]:
+    """The built-in scenarios, or those of a compiled file."""
+    rows = _in_fork(_list_scenarios, str(file) if file else None)
+    return [
+        Scenario(name, kind, int(cpus), text, index, file)
+        for index, (name, kind, cpus, text) in enumerate(rows)
+    ]
+
+
+def find_scenarios(text: str, cleanup: contextlib.ExitStack) -> list[Scenario]:
+    """Scenarios by name, or all of a file: "split-walk,loader" or "./mine.c".
+
+    Raises InputError for what is not there or does not compile.
+    """
+    if text.endswith(".c"):
+        source = Path(text)
+        if not source.is_file():
+            raise InputError(f"--scenario {text}: there is no file {source}")
+        directory = cleanup.enter_context(run_directory())
+        return scenarios(coordinator.compile_design(source, "virtual", directory))
+    known = {each.name: each for each in scenarios()}
+    found = []
+    for name in text.split(","):
+        if name not in known:
+            raise unknown("scenario", name, [*known, "./FILE.c"])
+        found.append(known[name])
+    return found
+
+
+def make_units(
+    designs: Sequence[str],
+    wanted: Sequence[Scenario] | None,
+    cleanup: contextlib.ExitStack,
+    *,
+    mm: str = "mmap-sem-rbtree",
+) -> list[Unit]:
+    """The units of ``emu check``: each design with each scenario that depends on designs.
+
+    Scenarios of locks alone run once. Without ``wanted``: all but the litmus tests.
+    """
+    if wanted is None:
+        wanted = [each for each in scenarios() if each.kind != "litmus"]
+    mm_file = find_design("mm", mm, "virtual", cleanup)
+    files = [find_design("rmap", small(text), "virtual", cleanup) for text in designs]
+    units = []
+    for file in files:
+        units += [Unit(file, mm_file, each) for each in wanted if each.kind == "rmap"]
+    units += [Unit(files[0], mm_file, each) for each in wanted if each.kind != "rmap"]
+    return units
+
+
+def explore_unit(unit: Unit, tick: Callable[[int], None] = lambda schedules: None) -> Result:
+    """Run a unit in this process, which has loaded no core yet. ``tick`` hears of progress.
+
+    Raises CoreError, or InputError for a design.
+    """
+    core = _core.load("explore")
+    began = time.monotonic()
+    with Arena.anonymous(_ARENA_BYTES) as arena:
+        for kind, design in (("rmap", unit.rmap), ("mm", unit.mm)):
+            params = design.params.encode() or None
+            try:
+                core.design_load(_core.NAME_OF_KIND.index(kind), os.fsencode(design.path), params)
+            except _core.CoreError as error:
+                raise InputError(f"--{kind} {design.name}: {error}") from None
+        config = _core.make_config(
+            node_of_cpu=[cpu % _NODES for cpu in range(_CPUS)],
+            nr_nodes=_NODES,
+            nr_files=len(_FILES),
+            nr_lists=1,
+            nr_calls=1,
+            seed=unit.seed,
+        )
+        core.arena_format(arena.base, arena.size, ctypes.byref(config))
+        for name in _FILES:
+            core.file_add(name.encode(), _FILE_PAGES)
+        core.boot()
+        file = unit.scenario.file
+        core.explore_scenarios(os.fsencode(file) if file else None)
+        core.explore_start(
+            ctypes.byref(
+                _core.ExploreConfig(
+                    bytes=ctypes.sizeof(_core.ExploreConfig),
+                    scenario=unit.scenario.index,
+                    policy=POLICIES.index(unit.policy),
+                    depth=unit.depth,
+                    max_steps=unit.max_steps,
+                    preemptions=_NO_BOUND if unit.preemptions is None else unit.preemptions,
+                    sc=unit.sequential,
+                    seed=unit.seed & (2**64 - 1),
+                    replay=unit.replay.encode(),
+                )
+            )
+        )
+        try:
+            return _campaign(core, unit, began, tick)
+        finally:
+            core.explore_end()
+            core.design_unload()
+
+
+def _campaign(
+    core: _core.Core, unit: Unit, began: float, tick: Callable[[int], None]
+) -> Result:
+    status = _core.ExploreStatus()
+    limit = unit.schedules or 2**63
+    while True:
+        core.explore_status(ctypes.byref(status))
+        tick(status.schedules)
+        left_ns = round((began + unit.seconds - time.monotonic()) * 1e9)
+        left = limit - status.schedules
+        if status.done or status.found or left <= 0 or left_ns <= 0:
+            break
+        core.explore_slice(left, min(left_ns, _SLICE_NS))
+    seconds = time.monotonic() - began
+    if unit.policy != "exhaustive" or not status.done:
+        coverage = "sampled" if unit.policy != "exhaustive" else "bounded"
+    else:
+        coverage = "bounded" if status.preemptions_cut else "exhaustive"
+    outcomes = {}
+    for number in range(status.outcomes):
+        values, count = (ctypes.c_uint64 * 8)(), ctypes.c_uint64()
+        core.explore_outcome(number, values, ctypes.byref(count))
+        outcomes[tuple(values)] = count.value
+    return Result(
+        unit=unit,
+        schedules=status.schedules,
+        steps=status.steps,
+        longest=status.longest,
+        seconds=seconds,
+        coverage=coverage,
+        memory="SC" if unit.sequential else "C11",
+        cut=status.cut,
+        finding=_finding(core, unit, status) if status.found else None,
+        outcomes=outcomes,
+    )
+
+
+def _finding(core: _core.Core, unit: Unit, status: _core.ExploreStatus) -> Finding:
+    failure = _core.ExploreFailure()
+    kind = KINDS[status.found]
+    events: tuple[Event, ...] = ()
+    schedule, critical = "", None
+    if kind != "lock order":
+        if unit.policy != "replay":
+            core.explore_shorten(_SHORTEN_NS)
+        events = _events(core, core.explore_record())
+        schedule = core.text_of("explore_schedule")
+        with contextlib.suppress(_core.CoreError):
+            critical = core.explore_critical(_CRITICAL_TRIES)
+    core.explore_failure(ctypes.byref(failure))
+    return Finding(
+        kind=kind,
+        text=failure.text.decode(errors="replace"),
+        schedule=schedule,
+        by=POLICIES[status.by],
+        after=status.schedules,
+        critical=critical,
+        events=events,
+        command=unit.command(schedule) if kind != "lock order" else "",
+    )
+
+
+_WHAT = {0: "local", 1: "read", 2: "write", 3: "modify", 4: "fence", 5: "lock", 6: "unlock"}
+
+
+def _events(core: _core.Core, count: int) -> tuple[Event, ...]:
+    raws = []
+    for number in range(count):
+        raw = _core.ExploreEvent()
+        core.explore_event(number, ctypes.byref(raw))
+        raws.append(raw)
+    places = _places(core, {pc for raw in raws for pc in raw.pcs if pc > 1})
+    return tuple(
+        Event(
+            step=raw.step,
+            cpu=raw.cpu,
+            what="note" if raw.kind == _NOTE else _WHAT[raw.kind],
+            name=raw.name.decode(errors="replace"),
+            before=raw.before,
+            after=raw.after,
+            order="ordinary" if raw.order == _ORDINARY else _ORDERS[raw.order],
+            is_stale=bool(raw.is_stale),
+            places=tuple(places[pc] for pc in raw.pcs if pc > 1),
+            decisions=raw.decisions,
+            shared=raw.others & (raw.others - 1) != 0,
+        )
+        for raw in raws
+    )
+
+
+def _places(core: _core.Core, pcs: Iterable[int]) -> dict[int, str]:
+    """ "function:line" of addresses; without binutils "function"."""
+    by_file: dict[str, list[tuple[int, int]]] = {}
+    places = {}
+    for pc in pcs:
+        file, offset, function = core.text_of("explore_place", pc).split("\t")
+        places[pc] = function
+        by_file.setdefault(file, []).append((pc, int(offset)))
+    tool = shutil.which("addr2line")
+    for file, entries in by_file.items():
+        if not tool or not Path(file).is_file():
+            continue
+        # A return address is behind the call.
+        wanted = [hex(offset - 1) for _, offset in entries]
+        try:
+            done = subprocess.run(
+                [tool, "-e", file, *wanted], capture_output=True, text=True, timeout=30, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            continue
+        for (pc, _), line in zip(entries, done.stdout.splitlines(), strict=False):
+            if match := re.search(r"([^/]+):(\d+)", line):
+                places[pc] = f"{places[pc]} {match[1]}:{match[2]}"
+    return places
+
+
+def _child(unit: Unit, answer: Any, stderr: str, parent_pid: int) -> None:
+    worker.be_a_child(parent_pid)
+    with Path(stderr).open("ab", buffering=0) as file:
+        os.dup2(file.fileno(), 2)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        answer.send(explore_unit(unit, lambda schedules: answer.send(schedules)))
+    except EmuError as error:
+        answer.send(error)
+
+
+class _Job:
+    """A unit in its process."""
+
+    def __init__(self, unit: Unit) -> None:
+        self.unit = unit
+        self.schedules = 0
+        context = multiprocess.get_context("fork")
+        self.pipe, theirs = context.Pipe(duplex=False)
+        self._words = tempfile.NamedTemporaryFile(prefix="emu-")  # noqa: SIM115
+        arguments = (unit, theirs, self._words.name, os.getpid())
+        self._process = context.Process(target=_child, args=arguments, daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def receive(self) -> Result | None:
+        """What the process has to say by now: nothing, or how it ended.
+
+        Raises what explore_unit raises, EmuError when the process has died.
+        """
+        try:
+            while self.pipe.poll(0):
+                answer = self.pipe.recv()
+                if isinstance(answer, int):
+                    self.schedules = answer
+                elif isinstance(answer, EmuError):
+                    raise answer
+                else:
+                    result: Result = answer
+                    return result
+        except EOFError:
+            self._process.join()
+            last = Path(self._words.name).read_text(errors="replace").strip().splitlines()[-1:]
+            reason = last[0].removeprefix("emu: ") if last else f"{self._process.exitcode}"
+            raise EmuError(f"{self.unit.scenario.name}: the explorer died: {reason}") from None
+        return None
+
+    def close(self) -> None:
+        """End the process, if it still runs."""
+        self._process.kill()
+        self._process.join()
+        self._process.close()
+        self.pipe.close()
+        self._words.close()
+
+
+def check(
+    units: Sequence[Unit],
+    *,
+    seconds: float,
+    stop: StopFlag,
+    jobs: int | None = None,
+    progress: Callable[[int, int, int], None] = lambda done, total, schedules: None,
+) -> Iterator[Result]:
+    """Run units, several at a time, and yield their results as they come.
+
+    The time is shared among the units evenly, and what one leaves is for those that follow.
+    ``progress`` is told (units done, units, schedules so far) ten times a second.
+
+    Raises EmuError, Interrupted.
+    """
+    jobs = min(jobs or len(os.sched_getaffinity(0)), len(units)) or 1
+    deadline = time.monotonic() + seconds
+    waiting = list(units)
+    running: list[_Job] = []
+    done = schedules = 0
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                left = max(0.0, deadline - time.monotonic())
+                share = max(0.05, left * jobs / (len(waiting) + len(running)))
+                running.append(_Job(replace(waiting.pop(0), seconds=share)))
+            multiprocess.connection.wait([job.pipe for job in running], 0.1)
+            stop.check()
+            for job in list(running):
+                result = job.receive()
+                if result is None:
+                    continue
+                running.remove(job)
+                job.close()
+                done += 1
+                schedules += result.schedules
+                yield result
+            now = schedules + sum(job.schedules for job in running)
+            progress(done, len(units), now)
+    finally:
+        for job in running:
+            job.close()

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: MIT
+"""Shows what ``explore`` found: the interleaving with a column a CPU, tables, a trace for Perfetto."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from emu.explore import Event, Finding, Result
+
+_ROWS = 48
+
+
+def number(value: int) -> str:
+    """A value as it is read best: small ones decimal, pointers shortened."""
+    if value < 1024:
+        return str(value)
+    if value >= 2**63:
+        return f"-{2**64 - value:#x}" if 2**64 - value < 2**32 else f"{value:#x}"
+    return f"{value:#x}"
+
+
+def cell(event: Event) -> str:
+    """What a CPU did, in the words of its column."""
+    if event.what == "note":
+        return f"-- {event.name}"
+    if event.order == "ordinary":
+        what = f"{event.what}s {event.name}"
+    elif event.what in ("fence", "lock", "unlock"):
+        what = f"{event.what} {event.name}".strip()
+    elif event.what == "read" or event.before == event.after:
+        what = f"{event.name} = {number(event.after)}"
+    else:
+        what = f"{event.name}: {number(event.before)} -> {number(event.after)}"
+    if event.is_stale:
+        what += " (an older value)"
+    place = event.places[0] if event.places else ""
+    function, _, line = place.partition(" ")
+    return f"{function}:{line.rpartition(':')[2]} {what}" if line else f"{function} {what}"
+
+
+def that_matter(events: Sequence[Event]) -> list[Event]:
+    """Notes, and steps at which a CPU changed or looked at what others look at or change."""
+    kept: list[Event] = []
+    last: dict[tuple[int, str], tuple[int, str]] = {}
+    for event in events:
+        if event.what == "note":
+            kept.append(event)
+            continue
+        if not event.shared:
+            continue
+        key, value = (event.cpu, event.name), (event.after, event.what)
+        # The same look again, as a spinner does it, says nothing new.
+        if event.what == "read" and last.get(key) == value:
+            continue
+        last[key] = value
+        kept.append(event)
+    return kept
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    lines = []
+    while len(text) > width:
+        cut = text.rfind(" ", 1, width)
+        cut = cut if cut > width // 3 else width
+        lines.append(text[:cut])
+        text = "  " + text[cut:].lstrip()
+    return [*lines, text]
+
+
+def interleaving(finding: Finding, cpus: int, width: int = 120) -> list[str]:
+    """The failing run, a column a CPU, a row a step; ``*`` marks the critical step."""
+    events = that_matter(finding.events)
+    column = max(24, (width - 8) // cpus - 3)
+    critical = None
+    if finding.critical is not None and finding.critical > 0:
+        critical = next((e for e in events if e.decisions >= finding.critical), None)
+    left_out = 0
+    if len(events) > _ROWS:
+        left_out = len(events) - _ROWS
+        head = [event for event in events[:left_out] if event is critical]
+        events = [*head, *events[left_out:]]
+    head_line = " | ".join(f"CPU{cpu}".ljust(column) for cpu in range(cpus)).rstrip()
+    lines = [f"  step  {head_line}"]
+    if left_out:
+        lines.append(f"        ({left_out} earlier steps are left out)")
+    for event in events:
+        mark = "*" if event is critical else " "
+        for row, text in enumerate(_wrap(cell(event), column)):
+            cells = ["".ljust(column)] * cpus
+            if event.cpu < cpus:
+                cells[event.cpu] = text.ljust(column)
+            else:
+                cells[0] = text.ljust(column)
+            step = f"{event.step:6}" if not row else " " * 6
+            lines.append(f"{mark if not row else ' '}{step} {' | '.join(cells)}".rstrip())
+    return lines
+
+
+def explain(result: Result, width: int = 120) -> list[str]:
+    """A finding in full: what, where, how it came about, how to see it again."""
+    finding = result.finding
+    if finding is None:
+        return []
+    unit = result.unit
+    lines = [
+        f"{finding.kind}: {unit.rmap.name}, scenario {unit.scenario.name}, "
+        f"after {finding.after:,} schedules ({finding.by}, seed {unit.seed}, {result.memory})",
+        *(f"  {line}" for line in finding.text.splitlines()),
+    ]
+    if finding.events:
+        lines += ["", *interleaving(finding, unit.scenario.cpus, width)]
+        if finding.critical:
+            lines.append(
+                "  * the first step after which every continuation that was tried (by chance) fails"
+            )
+        elif finding.critical == 0:
+            lines.append("  Every order that was tried (by chance) fails.")
+    if finding.command:
+        lines += ["", f"  again: {finding.command}"]
+    return lines
+
+
+def perfetto(finding: Finding) -> str:
+    """The failing run as Chrome's JSON trace, which Perfetto reads: a track a CPU, 1 us a step."""
+    rows: list[dict[str, Any]] = []
+    for at, event in enumerate(finding.events):
+        rows.append(
+            {
+                "name": event.name if event.what == "note" else cell(event),
+                "ph": "X",
+                "ts": at,
+                "dur": 1,
+                "pid": 1,
+                "tid": event.cpu,
+                "args": {"order": event.order, "stack": list(event.places), "step": event.step},
+            }
+        )
+    names = sorted({event.cpu for event in finding.events})
+    rows += [
+        {"name": "thread_name", "ph": "M", "pid": 1, "tid": cpu, "args": {"name": f"CPU{cpu}"}}
+        for cpu in names
+    ]
+    return json.dumps({"traceEvents": rows})

@@ -1,0 +1,7 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * locks.c - scenarios of the locks themselves: they guard two words, which nobody may find different.
+ */
+#include "locks.h"
+
+LOCK_SCENARIOS(emu_lock_scenarios);

@@ -1,0 +1,234 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * locks.h - the scenarios of locks.c, for whoever wants to try locks of his own: a file that has copies of rwsem.c and so
+ * on and then includes this tries the copies.
+ *
+ * The words behind the lock are ordinary ones, so a lock that lets two in, or orders too little, is a data race.
+ */
+#ifndef EMU_SCENARIOS_LOCKS_H
+#define EMU_SCENARIOS_LOCKS_H
+
+#include <emu/percpu_rwsem.h>
+#include <emu/scenario.h>
+
+struct guarded {
+	struct rw_semaphore sem;
+	struct percpu_rwsem percpu;
+	struct qspinlock spin;
+	struct osq_lock osq;
+	__cacheline_aligned uint64_t a, b;
+};
+
+static struct guarded *guarded;
+
+static void lock_setup(void)
+{
+	guarded = emu_zalloc(sizeof(*guarded), 0);
+	init_rwsem(&guarded->sem, lock_class("rwsem", NULL));
+	init_percpu_rwsem(&guarded->percpu, lock_class("percpu_rwsem", NULL));
+	spin_lock_init(&guarded->spin, lock_class("spinlock", NULL));
+	osq_lock_init(&guarded->osq);
+}
+
+static void lock_setup_no_spin(void)
+{
+	lock_setup();
+	guarded->sem.no_spin = true;
+}
+
+static void write_words(void)
+{
+	guarded->a++;
+	guarded->b++;
+}
+
+static void read_words(void)
+{
+	EMU_ASSERT(guarded->a == guarded->b, "a reader sees %llu and %llu", (unsigned long long)guarded->a,
+		   (unsigned long long)guarded->b);
+}
+
+static void wrote(uint64_t n)
+{
+	EMU_ASSERT(guarded->a == n && guarded->b == n, "%llu writers of %llu", (unsigned long long)guarded->a,
+		   (unsigned long long)n);
+}
+
+static void nothing_held(void)
+{
+	EMU_ASSERT(!atomic_load(&guarded->sem.count), "the rwsem is left at %#llx",
+		   (unsigned long long)atomic_load(&guarded->sem.count));
+	EMU_ASSERT(!guarded->sem.wait_first, "somebody is left in the wait list");
+	EMU_ASSERT(!atomic_load(&guarded->spin.val), "the spinlock is left at %#x", atomic_load(&guarded->spin.val));
+}
+
+static void writer(uint32_t cpu)
+{
+	(void)cpu;
+	down_write(&guarded->sem);
+	write_words();
+	up_write(&guarded->sem);
+}
+
+static void writer_twice(uint32_t cpu)
+{
+	writer(cpu);
+	writer(cpu);
+}
+
+static void reader(void)
+{
+	down_read(&guarded->sem);
+	read_words();
+	up_read(&guarded->sem);
+}
+
+static void wrote_all_twice(void)
+{
+	wrote(2 * 3);
+	nothing_held();
+}
+
+static void wrote_four(void)
+{
+	wrote(4);
+	nothing_held();
+}
+
+static void wrote_five(void)
+{
+	wrote(5);
+	nothing_held();
+}
+
+static void mixed(uint32_t cpu)
+{
+	if (cpu & 1) {
+		reader();
+		reader();
+	} else {
+		writer(cpu);
+		writer(cpu);
+	}
+}
+
+static void tried(uint32_t cpu)
+{
+	if (cpu == 0) {
+		writer(cpu);
+		writer(cpu);
+	} else if (cpu == 1) {
+		if (down_write_trylock(&guarded->sem)) {
+			write_words();
+			up_write(&guarded->sem);
+		}
+		if (down_read_trylock(&guarded->sem)) {
+			read_words();
+			up_read(&guarded->sem);
+		}
+	} else {
+		reader();
+	}
+}
+
+static void downgraded(uint32_t cpu)
+{
+	if (cpu == 0) {
+		down_write(&guarded->sem);
+		write_words();
+		downgrade_write(&guarded->sem);
+		read_words();
+		up_read(&guarded->sem);
+	} else if (cpu == 1) {
+		writer(cpu);
+	} else {
+		reader();
+	}
+}
+
+static void spun(uint32_t cpu)
+{
+	(void)cpu;
+	for (int i = 0; i < 2; i++) {
+		spin_lock(&guarded->spin);
+		write_words();
+		spin_unlock(&guarded->spin);
+	}
+}
+
+static void spin_tried(uint32_t cpu)
+{
+	if (cpu) {
+		spun(cpu);
+	} else if (spin_trylock(&guarded->spin)) {
+		write_words();
+		spin_unlock(&guarded->spin);
+	}
+}
+
+static void queued(uint32_t cpu)
+{
+	(void)cpu;
+	for (int i = 0; i < 2; i++) {
+		if (!osq_lock(&guarded->osq))
+			continue;
+		write_words();
+		osq_unlock(&guarded->osq);
+	}
+}
+
+static void percpu(uint32_t cpu)
+{
+	if (cpu == 0) {
+		percpu_down_write(&guarded->percpu);
+		write_words();
+		percpu_up_write(&guarded->percpu);
+	} else {
+		percpu_down_read(&guarded->percpu);
+		read_words();
+		percpu_up_read(&guarded->percpu);
+	}
+}
+
+static void percpu_writers(uint32_t cpu)
+{
+	if (cpu < 2) {
+		percpu(0);
+	} else {
+		percpu(cpu);
+		percpu(cpu);
+	}
+}
+
+static void percpu_tried(uint32_t cpu)
+{
+	if (cpu != 1) {
+		percpu(cpu);
+	} else if (percpu_down_write_trylock(&guarded->percpu)) {
+		write_words();
+		percpu_up_write(&guarded->percpu);
+	}
+}
+
+#define LOCK(NAME, CPUS, SETUP, CPU, CHECK, HELP)                                                                       \
+	{ .name = NAME, .help = HELP, .nr_cpus = CPUS, .kind = EMU_SCENARIO_LOCK, .setup = SETUP, .cpu = CPU, \
+	  .check = CHECK }
+
+#define LOCK_SCENARIOS(array)                                                                                           \
+	const struct emu_scenario array[] = {                                                                           \
+		LOCK("rwsem-writers", 3, lock_setup, writer_twice, wrote_all_twice, "three writers, twice each"),       \
+		LOCK("rwsem-mixed", 4, lock_setup, mixed, wrote_four, "two writers and two readers, twice each"),       \
+		LOCK("rwsem-sleepers", 5, lock_setup_no_spin, writer, wrote_five, "five writers that never spin"),      \
+		LOCK("rwsem-mixed-sleepers", 4, lock_setup_no_spin, mixed, wrote_four, "writers that never spin"),      \
+		LOCK("rwsem-trylock", 3, lock_setup, tried, nothing_held, "trylocks beside a writer and a reader"),     \
+		LOCK("rwsem-downgrade", 3, lock_setup, downgraded, nothing_held, "from writer to reader"),              \
+		LOCK("spinlock-three", 3, lock_setup, spun, wrote_all_twice, "three CPUs, twice each"),                 \
+		LOCK("spinlock-trylock", 3, lock_setup, spin_tried, nothing_held, "a trylock beside two CPUs"),         \
+		LOCK("osq", 3, lock_setup, queued, NULL, "the spin queue, with waiters that leave it"),                 \
+		LOCK("percpu-rwsem", 3, lock_setup, percpu, NULL, "a writer and two readers"),                          \
+		LOCK("percpu-rwsem-writers", 3, lock_setup, percpu_writers, NULL, "two writers and a reader"),          \
+		LOCK("percpu-rwsem-trylock", 3, lock_setup, percpu_tried, NULL, "a trylock beside a writer and a reader"), \
+		{ 0 },                                                                                                  \
+	}
+
+#endif

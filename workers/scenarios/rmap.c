@@ -1,0 +1,327 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * rmap.c - scenarios of rmap designs: what processes do to a file's VMAs while others walk them.
+ *
+ * What a walk must see is judged by the machine (machine/explore/oracle.c); here walks read what they are shown, so that
+ * a VMA that changes or goes away under a walk is a data race.
+ */
+#include <emu/scenario.h>
+
+#include <errno.h>
+
+#define PAGE EMU_PAGE_SIZE
+#define BASE UINT64_C(0x10000000)
+#define MMAP_BASE UINT64_C(0x40000000)
+
+struct world {
+	struct mm_struct *mm[EMU_EXPLORE_CPUS];
+	int64_t address[EMU_EXPLORE_CPUS];
+};
+
+static struct world *world;
+
+extern EMU_EXPORT const struct rmap_ops *emu_rmap;
+
+static struct address_space *libc(void)
+{
+	return emu_file(0);
+}
+
+static struct address_space *data(void)
+{
+	return emu_file(1);
+}
+
+static void map(uint64_t page, uint64_t pages, uint32_t prot, struct address_space *file, uint64_t offset)
+{
+	int64_t ret = emu_sys_mmap(BASE + page * PAGE, pages * PAGE, prot, EMU_MAP_PRIVATE | EMU_MAP_FIXED, file,
+				   offset * PAGE);
+
+	EMU_ASSERT(ret == (int64_t)(BASE + page * PAGE), "mmap: %lld", (long long)ret);
+}
+
+static void unmap(uint64_t page, uint64_t pages)
+{
+	int64_t ret = emu_sys_munmap(BASE + page * PAGE, pages * PAGE);
+
+	EMU_ASSERT(!ret, "munmap: %lld", (long long)ret);
+}
+
+static void protect(uint64_t page, uint64_t pages, uint32_t prot)
+{
+	int64_t ret = emu_sys_mprotect(BASE + page * PAGE, pages * PAGE, prot);
+
+	EMU_ASSERT(!ret, "mprotect: %lld", (long long)ret);
+}
+
+/* A new process of its own for `cpu`, empty. */
+static void process(uint32_t cpu)
+{
+	current->mm = NULL;
+	exec_mmap(MMAP_BASE);
+	world->mm[cpu] = current->mm;
+}
+
+static void world_setup(void)
+{
+	world = emu_zalloc(sizeof(*world), 0);
+}
+
+/* Every process goes: then nothing may be left. */
+static void world_end(void)
+{
+	for (uint32_t i = 0; i < EMU_EXPLORE_CPUS; i++) {
+		if (world->mm[i])
+			exit_mmap(world->mm[i]);
+		world->mm[i] = NULL;
+	}
+	current->mm = NULL;
+}
+
+static int look(struct vm_area_struct *vma, void *arg)
+{
+	uint64_t *sum = arg;
+
+	*sum += vma->vm_start ^ vma->vm_end ^ vma->vm_pgoff;
+	return 0;
+}
+
+static void walk(struct address_space *file, uint64_t first, uint64_t last, bool try_lock)
+{
+	uint64_t sum = 0;
+	int ret = emu_rmap->walk(file, first, last, try_lock, look, &sum);
+
+	EMU_ASSERT(!ret || (ret == -EAGAIN && try_lock) || ret == -EOPNOTSUPP, "walk: %d", ret);
+}
+
+static void fork_and_exit(void)
+{
+	exit_mmap(dup_mmap(current->mm));
+}
+
+/* Each of two processes maps the file's first pages; the same pages, so that they are neighbours in a tree. */
+static void two_processes(void)
+{
+	world_setup();
+	for (uint32_t cpu = 0; cpu < 2; cpu++) {
+		process(cpu);
+		map(0, 2, EMU_PROT_READ, libc(), 0);
+		map(2, 2, EMU_PROT_READ | EMU_PROT_EXEC, libc(), 2);
+	}
+	current->mm = NULL;
+}
+
+static void fork_truncate(uint32_t cpu)
+{
+	if (cpu < 2) {
+		current->mm = world->mm[cpu];
+		fork_and_exit();
+	} else {
+		walk(libc(), 0, UINT64_MAX, false);
+	}
+}
+
+static void split_walk(uint32_t cpu)
+{
+	if (cpu == 0) {
+		current->mm = world->mm[0];
+		protect(0, 1, EMU_PROT_READ | EMU_PROT_WRITE);
+		protect(0, 1, EMU_PROT_READ);
+	} else if (cpu == 1) {
+		current->mm = world->mm[1];
+		protect(1, 1, EMU_PROT_READ | EMU_PROT_WRITE);
+	} else {
+		walk(libc(), 0, 3, false);
+	}
+}
+
+static void exit_reclaim(uint32_t cpu)
+{
+	if (cpu == 0) {
+		exit_mmap(world->mm[0]);
+		world->mm[0] = NULL;
+	} else if (cpu == 1) {
+		current->mm = world->mm[1];
+		fork_and_exit();
+	} else {
+		walk(libc(), 0, UINT64_MAX, true);
+		walk(libc(), 2, 2, true);
+	}
+}
+
+static void convert_setup(void)
+{
+	two_processes();
+	process(2);
+	map(0, 1, EMU_PROT_READ, libc(), 0);
+	current->mm = NULL;
+}
+
+static void convert(uint32_t cpu)
+{
+	if (cpu < 3) {
+		current->mm = world->mm[cpu];
+		map(8, 1, EMU_PROT_READ, libc(), 8);
+		unmap(8, 1);
+	} else {
+		walk(libc(), 0, UINT64_MAX, false);
+	}
+}
+
+static void convert_split(uint32_t cpu)
+{
+	if (cpu == 0) {
+		current->mm = world->mm[0];
+		protect(1, 1, EMU_PROT_READ | EMU_PROT_WRITE);
+	} else if (cpu == 1) {
+		current->mm = world->mm[1];
+		fork_and_exit();
+	} else if (cpu == 2) {
+		exit_mmap(world->mm[2]);
+		world->mm[2] = NULL;
+	} else {
+		walk(libc(), 0, UINT64_MAX, true);
+	}
+}
+
+static void loader(uint32_t cpu)
+{
+	if (cpu < 2) {
+		/* As the dynamic loader: a library whole, then a segment over it. */
+		current->mm = world->mm[cpu];
+		map(16, 4, EMU_PROT_READ, libc(), 0);
+		map(17, 2, EMU_PROT_READ | EMU_PROT_EXEC, libc(), 1);
+	} else {
+		walk(libc(), 1, 2, false);
+	}
+}
+
+/* Two threads of one process. */
+static void one_process(void)
+{
+	world_setup();
+	process(0);
+	map(0, 1, EMU_PROT_READ, libc(), 0);
+	map(2, 1, EMU_PROT_READ, libc(), 2);
+	current->mm = NULL;
+}
+
+static void adjacent(uint32_t cpu)
+{
+	current->mm = world->mm[0];
+	if (cpu == 0) {
+		/* Fills the gap: three become one. */
+		map(1, 1, EMU_PROT_READ, libc(), 1);
+	} else if (cpu == 1) {
+		map(3, 1, EMU_PROT_READ, libc(), 3);
+		unmap(2, 1);
+	} else {
+		walk(libc(), 0, 3, false);
+	}
+	current->mm = NULL;
+}
+
+static void free_address(uint32_t cpu)
+{
+	current->mm = world->mm[0];
+	world->address[cpu] = emu_sys_mmap(0, 2 * PAGE, EMU_PROT_READ, EMU_MAP_PRIVATE, libc(), (cpu + 4) * PAGE);
+	EMU_ASSERT(world->address[cpu] > 0, "mmap: %lld", (long long)world->address[cpu]);
+	current->mm = NULL;
+}
+
+static void no_overlap(void)
+{
+	for (uint32_t a = 0; a < 3; a++)
+		for (uint32_t b = 0; b < a; b++)
+			EMU_ASSERT(world->address[a] >= world->address[b] + (int64_t)(2 * PAGE) ||
+					   world->address[b] >= world->address[a] + (int64_t)(2 * PAGE),
+				   "CPU%u and CPU%u were given %#llx and %#llx", a, b, (unsigned long long)world->address[a],
+				   (unsigned long long)world->address[b]);
+	world_end();
+}
+
+static void two_files_setup(void)
+{
+	world_setup();
+	for (uint32_t cpu = 0; cpu < 2; cpu++) {
+		process(cpu);
+		map(cpu, 1, EMU_PROT_READ, libc(), 0);
+		map(1 - cpu, 1, EMU_PROT_READ, data(), 0);
+	}
+	current->mm = NULL;
+}
+
+static void two_files(uint32_t cpu)
+{
+	if (cpu < 2) {
+		current->mm = world->mm[cpu];
+		fork_and_exit();
+	} else {
+		walk(libc(), 0, UINT64_MAX, false);
+		walk(data(), 0, UINT64_MAX, false);
+	}
+}
+
+static void last_mapping_setup(void)
+{
+	world_setup();
+	process(0);
+	map(0, 1, EMU_PROT_READ, libc(), 0);
+	process(1);
+	current->mm = NULL;
+}
+
+static void last_mapping(uint32_t cpu)
+{
+	if (cpu < 2) {
+		current->mm = world->mm[cpu];
+		if (cpu == 1)
+			map(0, 2, EMU_PROT_READ, libc(), 0);
+		unmap(0, 1);
+	} else {
+		(void)emu_rmap->mapped(libc());
+		walk(libc(), 0, 1, false);
+		(void)emu_rmap->mapped(libc());
+	}
+}
+
+/* More VMAs of a file than one batch takes, far apart and near. */
+static void batch_setup(void)
+{
+	world_setup();
+	for (uint32_t cpu = 0; cpu < 2; cpu++) {
+		process(cpu);
+		for (uint64_t i = 0; i < 5; i++)
+			map(2 * i + (i > 2 ? 1024 : 0), 1, EMU_PROT_READ, i == 2 ? data() : libc(), i);
+	}
+	current->mm = NULL;
+}
+
+static void batch(uint32_t cpu)
+{
+	if (cpu < 2) {
+		exit_mmap(world->mm[cpu]);
+		world->mm[cpu] = NULL;
+	} else {
+		walk(libc(), 0, 4, false);
+	}
+}
+
+#define RMAP(NAME, CPUS, SETUP, CPU, CHECK, HELP)                                                                       \
+	{ .name = NAME, .help = HELP, .nr_cpus = CPUS, .kind = EMU_SCENARIO_RMAP, .setup = SETUP, .cpu = CPU, \
+	  .check = CHECK }
+
+const struct emu_scenario emu_rmap_scenarios[] = {
+	RMAP("fork-truncate", 3, two_processes, fork_truncate, world_end, "two forks against a truncate"),
+	RMAP("split-walk", 3, two_processes, split_walk, world_end, "splits and a merge by mprotect against a walk"),
+	RMAP("exit-reclaim", 3, two_processes, exit_reclaim, world_end, "an exit and a fork against reclaim's trylock"),
+	RMAP("convert", 4, convert_setup, convert, world_end, "three modifiers at once, and a walk"),
+	RMAP("convert-split", 4, convert_setup, convert_split, world_end, "split, fork, exit and a trylock walk at once"),
+	RMAP("loader", 3, two_processes, loader, world_end, "two loaders map segments over a library, and a walk"),
+	RMAP("adjacent", 3, one_process, adjacent, world_end, "two threads map and unmap side by side, and a walk"),
+	RMAP("free-address", 3, one_process, free_address, no_overlap, "three threads ask for free addresses"),
+	RMAP("two-files", 3, two_files_setup, two_files, world_end, "forks of two files in two orders, and walks of both"),
+	RMAP("last-mapping", 3, last_mapping_setup, last_mapping, world_end, "the last mapping goes while another comes"),
+	RMAP("batch", 3, batch_setup, batch, world_end, "two exits of many VMAs, and a walk"),
+	{ 0 },
+};
