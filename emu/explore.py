@@ -162,6 +162,8 @@ class Result:
     steps: int
     longest: int
     seconds: float
+    cpu_seconds: float
+    """Of the process, while it ran schedules."""
     coverage: str
     """"exhaustive", "bounded" or "sampled"."""
     memory: str
@@ -172,8 +174,8 @@ class Result:
 
     @property
     def rate(self) -> float:
-        """Schedules a second."""
-        return self.schedules / self.seconds if self.seconds else 0.0
+        """Schedules a second of CPU time: what one core of this host does."""
+        return (self.schedules + self.cut) / self.cpu_seconds if self.cpu_seconds else 0.0
 
 
 def small(text: str) -> str:
@@ -302,6 +304,7 @@ def _campaign(
     core: _core.Core, unit: Unit, began: float, tick: Callable[[int], None]
 ) -> Result:
     status = _core.ExploreStatus()
+    cpu_began = time.process_time()
     limit = unit.schedules or 2**63
     while True:
         core.explore_status(ctypes.byref(status))
@@ -311,7 +314,7 @@ def _campaign(
         if status.done or status.found or left <= 0 or left_ns <= 0:
             break
         core.explore_slice(left, min(left_ns, _SLICE_NS))
-    seconds = time.monotonic() - began
+    seconds, cpu_seconds = time.monotonic() - began, time.process_time() - cpu_began
     if unit.policy != "exhaustive" or not status.done:
         coverage = "sampled" if unit.policy != "exhaustive" else "bounded"
     else:
@@ -327,6 +330,7 @@ def _campaign(
         steps=status.steps,
         longest=status.longest,
         seconds=seconds,
+        cpu_seconds=cpu_seconds,
         coverage=coverage,
         memory="SC" if unit.sequential else "C11",
         cut=status.cut,

@@ -164,6 +164,7 @@ static void check_against_plain(uintptr_t addr, uint32_t size, bool is_write)
 static inline void tick(void)
 {
 	x.me->seen.of[x.me->cpu] = ++x.me->hb.of[x.me->cpu];
+	set_epoch(x.me);
 }
 
 void op_begins(const struct op *op)
@@ -292,8 +293,10 @@ uint64_t atomic_load_value(uintptr_t addr, uint32_t size, int order, uintptr_t p
 		choice = choose_value(back + 1);
 	s = &l->ring[(l->newest + HISTORY - choice) % HISTORY];
 	value = choice ? part(l, s->value, addr, size) : peek(addr, size);
-	if (choice)
+	if (choice) {
 		x.me->stale = true;
+		x.me->stale_loads++;
+	}
 	saw(s);
 	acquire(s, order);
 	if (unlikely(x.tracing))

@@ -17,7 +17,7 @@
 
 static inline uint32_t epoch_of(uint32_t mask)
 {
-	return (uint32_t)x.me->hb.of[x.me->cpu] << 7 | x.me->cpu << 4 | mask;
+	return x.me->epoch | mask;
 }
 
 static inline bool ordered(uint32_t epoch)
@@ -108,7 +108,7 @@ static void read_cell(struct cell *cell, uintptr_t addr, uint32_t mask)
 {
 	uint32_t epoch = epoch_of(mask);
 
-	if (cell->read == epoch && !cell->many)
+	if ((cell->read == epoch && !cell->many) || cell->write == epoch)
 		return;
 	if (unlikely(cell->write && !ordered(cell->write) && (cell->write & mask)))
 		report_race(addr, 4, "read", (cell->write >> 4) & 7, "write");
@@ -168,20 +168,35 @@ static void trace_plain(enum op_kind kind, uintptr_t addr, uint32_t size)
 		trace_op(&op, value, value, false);
 }
 
-static void plain_read(uintptr_t addr, uint32_t size)
+static inline __attribute__((always_inline)) bool read_before(const struct cell *cell, uint32_t epoch)
 {
-	if (!in_arena(addr) || !x.running)
-		return;
+	return cell->run == x.run && ((cell->read == epoch && !cell->many) || cell->write == epoch);
+}
+
+static void plain_read_slow(uintptr_t addr, uint32_t size)
+{
 	if (unlikely(x.race_watch))
 		trace_plain(OP_READ, addr, size);
 	heap_access(addr, size, false);
 	FOR_EACH_CELL(addr, size, at, mask, read_cell(cell_at(at - x.base), at, mask));
 }
 
-static void plain_write(uintptr_t addr, uint32_t size)
+static inline __attribute__((always_inline)) void plain_read(uintptr_t addr, uint32_t size)
 {
-	if (!in_arena(addr))
+	const struct cell *cell;
+
+	if (!in_arena(addr) || !x.running)
 		return;
+	/* Mostly nothing is new since this CPU's last step. */
+	cell = &x.cells[(addr - x.base) >> 2];
+	if (size <= 8 && size >= 4 && !(addr & (size - 1)) && likely(!x.race_watch) && read_before(cell, epoch_of(15)) &&
+	    (size == 4 || read_before(cell + 1, epoch_of(15))))
+		return;
+	plain_read_slow(addr, size);
+}
+
+static void plain_write_slow(uintptr_t addr, uint32_t size)
+{
 	if (unlikely(!x.running)) {
 		for (uintptr_t at = addr; at < addr + size; at = (at | 63) + 1)
 			line_save(at);
@@ -195,6 +210,45 @@ static void plain_write(uintptr_t addr, uint32_t size)
 		line_changed(at);
 	}
 	FOR_EACH_CELL(addr, size, at, mask, write_cell(cell_at(at - x.base), at, mask));
+}
+
+static inline __attribute__((always_inline)) bool written_before(const struct cell *cell, uint32_t epoch)
+{
+	return cell->run == x.run && cell->write == epoch && !cell->read && !cell->loc;
+}
+
+static inline __attribute__((always_inline)) void plain_write(uintptr_t addr, uint32_t size)
+{
+	const struct cell *cell;
+
+	if (!in_arena(addr))
+		return;
+	cell = &x.cells[(addr - x.base) >> 2];
+	if (size <= 8 && size >= 4 && !(addr & (size - 1)) && likely(!x.race_watch && x.running && !x.waiting) &&
+	    written_before(cell, epoch_of(15)) && (size == 4 || written_before(cell + 1, epoch_of(15)))) {
+		x.versions[(addr - x.base) >> 6]++;
+		return;
+	}
+	plain_write_slow(addr, size);
+}
+
+void fresh_written(uintptr_t addr, uint32_t size)
+{
+	uint32_t epoch = epoch_of(15);
+
+	for (uint64_t at = (addr - x.base) >> 2, end = (addr + size - x.base + 3) >> 2; at < end; at++)
+		x.cells[at] = (struct cell){ .run = x.run, .write = epoch };
+}
+
+void check_freed(uintptr_t addr, uint32_t size)
+{
+	for (uint64_t at = (addr - x.base) >> 2, end = (addr + size - x.base) >> 2; at < end; at++) {
+		struct cell *cell = &x.cells[at];
+
+		if (cell->run == x.run && (cell->loc || (cell->write && !ordered(cell->write)) || cell->many ||
+					   (cell->read && !ordered(cell->read))))
+			write_cell(cell, x.base + (at << 2), 15);
+	}
 }
 
 static void volatile_read(uintptr_t addr, uint32_t size, uintptr_t pc)

@@ -76,6 +76,7 @@ struct xcpu {
 	enum cpu_state state;
 	uint32_t cpu;
 	uint32_t depth;
+	uint32_t epoch; /* of its ordinary accesses, less the mask: see hooks.c */
 	uint32_t nr_watches;
 	bool stale; /* a load since the last wait did not return the newest value */
 	bool has_acq, has_rel;
@@ -91,6 +92,7 @@ struct xcpu {
 	struct held held[HELD_MAX];
 	uintptr_t shadow[SHADOW_DEPTH];
 	uint32_t waits, sleeps; /* times it has slept or spun; slept */
+	uint32_t stale_loads;
 	char *stack;
 };
 
@@ -226,7 +228,9 @@ uint64_t volatile_load_point(uintptr_t addr, uint32_t size, uintptr_t pc);
 void volatile_store_point(uintptr_t addr, uint32_t size, uintptr_t pc);
 
 /* hooks.c */
-void __tsan_write8(void *addr);
+/* A new object is filled; one goes: that must be ordered with all that others did with it. */
+void fresh_written(uintptr_t addr, uint32_t size);
+void check_freed(uintptr_t addr, uint32_t size);
 _Noreturn void report_race(uintptr_t addr, uint32_t size, const char *what, uint32_t other_cpu, const char *other_what);
 void check_heap(uintptr_t addr, uint32_t size, bool is_write);
 struct cell *cell_at(uint64_t offset);
@@ -309,6 +313,11 @@ static inline bool clock_any_gt(const struct vclock *a, const struct vclock *b)
 	halves any = (halves)gt;
 
 	return (any[0] | any[1] | any[2] | any[3]) != 0;
+}
+
+static inline void set_epoch(struct xcpu *cpu)
+{
+	cpu->epoch = (uint32_t)cpu->hb.of[cpu->cpu] << 7 | cpu->cpu << 4;
 }
 
 static inline bool in_arena(uintptr_t addr)

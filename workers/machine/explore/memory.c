@@ -19,6 +19,9 @@
 #define FRESH 0x5a
 #define GAP 16u
 
+/* Not logged: what runs before is forgotten by itself. */
+void *__real_memset(void *to, int byte, size_t size);
+
 struct saved {
 	uint32_t line;
 	unsigned char bytes[EMU_CACHELINE];
@@ -157,13 +160,16 @@ void *emu_alloc(size_t size, uint32_t node)
 	x.heap_end = (at + size + GAP + 15) & ~UINT64_C(15);
 	set_heap(o, HEAP_LIVE);
 	nr_live++;
-	/* The C library's: nobody logs it, nobody knows the object yet. */
-	return memset((void *)o->addr, FRESH, size);
+	return __real_memset((void *)o->addr, FRESH, size);
 }
 
 void *emu_zalloc(size_t size, uint32_t node)
 {
-	return memset(emu_alloc(size, node), 0, size);
+	void *ptr = emu_alloc(size, node);
+
+	if (x.running)
+		fresh_written((uintptr_t)ptr, (uint32_t)size);
+	return __real_memset(ptr, 0, size);
 }
 
 void emu_free(void *ptr)
@@ -189,10 +195,8 @@ void emu_free(void *ptr)
 		fail(EMU_FOUND_MEMORY, "double free of %s by CPU%u in %s; freed before by CPU%d in %s", name, current->cpu,
 		     stack, o->freed_by, first);
 	}
-	/* Freeing is writing: it must be ordered with all that others did with the object. */
 	if (x.running)
-		for (uint64_t at = 0; at + 8 <= o->bytes; at += 8)
-			__tsan_write8((char *)ptr + at);
+		check_freed(o->addr, o->bytes);
 	o->is_free = true;
 	o->freed_by = (int8_t)current->cpu;
 	o->freed_pc = caller();

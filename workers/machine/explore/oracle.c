@@ -623,7 +623,7 @@ static int checked_walk(struct address_space *mapping, uint64_t first, uint64_t 
 
 static bool checked_mapped(struct address_space *mapping)
 {
-	uint32_t begun = ++now;
+	uint32_t begun = ++now, stale_loads = x.me->stale_loads;
 	bool before = false, after = false, answer;
 	struct walk *w = &walks[here()];
 
@@ -633,6 +633,9 @@ static bool checked_mapped(struct address_space *mapping)
 			w->before[w->nr_before++] = ghosts[i];
 	before = w->nr_before != 0;
 	answer = design->mapped(mapping);
+	/* Without a lock it may look at old values, and then answers for a time before the call. */
+	if (x.me->stale_loads != stale_loads)
+		return answer;
 	for (uint32_t i = 0; i < w->nr_before && !after; i++)
 		for (uint64_t page = w->before[i].start; page < w->before[i].end && !after; page++)
 			after = !changed_since(w->before[i].mm, mapping, page, begun);

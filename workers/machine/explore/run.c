@@ -258,7 +258,7 @@ static void begin(void)
 
 		cpu->state = CPU_READY;
 		cpu->depth = 0;
-		cpu->nr_watches = cpu->nr_held = cpu->waits = cpu->sleeps = 0;
+		cpu->nr_watches = cpu->nr_held = cpu->waits = cpu->sleeps = cpu->stale_loads = 0;
 		cpu->stale = cpu->has_acq = cpu->has_rel = false;
 		cpu->fence_tick = 0;
 		cpu->futex = NULL;
@@ -266,6 +266,7 @@ static void begin(void)
 		memset(&cpu->hb, 0, sizeof(cpu->hb));
 		cpu->hb.of[i] = 1;
 		cpu->seen = cpu->hb;
+		set_epoch(cpu);
 		/* Written by the machine itself, which nobody logs. */
 		task->site = 0;
 		task->holds[0].lock = NULL;
@@ -283,7 +284,7 @@ void run_once(void)
 	x.span = x.full_span;
 	first = x.policy->always || x.nr_cpus > 1 ? x.policy->next_cpu(0) : 0;
 	x.running = true;
-	x.main.depth = 0;
+	x.main.depth = x.main.nr_held = 0;
 	switch_to(first);
 	x.running = false;
 	x.me = &x.main;
