@@ -24,6 +24,7 @@ from emu.report.table import plain_console
 from emu.results import write_atomically
 
 _PROGRESS_AFTER_S = 2.0
+_ROWS = 30
 _MEMORY = ("c11", "sc")
 
 
@@ -181,32 +182,45 @@ def _run(
     return results, False
 
 
+def _name(result: Result) -> str:
+    kind = result.unit.scenario.kind
+    return result.unit.rmap.name if kind == "rmap" else f"({kind})"
+
+
 def _summary(results: list[Result]) -> None:
-    console = plain_console(sys.stdout)
+    """A row a scenario; where that would be more than fit on a screen, a row a design."""
+    by_design: dict[str, list[Result]] = {}
+    for result in sorted(results, key=lambda each: (each.unit.scenario.kind != "rmap", _name(each))):
+        by_design.setdefault(_name(result), []).append(result)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for heading in ("design", "scenario", "found"):
         table.add_column(heading)
     for heading in ("schedules", "per CPU second", "longest"):
         table.add_column(heading, justify="right")
     table.add_column("coverage")
-    for result in sorted(results, key=lambda r: (r.unit.scenario.kind, r.unit.rmap.name)):
-        kind = result.unit.scenario.kind
+    groups = list(by_design.values())
+    if len(results) <= _ROWS:
+        groups = [[result] for group in groups for result in group]
+    for group in groups:
+        found = [result for result in group if result.finding]
+        cpu_seconds = sum(result.cpu_seconds for result in group)
+        schedules = sum(result.schedules for result in group)
         table.add_row(
-            result.unit.rmap.name if kind == "rmap" else f"({kind})",
-            result.unit.scenario.name,
-            result.finding.kind if result.finding else "-",
-            f"{result.schedules:,}",
-            f"{result.rate:,.0f}",
-            f"{result.longest} steps",
-            f"{result.coverage}, {result.memory}",
+            _name(group[0]),
+            group[0].unit.scenario.name if len(group) == 1 else f"{len(group)} scenarios",
+            ", ".join(sorted({r.finding.kind for r in found if r.finding})) or "-",
+            f"{schedules:,}",
+            f"{sum(r.schedules + r.cut for r in group) / max(cpu_seconds, 1e-9):,.0f}",
+            f"{max(result.longest for result in group)} steps",
+            f"{', '.join(sorted({result.coverage for result in group}))}, {group[0].memory}",
         )
-    console.print(table)
+    plain_console(sys.stdout).print(table)
     for result in results:
         if result.unit.scenario.kind == "litmus" and result.unit.policy == "exhaustive":
             print(f"{result.unit.scenario.name}: {_outcomes(result)}")
-    found = sum(result.finding is not None for result in results)
+    count = sum(result.finding is not None for result in results)
     runs = sum(result.schedules for result in results)
-    print(f"{len(results)} scenarios, {runs:,} schedules: {found or 'nothing'} found")
+    print(f"{len(results)} scenarios, {runs:,} schedules: {count or 'nothing'} found")
 
 
 def _outcomes(result: Result) -> str:

@@ -86,6 +86,22 @@ static int look(struct vm_area_struct *vma, void *arg)
 	return 0;
 }
 
+static int stop(struct vm_area_struct *vma, void *arg)
+{
+	(void)vma;
+	(void)arg;
+	return 1;
+}
+
+/* Does anybody map these pages? Ends at the first that does. */
+static bool anybody(struct address_space *file, uint64_t first, uint64_t last)
+{
+	int ret = emu_rmap->walk(file, first, last, false, stop, NULL);
+
+	EMU_ASSERT(ret == 0 || ret == 1 || ret == -EOPNOTSUPP, "walk: %d", ret);
+	return ret == 1;
+}
+
 static void walk(struct address_space *file, uint64_t first, uint64_t last, bool try_lock)
 {
 	uint64_t sum = 0;
@@ -145,6 +161,7 @@ static void exit_reclaim(uint32_t cpu)
 		fork_and_exit();
 	} else {
 		walk(libc(), 0, UINT64_MAX, true);
+		(void)anybody(libc(), 2, 2);
 		walk(libc(), 2, 2, true);
 	}
 }
@@ -165,6 +182,7 @@ static void convert(uint32_t cpu)
 		unmap(8, 1);
 	} else {
 		walk(libc(), 0, UINT64_MAX, false);
+		walk(libc(), 0, UINT64_MAX, true);
 	}
 }
 
@@ -218,6 +236,46 @@ static void adjacent(uint32_t cpu)
 	} else {
 		walk(libc(), 0, 3, false);
 	}
+	current->mm = NULL;
+}
+
+/* What another CPU has mapped is copied by a fork here. */
+static void threads_fork(uint32_t cpu)
+{
+	if (cpu == 0) {
+		current->mm = world->mm[0];
+		fork_and_exit();
+	} else if (cpu == 1) {
+		current->mm = world->mm[0];
+		map(4, 1, EMU_PROT_READ, libc(), 4);
+		map(5, 1, EMU_PROT_READ, libc(), 8);
+	} else {
+		walk(libc(), 0, UINT64_MAX, false);
+	}
+	current->mm = NULL;
+}
+
+/* VMAs that were mapped on two CPUs become one, and two again. */
+static void merge_nodes(uint32_t cpu)
+{
+	current->mm = world->mm[0];
+	if (cpu == 0) {
+		protect(3, 1, EMU_PROT_READ);
+		protect(2, 1, EMU_PROT_READ | EMU_PROT_WRITE);
+	} else if (cpu == 1) {
+		map(3, 1, EMU_PROT_READ | EMU_PROT_WRITE, libc(), 3);
+		protect(3, 1, EMU_PROT_READ);
+	} else {
+		walk(libc(), 0, 3, false);
+	}
+	current->mm = NULL;
+}
+
+static void merge_nodes_setup(void)
+{
+	one_process();
+	current->mm = world->mm[0];
+	map(3, 1, EMU_PROT_READ | EMU_PROT_WRITE, libc(), 3);
 	current->mm = NULL;
 }
 
@@ -275,8 +333,11 @@ static void last_mapping(uint32_t cpu)
 {
 	if (cpu < 2) {
 		current->mm = world->mm[cpu];
-		if (cpu == 1)
-			map(0, 2, EMU_PROT_READ, libc(), 0);
+		if (cpu == 1) {
+			/* The second joins the first: for a moment nothing is linked. */
+			map(0, 1, EMU_PROT_READ, libc(), 0);
+			map(1, 1, EMU_PROT_READ, libc(), 1);
+		}
 		unmap(0, 1);
 	} else {
 		(void)emu_rmap->mapped(libc());
@@ -319,6 +380,8 @@ const struct emu_scenario emu_rmap_scenarios[] = {
 	RMAP("convert-split", 4, convert_setup, convert_split, world_end, "split, fork, exit and a trylock walk at once"),
 	RMAP("loader", 3, two_processes, loader, world_end, "two loaders map segments over a library, and a walk"),
 	RMAP("adjacent", 3, one_process, adjacent, world_end, "two threads map and unmap side by side, and a walk"),
+	RMAP("threads-fork", 3, one_process, threads_fork, world_end, "a fork copies what another CPU maps, and a walk"),
+	RMAP("merge-nodes", 3, merge_nodes_setup, merge_nodes, world_end, "VMAs of two CPUs become one, and a walk"),
 	RMAP("free-address", 3, one_process, free_address, no_overlap, "three threads ask for free addresses"),
 	RMAP("two-files", 3, two_files_setup, two_files, world_end, "forks of two files in two orders, and walks of both"),
 	RMAP("last-mapping", 3, last_mapping_setup, last_mapping, world_end, "the last mapping goes while another comes"),

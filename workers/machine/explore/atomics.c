@@ -448,6 +448,8 @@ uint64_t volatile_load_point(uintptr_t addr, uint32_t size, uintptr_t pc)
 
 	point(OP_READ, addr, size, __ATOMIC_RELAXED, pc);
 	look_at(addr);
+	if (unlikely(x.learning) && addr - x.base < x.base_end)
+		x.marked[(addr - x.base) >> 2] = true;
 	value = peek(addr, size);
 	if (unlikely(x.tracing))
 		trace_op(&x.me->op, value, value, false);

@@ -67,6 +67,7 @@ bool shadows_create(void)
 	x.versions = keep((x.full_span / 64 + 2) * sizeof(*x.versions));
 	x.dirty = keep((x.full_span / 64 + 2) * sizeof(*x.dirty));
 	x.heap = keep(x.full_span / 16 + 4);
+	x.marked = keep(x.full_span / 4 + 4);
 	x.max_readers = 1u << 16;
 	x.locations = keep(LOCATIONS_MAX * sizeof(*x.locations));
 	x.readers = keep(x.max_readers * sizeof(*x.readers));
@@ -74,7 +75,7 @@ bool shadows_create(void)
 	found = keep(DECISIONS_MAX);
 	events = keep(EVENTS_MAX * sizeof(*events));
 	outcomes = keep(OUTCOMES_MAX * sizeof(*outcomes));
-	return nr_kept == 10;
+	return nr_kept == 11;
 }
 
 static void shadows_destroy(void)
@@ -217,6 +218,21 @@ int emu_explore_schedule(char *buf, size_t size)
 	return (int)used;
 }
 
+/* Which words are looked at while others write them: a run that each CPU begins. Whether it fails is not asked. */
+static void learn(void)
+{
+	x.learning = true;
+	x.policy = &policy_replay;
+	faults(true);
+	for (uint8_t first = 1; first <= x.nr_cpus; first++) {
+		replay_set(&first, 1);
+		run_once();
+	}
+	faults(false);
+	x.learning = false;
+	replay_set(NULL, 0);
+}
+
 int emu_explore_start(const struct emu_explore_config *c)
 {
 	int n;
@@ -261,6 +277,7 @@ int emu_explore_start(const struct emu_explore_config *c)
 		return emu_set_error(-EINVAL, "setup() of scenario %s: %s", x.scenario->name, x.failure.text);
 	oracle_setup_done();
 	memory_begin();
+	learn();
 	return 0;
 }
 

@@ -30,7 +30,7 @@ struct cell *cell_at(uint64_t offset)
 	struct cell *cell = &x.cells[offset >> 2];
 
 	if (unlikely(cell->run != x.run))
-		*cell = (struct cell){ .run = x.run };
+		*cell = (struct cell){ .run = x.run, .marked = x.marked[offset >> 2] };
 	return cell;
 }
 
@@ -195,6 +195,17 @@ static inline __attribute__((always_inline)) void plain_read(uintptr_t addr, uin
 	plain_read_slow(addr, size);
 }
 
+static void marked_write_point(uintptr_t addr, uint32_t size, const void *pc)
+{
+	struct op op = { .kind = OP_WRITE, .order = __ATOMIC_RELAXED, .size = (uint8_t)size, .addr = addr & ~UINT64_C(3),
+			 .pc = (uintptr_t)pc };
+
+	sched_point(&op);
+	op_begins(&op);
+	if (unlikely(x.tracing))
+		trace_op(&op, peek(op.addr, 8), peek(op.addr, 8), false);
+}
+
 static void plain_write_slow(uintptr_t addr, uint32_t size)
 {
 	if (unlikely(!x.running)) {
@@ -202,6 +213,8 @@ static void plain_write_slow(uintptr_t addr, uint32_t size)
 			line_save(at);
 		return;
 	}
+	if (unlikely(cell_at(addr - x.base)->marked))
+		marked_write_point(addr, size, __builtin_return_address(0));
 	if (unlikely(x.race_watch))
 		trace_plain(OP_WRITE, addr, size);
 	heap_access(addr, size, true);
@@ -214,7 +227,7 @@ static void plain_write_slow(uintptr_t addr, uint32_t size)
 
 static inline __attribute__((always_inline)) bool written_before(const struct cell *cell, uint32_t epoch)
 {
-	return cell->run == x.run && cell->write == epoch && !cell->read && !cell->loc;
+	return cell->run == x.run && cell->write == epoch && !cell->read && !cell->loc && !cell->marked;
 }
 
 static inline __attribute__((always_inline)) void plain_write(uintptr_t addr, uint32_t size)

@@ -121,6 +121,7 @@ struct cell {
 	uint32_t read;	/* an epoch, or 0, or an index of readers if many */
 	uint16_t loc;	/* index of a location + 1 */
 	bool many;
+	bool marked; /* see x.marked */
 };
 
 struct readers {
@@ -164,6 +165,12 @@ struct explore {
 	uint32_t *versions;    /* [span / 64]: writes to the line */
 	uint32_t *dirty;       /* [span / 64]: the run that wrote it first */
 	uint8_t *heap;	       /* [span / 16]: enum heap_state */
+	/*
+	 * [span / 4]: somebody looks here by volatile accesses, which may race with ordinary writes; those are scheduling
+	 * points then. Learnt in a few runs before all others, so that what comes later does not depend on history.
+	 */
+	uint8_t *marked;
+	bool learning;
 	uint64_t heap_start, heap_end; /* offsets: objects end here so far */
 	uint64_t base_end;	       /* heap_end when a run begins */
 	uint32_t nr_locations;

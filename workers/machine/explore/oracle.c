@@ -430,15 +430,30 @@ static bool covered_before(const struct mm_struct *mm, const struct address_spac
 	return false;
 }
 
-/* Bounds are what they will be from here on: what is new, page by page. */
-static void note_growth(const struct address_space *mapping, const struct vm_area_struct *vma)
+/* Was the page of one of the VMAs whose bounds change? Old mappings below a new one are others. */
+static bool was_theirs(const struct vma_prepare *vp, uint64_t page)
 {
+	const struct vm_area_struct *vmas[] = { vp->vma, vp->adj_next, vp->remove, vp->remove2 };
+
+	for (uint32_t i = 0; i < ARRAY_SIZE(vmas); i++) {
+		const struct ghost *g = vmas[i] ? ghost_of(vmas[i]) : NULL;
+
+		if (g && page >= g->start && page < g->end)
+			return true;
+	}
+	return false;
+}
+
+/* Bounds are what they will be from here on: what is new, page by page. */
+static void note_growth(const struct address_space *mapping, const struct vma_prepare *vp)
+{
+	const struct vm_area_struct *vma = vp->vma;
 	uint64_t start = vma->vm_start >> EMU_PAGE_SHIFT, end = vma->vm_end >> EMU_PAGE_SHIFT;
 
 	for (uint64_t page = start; page < end; page++) {
 		uint64_t first = page;
 
-		while (page < end && !covered_before(vma->vm_mm, mapping, page))
+		while (page < end && !was_theirs(vp, page))
 			page++;
 		if (page == first)
 			continue;
@@ -464,7 +479,7 @@ static void checked_complete(struct address_space *mapping, struct vma_prepare *
 {
 	uint32_t first = nr_changes;
 
-	note_growth(mapping, vp->vma);
+	note_growth(mapping, vp);
 	trace_note("complete vma %u", vma_number(vp->vma));
 	design->complete(mapping, vp);
 	update(vp->vma);

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * locks.h - the scenarios of locks.c, for whoever wants to try locks of his own: a file that has copies of rwsem.c and so
- * on and then includes this tries the copies.
+ * lock_scenarios.h - scenarios of locks, for `emu check`; and for whoever changes a lock: a file that has a copy of
+ * rwsem.c and then `EMU_EXPORT LOCK_SCENARIOS(emu_scenarios);` tries the copy (emu check --scenario ./FILE.c).
  *
  * The words behind the lock are ordinary ones, so a lock that lets two in, or orders too little, is a data race.
  */
-#ifndef EMU_SCENARIOS_LOCKS_H
-#define EMU_SCENARIOS_LOCKS_H
+#ifndef EMU_LOCK_SCENARIOS_H
+#define EMU_LOCK_SCENARIOS_H
 
 #include <emu/percpu_rwsem.h>
 #include <emu/scenario.h>
