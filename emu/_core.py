@@ -337,6 +337,7 @@ _EXPLORE_PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "emu_explore_event": (_INT, _U32, ctypes.POINTER(ExploreEvent)),
     "emu_explore_critical": (_INT, _U32),
     "emu_explore_place": (_INT, _U64, _STR, ctypes.c_size_t),
+    "emu_explore_name": (_INT, _U64, _STR, ctypes.c_size_t),
     "emu_explore_outcome": (_INT, _U32, ctypes.POINTER(_U64), ctypes.POINTER(_U64)),
     "emu_explore_end": (None,),
 }
@@ -483,7 +484,7 @@ def is_loaded(machine: str) -> bool:
 
 
 def load(machine: str) -> Core:
-    """The core for ``machine``, "native", "virtual" or "explore"; a process loads one and no other beside it.
+    """The core for ``machine``: "native", "virtual" or "explore"; a process loads one alone.
 
     Raises EmuError when another machine is loaded already or the library does not fit.
     """

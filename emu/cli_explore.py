@@ -65,9 +65,9 @@ def check(
     scenario: Annotated[
         str | None,
         typer.Option(
-            metavar="S,S|FILE.c|list",
-            help="Scenarios by name, those of a file, or list to see them.  Default: all of designs "
-            "and locks",
+            metavar="S,S|FILE.c|random:N|list",
+            help="Scenarios by name, those of a file, N programs made by chance, or list to see "
+            "what there is.  Default: all of designs and locks",
         ),
     ] = None,
     policy: Annotated[
@@ -95,7 +95,7 @@ def check(
     ] = "c11",
     mm: Annotated[str, typer.Option(metavar="M", help="mm design.")] = "mmap-sem-rbtree",
     replay: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Run this one schedule, as a report gives it.")
+        str | None, typer.Option(metavar="TEXT", help="Run this one schedule, out of a report.")
     ] = None,
     trace: Annotated[
         Path | None,
@@ -127,7 +127,7 @@ def check(
         if scenario == "list":
             _list_scenarios()
             return
-        wanted = explore.find_scenarios(scenario, cleanup) if scenario else None
+        wanted = explore.find_scenarios(scenario, cleanup, seed) if scenario else None
         names = designs or (explore.built_in_designs() if _needs_designs(wanted) else ["single"])
         units = [
             replace(
@@ -170,6 +170,8 @@ def _run(
         for result in explore.check(
             units, seconds=seconds, stop=stop, jobs=jobs, progress=line.update
         ):
+            if result.finding and result.unit.scenario.name.startswith("program:"):
+                result = explore.shrink(result, stop)
             results.append(result)
             if result.finding:
                 line.clear()
@@ -190,7 +192,7 @@ def _name(result: Result) -> str:
 def _summary(results: list[Result]) -> None:
     """A row a scenario; where that would be more than fit on a screen, a row a design."""
     by_design: dict[str, list[Result]] = {}
-    for result in sorted(results, key=lambda each: (each.unit.scenario.kind != "rmap", _name(each))):
+    for result in sorted(results, key=lambda r: (r.unit.scenario.kind != "rmap", _name(r))):
         by_design.setdefault(_name(result), []).append(result)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for heading in ("design", "scenario", "found"):
@@ -237,4 +239,3 @@ def _list_scenarios() -> None:
     for each in explore.scenarios():
         table.add_row(each.name, each.kind, str(each.cpus), each.help)
     plain_console(sys.stdout).print(table)
-

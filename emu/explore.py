@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import random
 import re
 import shutil
 import signal
@@ -57,9 +58,9 @@ _CPUS = 8
 _NODES = 2
 _FILES = ("libc.so.6", "data")
 _FILE_PAGES = 64
+_PROGRAMS = 10
 _ARENA_BYTES = 16 * MIB
 _SLICE_NS = 100_000_000
-_SHORTEN_NS = 3_000_000_000
 _CRITICAL_TRIES = 32
 _SMALL = {
     "cpu-locks": "cpus=4",
@@ -73,14 +74,24 @@ _ORDERS = ("relaxed", "consume", "acquire", "release", "acq_rel", "seq_cst")
 
 @dataclass(frozen=True)
 class Scenario:
-    """A small program to run in many orders; ``file``: the compiled file that has it, or built in."""
+    """A small program to run in many orders.
+
+    ``source``: the compiled file that has it, or "program:..."; None: built in.
+    """
 
     name: str
     kind: str
     cpus: int
     help: str
     index: int
-    file: Path | None = None
+    source: str | None = None
+    file: str = ""
+    """The file as the user named it."""
+
+    @property
+    def text(self) -> str:
+        """What ``find_scenarios`` takes for it."""
+        return f"{self.file}:{self.name}" if self.file else self.name
 
 
 @dataclass(frozen=True)
@@ -101,13 +112,16 @@ class Unit:
     """Under sequential consistency instead of C11."""
     replay: str = ""
     max_steps: int = 0
+    """Of a run; 0: 20000."""
+    shorten_seconds: float = 3.0
+    """To look for a shorter schedule that fails the same way."""
 
     def command(self, schedule: str) -> str:
         """What replays a schedule of this unit."""
         words = ["emu check", self.rmap.name]
         if self.mm.name != "mmap-sem-rbtree":
             words.append(f"--mm {self.mm.name}")
-        words.append(f"--scenario {self.scenario.name}")
+        words.append(f"--scenario {self.scenario.text}")
         if self.sequential:
             words.append("--memory sc")
         return " ".join([*words, f"--replay {schedule or 'a'}"])
@@ -120,7 +134,7 @@ class Event:
     step: int
     cpu: int
     what: str
-    """"read", "write", "modify", "fence", "lock", "unlock"; or "note", with the text in ``name``."""
+    """"read", "write", "modify", "fence", "lock", "unlock"; "note": the text is in ``name``."""
     name: str
     """Of the object, as "i_mmap_rwsem libc.so.6.count"."""
     before: int
@@ -150,6 +164,8 @@ class Finding:
     critical: int | None
     """After so many decisions every continuation that was tried fails."""
     events: tuple[Event, ...]
+    names: dict[int, str]
+    """Of values that are addresses in the arena."""
     command: str
 
 
@@ -199,31 +215,115 @@ def _list_scenarios(path: str | None) -> list[tuple[str, ...]]:
     return [tuple(core.text_of("explore_scenario", i).split("\t")) for i in range(count)]
 
 
-def scenarios(file: Path | None = None) -> list[Scenario]:
-    """The built-in scenarios, or those of a compiled file."""
-    rows = _in_fork(_list_scenarios, str(file) if file else None)
+def scenarios(source: str | None = None) -> list[Scenario]:
+    """The built-in scenarios, or those of a compiled file or a program's text.
+
+    Raises InputError.
+    """
+    try:
+        rows = _in_fork(_list_scenarios, source)
+    except EmuError as error:
+        raise InputError(str(error)) from None
     return [
-        Scenario(name, kind, int(cpus), text, index, file)
+        Scenario(name, kind, int(cpus), text, index, source)
         for index, (name, kind, cpus, text) in enumerate(rows)
     ]
 
 
-def find_scenarios(text: str, cleanup: contextlib.ExitStack) -> list[Scenario]:
-    """Scenarios by name, or all of a file: "split-walk,loader" or "./mine.c".
+def program(seed: int) -> str:
+    """A program by chance, as workers/scenarios/program.c reads it: two to four CPUs."""
+    chance = random.Random(seed)
+    cpus = chance.randint(2, 4)
+    texts = []
+    for cpu in range(cpus):
+        process = chance.randrange(min(cpus, 2))
+        walker = cpu == cpus - 1
+        calls = [_call(chance, walker) for _ in range(chance.randint(1, 2 if walker else 3))]
+        texts.append(f"{process}{','.join(calls)}")
+    return "/".join(texts)
+
+
+def _call(chance: random.Random, walker: bool) -> str:
+    at, pages = chance.randrange(6), chance.randint(1, 3)
+    flag = chance.choice(["", "x"])
+    if walker:
+        return chance.choice([f"w{at}.{at + pages}", "w0.63", f"t{at}.{at + pages}", "q"])
+    offset = chance.choice([at, chance.randrange(8)])
+    return chance.choice([f"m{at}.{pages}.{offset}{flag}", f"u{at}.{pages}", f"p{at}.1{flag}", "f"])
+
+
+def smaller_programs(text: str) -> Iterator[str]:
+    """Programs with a CPU or a call less."""
+    cpus = text.split("/")
+    for cpu in range(len(cpus)):
+        if len(cpus) > 1:
+            yield "/".join(cpus[:cpu] + cpus[cpu + 1 :])
+    for cpu, own in enumerate(cpus):
+        calls = own[1:].split(",")
+        for call in range(len(calls)):
+            if len(calls) > 1:
+                left = own[0] + ",".join(calls[:call] + calls[call + 1 :])
+                yield "/".join([*cpus[:cpu], left, *cpus[cpu + 1 :]])
+
+
+def shrink(result: Result, stop: StopFlag, seconds: float = 20.0) -> Result:
+    """The same kind of finding by a program with fewer CPUs and calls, if one is found in time."""
+    deadline = time.monotonic() + seconds
+    again = True
+    while again and result.finding and time.monotonic() < deadline:
+        again = False
+        for text in smaller_programs((result.unit.scenario.source or "").removeprefix("program:")):
+            scenario = find_program(text)
+            unit = replace(result.unit, scenario=scenario, schedules=20 * result.finding.after)
+            (smaller,) = check([unit], seconds=min(2.0, seconds), stop=stop, jobs=1)
+            if smaller.finding and smaller.finding.kind == result.finding.kind:
+                result, again = smaller, True
+                break
+            if time.monotonic() > deadline:
+                break
+    return result
+
+
+def find_program(text: str) -> Scenario:
+    """The scenario of a program's text. Raises InputError if it cannot be read."""
+    (scenario,) = scenarios(f"program:{text}")
+    return replace(scenario, name=f"program:{text}")
+
+
+def _by_chance(text: str, seed: int) -> list[Scenario]:
+    match = re.fullmatch(r"random(?::(\d+))?", text)
+    if not match or not 1 <= int(match[1] or _PROGRAMS) <= 1000:
+        raise InputError(f"--scenario {text}: random, or random:N for N programs, 1 to 1000")
+    count = int(match[1] or _PROGRAMS)
+    return [find_program(program(seed * 1000 + number)) for number in range(count)]
+
+
+def find_scenarios(text: str, cleanup: contextlib.ExitStack, seed: int = 1) -> list[Scenario]:
+    """Scenarios by name, all of a file, or programs made by chance.
+
+    "split-walk,loader", "./mine.c", "./mine.c:this,that", "random:20" (of ``seed``) or
+    "program:0f/1w0.9".
 
     Raises InputError for what is not there or does not compile.
     """
-    if text.endswith(".c"):
-        source = Path(text)
-        if not source.is_file():
-            raise InputError(f"--scenario {text}: there is no file {source}")
+    if text.startswith("program:"):
+        return [find_program(text.removeprefix("program:"))]
+    if text.startswith("random"):
+        return _by_chance(text, seed)
+    file, names = "", text
+    if match := re.fullmatch(r"(.*\.c)(?::(.+))?", text):
+        file, names = match[1], match[2] or ""
+        if not Path(file).is_file():
+            raise InputError(f"--scenario {text}: there is no file {file}")
         directory = cleanup.enter_context(run_directory())
-        return scenarios(coordinator.compile_design(source, "virtual", directory))
-    known = {each.name: each for each in scenarios()}
+        compiled = str(coordinator.compile_design(Path(file), "virtual", directory))
+        known = {each.name: replace(each, file=file) for each in scenarios(compiled)}
+    else:
+        known = {each.name: each for each in scenarios()}
     found = []
-    for name in text.split(","):
+    for name in names.split(",") if names else known:
         if name not in known:
-            raise unknown("scenario", name, [*known, "./FILE.c"])
+            raise unknown("scenario", name, [*known, "./FILE.c", "random:N"])
         found.append(known[name])
     return found
 
@@ -276,23 +376,23 @@ def explore_unit(unit: Unit, tick: Callable[[int], None] = lambda schedules: Non
         for name in _FILES:
             core.file_add(name.encode(), _FILE_PAGES)
         core.boot()
-        file = unit.scenario.file
-        core.explore_scenarios(os.fsencode(file) if file else None)
-        core.explore_start(
-            ctypes.byref(
-                _core.ExploreConfig(
-                    bytes=ctypes.sizeof(_core.ExploreConfig),
-                    scenario=unit.scenario.index,
-                    policy=POLICIES.index(unit.policy),
-                    depth=unit.depth,
-                    max_steps=unit.max_steps,
-                    preemptions=_NO_BOUND if unit.preemptions is None else unit.preemptions,
-                    sc=unit.sequential,
-                    seed=unit.seed & (2**64 - 1),
-                    replay=unit.replay.encode(),
-                )
-            )
+        source = unit.scenario.source
+        core.explore_scenarios(os.fsencode(source) if source else None)
+        how = _core.ExploreConfig(
+            bytes=ctypes.sizeof(_core.ExploreConfig),
+            scenario=unit.scenario.index,
+            policy=POLICIES.index(unit.policy),
+            depth=unit.depth,
+            max_steps=unit.max_steps,
+            preemptions=_NO_BOUND if unit.preemptions is None else unit.preemptions,
+            sc=unit.sequential,
+            seed=unit.seed & (2**64 - 1),
+            replay=unit.replay.encode(),
         )
+        try:
+            core.explore_start(ctypes.byref(how))
+        except _core.CoreError as error:
+            raise InputError(str(error)) from None
         try:
             return _campaign(core, unit, began, tick)
         finally:
@@ -300,9 +400,7 @@ def explore_unit(unit: Unit, tick: Callable[[int], None] = lambda schedules: Non
             core.design_unload()
 
 
-def _campaign(
-    core: _core.Core, unit: Unit, began: float, tick: Callable[[int], None]
-) -> Result:
+def _campaign(core: _core.Core, unit: Unit, began: float, tick: Callable[[int], None]) -> Result:
     status = _core.ExploreStatus()
     cpu_began = time.process_time()
     limit = unit.schedules or 2**63
@@ -346,7 +444,7 @@ def _finding(core: _core.Core, unit: Unit, status: _core.ExploreStatus) -> Findi
     schedule, critical = "", None
     if kind != "lock order":
         if unit.policy != "replay":
-            core.explore_shorten(_SHORTEN_NS)
+            core.explore_shorten(round(unit.shorten_seconds * 1e9))
         events = _events(core, core.explore_record())
         schedule = core.text_of("explore_schedule")
         with contextlib.suppress(_core.CoreError):
@@ -360,6 +458,7 @@ def _finding(core: _core.Core, unit: Unit, status: _core.ExploreStatus) -> Findi
         after=status.schedules,
         critical=critical,
         events=events,
+        names=_names(core, events),
         command=unit.command(schedule) if kind != "lock order" else "",
     )
 
@@ -390,6 +489,16 @@ def _events(core: _core.Core, count: int) -> tuple[Event, ...]:
         )
         for raw in raws
     )
+
+
+def _names(core: _core.Core, events: Iterable[Event]) -> dict[int, str]:
+    """What the values of a run point to. A lock's owner has a flag in its lowest bit."""
+    values = {value for event in events for value in (event.before, event.after) if value > 2**20}
+    names = {}
+    for value in values:
+        if name := core.text_of("explore_name", value & ~1).strip():
+            names[value] = name
+    return names
 
 
 def _places(core: _core.Core, pcs: Iterable[int]) -> dict[int, str]:
@@ -425,6 +534,9 @@ def _child(unit: Unit, answer: Any, stderr: str, parent_pid: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         answer.send(explore_unit(unit, lambda schedules: answer.send(schedules)))
+    except _core.CoreError as error:
+        # It has more than a message, which does not survive the way.
+        answer.send(EmuError(str(error)))
     except EmuError as error:
         answer.send(error)
 

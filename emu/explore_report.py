@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: MIT
-"""Shows what ``explore`` found: the interleaving with a column a CPU, tables, a trace for Perfetto."""
+"""Shows what ``explore`` found: the interleaving, a column a CPU; a trace for Perfetto."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from emu.explore import Event, Finding, Result
 
 _ROWS = 48
+_NOTES = 24
 
 
-def number(value: int) -> str:
-    """A value as it is read best: small ones decimal, pointers shortened."""
+def number(value: int, names: Mapping[int, str]) -> str:
+    """A value as it is read best: small ones decimal, pointers by what they point to."""
+    if value in names:
+        return f"&{names[value]}"
     if value < 1024:
         return str(value)
     if value >= 2**63:
@@ -21,7 +25,7 @@ def number(value: int) -> str:
     return f"{value:#x}"
 
 
-def cell(event: Event) -> str:
+def cell(event: Event, names: Mapping[int, str]) -> str:
     """What a CPU did, in the words of its column."""
     if event.what == "note":
         return f"-- {event.name}"
@@ -30,9 +34,9 @@ def cell(event: Event) -> str:
     elif event.what in ("fence", "lock", "unlock"):
         what = f"{event.what} {event.name}".strip()
     elif event.what == "read" or event.before == event.after:
-        what = f"{event.name} = {number(event.after)}"
+        what = f"{event.name} = {number(event.after, names)}"
     else:
-        what = f"{event.name}: {number(event.before)} -> {number(event.after)}"
+        what = f"{event.name}: {number(event.before, names)} -> {number(event.after, names)}"
     if event.is_stale:
         what += " (an older value)"
     place = event.places[0] if event.places else ""
@@ -40,8 +44,20 @@ def cell(event: Event) -> str:
     return f"{function}:{line.rpartition(':')[2]} {what}" if line else f"{function} {what}"
 
 
-def that_matter(events: Sequence[Event]) -> list[Event]:
-    """Notes, and steps at which a CPU changed or looked at what others look at or change."""
+_INSIDE_LOCKS = re.compile(
+    r"\.(owner|osq|wait_lock|wait_first|wait_last)$|wake_token|waiter\.|osq_node|qspin_node|on_cpu"
+)
+_ABOUT_LOCKS = ("data race", "deadlock", "livelock", "assertion", "starvation")
+
+
+def that_matter(finding: Finding) -> list[Event]:
+    """Notes, and steps at which a CPU changed or looked at what others look at or change.
+
+    How a lock came by its state matters only where the lock may be what is wrong.
+    """
+    events: Sequence[Event] = finding.events
+    if finding.kind not in _ABOUT_LOCKS:
+        events = [event for event in events if not _inside_lock(event)]
     kept: list[Event] = []
     last: dict[tuple[int, str], tuple[int, str]] = {}
     for event in events:
@@ -59,6 +75,23 @@ def that_matter(events: Sequence[Event]) -> list[Event]:
     return kept
 
 
+def _inside_lock(event: Event) -> bool:
+    if event.what == "note":
+        return False
+    looks = event.what == "read" or event.before == event.after
+    return bool(_INSIDE_LOCKS.search(event.name)) or (looks and event.name.endswith(".count"))
+
+
+def _fit(events: list[Event], critical: Event | None) -> list[Event]:
+    """What fits on a page: notes, which tell the story, and the last steps."""
+    if len(events) <= _ROWS:
+        return events
+    notes = [event for event in events if event.what == "note"][-_NOTES:]
+    steps = [event for event in events if event.what != "note"][-(_ROWS - len(notes)) :]
+    wanted = {id(event) for event in (*notes, *steps)} | {id(critical)}
+    return [event for event in events if id(event) in wanted]
+
+
 def _wrap(text: str, width: int) -> list[str]:
     lines = []
     while len(text) > width:
@@ -71,23 +104,21 @@ def _wrap(text: str, width: int) -> list[str]:
 
 def interleaving(finding: Finding, cpus: int, width: int = 120) -> list[str]:
     """The failing run, a column a CPU, a row a step; ``*`` marks the critical step."""
-    events = that_matter(finding.events)
+    events = that_matter(finding)
     column = max(24, (width - 8) // cpus - 3)
     critical = None
     if finding.critical is not None and finding.critical > 0:
         critical = next((e for e in events if e.decisions >= finding.critical), None)
-    left_out = 0
-    if len(events) > _ROWS:
-        left_out = len(events) - _ROWS
-        head = [event for event in events[:left_out] if event is critical]
-        events = [*head, *events[left_out:]]
+    everything = len(events)
+    events = _fit(events, critical)
+    left_out = everything - len(events)
     head_line = " | ".join(f"CPU{cpu}".ljust(column) for cpu in range(cpus)).rstrip()
     lines = [f"  step  {head_line}"]
     if left_out:
-        lines.append(f"        ({left_out} earlier steps are left out)")
+        lines.append(f"        ({left_out} steps are left out)")
     for event in events:
         mark = "*" if event is critical else " "
-        for row, text in enumerate(_wrap(cell(event), column)):
+        for row, text in enumerate(_wrap(cell(event, finding.names), column)):
             cells = ["".ljust(column)] * cpus
             if event.cpu < cpus:
                 cells[event.cpu] = text.ljust(column)
@@ -128,7 +159,7 @@ def perfetto(finding: Finding) -> str:
     for at, event in enumerate(finding.events):
         rows.append(
             {
-                "name": event.name if event.what == "note" else cell(event),
+                "name": event.name if event.what == "note" else cell(event, finding.names),
                 "ph": "X",
                 "ts": at,
                 "dur": 1,

@@ -141,7 +141,7 @@ static void split_walk(uint32_t cpu)
 {
 	if (cpu == 0) {
 		current->mm = world->mm[0];
-		protect(0, 1, EMU_PROT_READ | EMU_PROT_WRITE);
+		protect(0, 1, EMU_PROT_READ | EMU_PROT_EXEC);
 		protect(0, 1, EMU_PROT_READ);
 	} else if (cpu == 1) {
 		current->mm = world->mm[1];
@@ -260,22 +260,14 @@ static void merge_nodes(uint32_t cpu)
 {
 	current->mm = world->mm[0];
 	if (cpu == 0) {
+		protect(0, 1, EMU_PROT_READ | EMU_PROT_WRITE);
+	} else if (cpu == 1) {
+		map(3, 1, EMU_PROT_READ | EMU_PROT_EXEC, libc(), 3);
 		protect(3, 1, EMU_PROT_READ);
 		protect(2, 1, EMU_PROT_READ | EMU_PROT_WRITE);
-	} else if (cpu == 1) {
-		map(3, 1, EMU_PROT_READ | EMU_PROT_WRITE, libc(), 3);
-		protect(3, 1, EMU_PROT_READ);
 	} else {
 		walk(libc(), 0, 3, false);
 	}
-	current->mm = NULL;
-}
-
-static void merge_nodes_setup(void)
-{
-	one_process();
-	current->mm = world->mm[0];
-	map(3, 1, EMU_PROT_READ | EMU_PROT_WRITE, libc(), 3);
 	current->mm = NULL;
 }
 
@@ -381,7 +373,7 @@ const struct emu_scenario emu_rmap_scenarios[] = {
 	RMAP("loader", 3, two_processes, loader, world_end, "two loaders map segments over a library, and a walk"),
 	RMAP("adjacent", 3, one_process, adjacent, world_end, "two threads map and unmap side by side, and a walk"),
 	RMAP("threads-fork", 3, one_process, threads_fork, world_end, "a fork copies what another CPU maps, and a walk"),
-	RMAP("merge-nodes", 3, merge_nodes_setup, merge_nodes, world_end, "VMAs of two CPUs become one, and a walk"),
+	RMAP("merge-nodes", 3, one_process, merge_nodes, world_end, "VMAs of two CPUs become one, and a walk"),
 	RMAP("free-address", 3, one_process, free_address, no_overlap, "three threads ask for free addresses"),
 	RMAP("two-files", 3, two_files_setup, two_files, world_end, "forks of two files in two orders, and walks of both"),
 	RMAP("last-mapping", 3, last_mapping_setup, last_mapping, world_end, "the last mapping goes while another comes"),

@@ -77,6 +77,7 @@ struct emu_explore_event {
 	char name[64];	    /* of the address, or the note */
 };
 
+/* NULL: the built-in ones. "program:...": one that is written down, see scenarios/program.c. */
 EMU_EXPORT int emu_explore_scenarios(const char *path);
 EMU_EXPORT int emu_explore_scenario(uint32_t n, char *buf, size_t size); /* "name\tkind\tcpus\thelp" */
 EMU_EXPORT int emu_explore_start(const struct emu_explore_config *config);
@@ -93,6 +94,8 @@ EMU_EXPORT int emu_explore_event(uint32_t n, struct emu_explore_event *event);
 EMU_EXPORT int emu_explore_critical(uint32_t tries);
 /* "file\toffset\tfunction" of an address in code. */
 EMU_EXPORT int emu_explore_place(uint64_t pc, char *buf, size_t size);
+/* What an address in the arena is; nothing for other numbers. */
+EMU_EXPORT int emu_explore_name(uint64_t addr, char *buf, size_t size);
 /* Outcome n: its numbers, and how many schedules had it. */
 EMU_EXPORT int emu_explore_outcome(uint32_t n, uint64_t values[8], uint64_t *count);
 /* Cycles of lock order over all runs: lines; 0 if there are none, else the length. */

@@ -90,6 +90,8 @@ static void shadows_destroy(void)
  * Scenarios
  */
 
+extern struct emu_scenario emu_program_scenario[];
+uint32_t emu_program_parse(const char *text);
 extern const struct emu_scenario emu_rmap_scenarios[], emu_lock_scenarios[], emu_litmus_scenarios[];
 
 static int add_scenarios(const struct emu_scenario *list)
@@ -116,6 +118,15 @@ int emu_explore_scenarios(const char *path)
 		err = add_scenarios(emu_rmap_scenarios);
 		err = err ? err : add_scenarios(emu_lock_scenarios);
 		err = err ? err : add_scenarios(emu_litmus_scenarios);
+		return err ? err : (int)nr_scenarios;
+	}
+	if (!strncmp(path, "program:", 8)) {
+		uint32_t understood = emu_program_parse(path + 8);
+
+		if (path[8 + understood] || !emu_program_scenario[0].nr_cpus)
+			return emu_set_error(-EINVAL, "a program is made of calls, as 0m8.1.8,f/1w0.9; this is none from '%.12s' on",
+					     path + 8 + understood);
+		err = add_scenarios(emu_program_scenario);
 		return err ? err : (int)nr_scenarios;
 	}
 	scenario_file = dlopen(path, RTLD_NOW | RTLD_LOCAL);
@@ -609,6 +620,14 @@ int emu_explore_place(uint64_t pc, char *buf, size_t size)
 	function_name((uintptr_t)pc, function, sizeof(function));
 	return snprintf(buf, size, "%s\t%llu\t%s", info.dli_fname,
 			(unsigned long long)(pc - (uintptr_t)info.dli_fbase), function);
+}
+
+int emu_explore_name(uint64_t addr, char *buf, size_t size)
+{
+	if (addr - x.base >= x.full_span)
+		return snprintf(buf, size, "%s", "");
+	address_name((uintptr_t)addr, buf, size);
+	return (int)strlen(buf);
 }
 
 void emu_explore_end(void)
