@@ -60,14 +60,6 @@ void emu_machine_bind(void *base, uint64_t bytes, int32_t host_node)
 	(void)host_node;
 }
 
-void emu_machine_lock_seen(const void *lock, uint32_t class_id)
-{
-	uint64_t offset = (uintptr_t)lock - vm.base;
-
-	if (offset < vm.span)
-		vm.transits[offset >> 6].lock_class = class_id;
-}
-
 void emu_machine_exit(void)
 {
 	if (vm.span)
@@ -95,10 +87,10 @@ static uint32_t log2_below(uint32_t n)
 static struct {
 	void *ptr;
 	uint64_t bytes;
-} kept[16];
+} kept[20];
 static uint32_t nr_kept;
 
-static void *keep(uint64_t count, uint64_t size)
+void *keep(uint64_t count, uint64_t size)
 {
 	uint64_t bytes = count * size + 1;
 	void *ptr = reserve(bytes);
@@ -230,7 +222,8 @@ int emu_virtual_config(const struct emu_cost_model *model)
 	tags = keep(model->nr_cpus * sets, sizeof(*tags));
 	older = keep(model->nr_cpus * sets * (WAYS - 1), sizeof(*older));
 	l3_tags = keep(vm.nr_l3 * ((uint64_t)vm.l3_mask + 1), sizeof(*l3_tags));
-	if (nr_kept < 14 || fibers_create(model->nr_cpus)) {
+	vm.node_transfers = keep(nodes2, sizeof(*vm.node_transfers));
+	if (!sites_create() || nr_kept < 16 || fibers_create(model->nr_cpus)) {
 		emu_virtual_end();
 		return emu_set_error(-ENOMEM, "no memory for a machine of %u CPUs", model->nr_cpus);
 	}
@@ -286,29 +279,6 @@ void emu_virtual_cpu(uint32_t cpu, struct emu_virtual_cpu *out)
 	*out = f->spent;
 	out->clock_ps = f->clock - f->since;
 	out->access_ps = out->clock_ps - out->compute_ps - out->stall_ps - out->spin_ps - out->sleep_ps;
-}
-
-uint32_t emu_virtual_lines(struct emu_virtual_line *lines, uint32_t n)
-{
-	uint64_t delta = vm.base - (uintptr_t)emu_arena;
-	uint32_t found = 0;
-
-	/* Insertion into a short sorted list: n is what a report shows. */
-	for (uint64_t i = 0; i < vm.full_span >> 6; i++) {
-		const struct transit *s = &vm.transits[i];
-		uint32_t at;
-
-		if (!vm.lines[i].version || !s->transfers)
-			continue;
-		if (found == n && (!n || lines[n - 1].wait_ps >= s->wait_ps))
-			continue;
-		at = found < n ? found++ : n - 1;
-		for (; at && lines[at - 1].wait_ps < s->wait_ps; at--)
-			lines[at] = lines[at - 1];
-		lines[at] = (struct emu_virtual_line){ (i << 6) + delta, s->wait_ps, s->transfers,
-						       s->remote_transfers };
-	}
-	return found;
 }
 
 void emu_virtual_trace(struct emu_virtual_event *events, uint64_t n)
