@@ -238,7 +238,7 @@ void __tsan_vptr_read(void **vptr)
 void __tsan_func_entry(void *caller)
 {
 	(void)caller;
-	vm.shadow[vm.depth++ % SHADOW_DEPTH] = (uintptr_t)__builtin_return_address(0);
+	vm.shadow[vm.depth++ % SHADOW_DEPTH] = (struct frame){ (uintptr_t)__builtin_return_address(0), 0 };
 }
 
 void __tsan_func_exit(void)

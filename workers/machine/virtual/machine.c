@@ -13,7 +13,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-static uintptr_t main_shadow[SHADOW_DEPTH];
+static struct frame main_shadow[SHADOW_DEPTH];
 
 struct vm vm = { .shadow = main_shadow };
 struct task_struct *emu_current;
@@ -111,15 +111,13 @@ static const uint32_t *keep_copy(const uint32_t *from, uint64_t count)
 
 void emu_virtual_end(void)
 {
-	uintptr_t *shadow = main_shadow;
-
 	fibers_destroy(vm.fibers ? vm.cost.nr_cpus : 0);
 	while (nr_kept) {
 		nr_kept--;
 		munmap(kept[nr_kept].ptr, kept[nr_kept].bytes);
 	}
 	memset(&vm, 0, sizeof(vm));
-	vm.shadow = shadow;
+	vm.shadow = main_shadow;
 }
 
 /* Which node a page's memory is on: a pool's on its own, a CPU's on the CPU's, the files' on node 0. */
@@ -188,7 +186,7 @@ int emu_virtual_config(const struct emu_cost_model *model)
 {
 	uint64_t nodes2, nr_lines, sets;
 	uint64_t *tags, *older, *l3_tags;
-	uintptr_t *shadows;
+	struct frame *shadows;
 	int err = check(model);
 
 	if (err)
@@ -348,7 +346,7 @@ int emu_virtual_stack(uint32_t cpu, char *buf, size_t size)
 	for (uint32_t i = f->depth - depth; i < f->depth; i++) {
 		char name[64];
 
-		function_name(f->shadow[i % SHADOW_DEPTH], name, sizeof(name));
+		function_name(f->shadow[i % SHADOW_DEPTH].pc, name, sizeof(name));
 		used += (size_t)snprintf(used < size ? buf + used : NULL, used < size ? size - used : 0, "%s%s",
 					 used ? ">" : "", name);
 	}

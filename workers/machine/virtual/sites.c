@@ -3,11 +3,11 @@
  * sites.c - which code pulled which line, spun on it or slept on it: the tables behind the reports.
  *
  *   objects  what lines are lines of: one entry for "line 1 of an object of 128 bytes", however many such there are
- *   stacks   the innermost functions that a CPU was in, from the shadow stack that __tsan_func_entry() keeps
- *   sites    (object, stack, kind, word of the line): how often and how long
+ *   paths    the functions that a CPU was in, from the shadow stack that __tsan_func_entry() keeps
+ *   sites    (object, path, kind, word of the line): how often and how long
  *
  * Looked up for each line that comes from another CPU and for each wait, so never for an access that hits. All tables
- * are bounded: what finds its table full is counted under object or stack 0, "elsewhere". Addresses of the host decide
+ * are bounded: what finds its table full is counted under object or path 0, "elsewhere". Addresses of the host decide
  * only where an entry lies, not whether it has room, so that equal runs give equal reports.
  */
 #include "virtual.h"
@@ -16,9 +16,8 @@
 #include <stdio.h>
 #include <string.h>
 
-#define STACK_FRAMES 16u
-#define STACKS 4096u
-#define STACK_SLOTS (2 * STACKS)
+#define PATHS 16384u
+#define PATH_SLOTS (2 * PATHS)
 #define OBJECTS 4096u
 #define OBJECT_SLOTS (2 * OBJECTS)
 #define SITES 32768u
@@ -28,16 +27,9 @@
 /* What is known of the layout. */
 enum object_type { OF_ANY_TYPE, OF_RWSEM, OF_VMA };
 
-struct stack {
-	uint64_t hash;
-	uint32_t depth;
-	uintptr_t frames[STACK_FRAMES]; /* innermost first */
-};
-
-/* Times in ps. Entry 0 of each table is for what found it full. */
+/* Entry 0 of each table is for what found it full. */
 struct object {
 	uint64_t key;
-	uint64_t wait_ps, transfers, remote_transfers;
 	uint32_t base; /* of the line in its object */
 	enum object_type type;
 	char name[EMU_SYMBOL_MAX];
@@ -49,11 +41,11 @@ struct site {
 };
 
 static struct {
-	struct stack stacks[STACKS];
+	uint64_t paths[PATHS]; /* a place in the innermost function << 16 | the path to its caller */
 	struct object objects[OBJECTS];
 	struct site sites[SITES];
-	uint16_t stack_slots[STACK_SLOTS], object_slots[OBJECT_SLOTS], site_slots[SITE_SLOTS];
-	uint32_t nr_stacks, nr_objects, nr_sites;
+	uint16_t path_slots[PATH_SLOTS], object_slots[OBJECT_SLOTS], site_slots[SITE_SLOTS];
+	uint32_t nr_paths, nr_objects, nr_sites;
 	/* Of functions: finding one means reading a file, and a report asks for the same few again and again. */
 	struct {
 		uintptr_t pc;
@@ -72,35 +64,49 @@ bool sites_create(void)
 	tables = keep(1, sizeof(*tables));
 	if (!tables)
 		return false;
-	tables->nr_stacks = tables->nr_objects = tables->nr_sites = 1;
+	tables->nr_paths = tables->nr_objects = tables->nr_sites = 1;
 	snprintf(tables->objects[0].name, EMU_SYMBOL_MAX, "elsewhere");
 	return true;
 }
 
 /*
- * Stacks
+ * Stacks: a tree of paths. Each frame of the shadow stack remembers its node, so that the second line that a function
+ * pulls finds its path at once, and the first one at most looks up the functions that were entered since.
  */
+
+static uint32_t path_find(uint32_t parent, uintptr_t pc)
+{
+	uint64_t key = (uint64_t)pc << 16 | parent;
+	uint32_t at, id;
+
+	for (at = (uint32_t)mixed(0, key) % PATH_SLOTS; (id = tables->path_slots[at]); at = (at + 1) % PATH_SLOTS)
+		if (tables->paths[id] == key)
+			return id;
+	if (tables->nr_paths == PATHS)
+		return 0;
+	id = tables->nr_paths++;
+	tables->path_slots[at] = (uint16_t)id;
+	tables->paths[id] = key;
+	return id;
+}
+
+static uint32_t stack_look_up(void)
+{
+	uint32_t low = vm.depth > SHADOW_DEPTH ? vm.depth - SHADOW_DEPTH : 0, i = vm.depth - 1, path;
+
+	while (i > low && !vm.shadow[(i - 1) % SHADOW_DEPTH].path)
+		i--;
+	path = i > low ? vm.shadow[(i - 1) % SHADOW_DEPTH].path : 0;
+	for (; i < vm.depth; i++)
+		path = vm.shadow[i % SHADOW_DEPTH].path = path_find(path, vm.shadow[i % SHADOW_DEPTH].pc);
+	return path;
+}
 
 uint32_t stack_here(void)
 {
-	uint32_t depth = vm.depth < STACK_FRAMES ? vm.depth : STACK_FRAMES;
-	uint64_t hash = depth;
-	uint32_t at, id;
+	uint32_t path = vm.depth ? vm.shadow[(vm.depth - 1) % SHADOW_DEPTH].path : 0;
 
-	for (uint32_t i = 1; i <= depth; i++)
-		hash = mixed(hash, vm.shadow[(vm.depth - i) % SHADOW_DEPTH]);
-	for (at = (uint32_t)hash % STACK_SLOTS; (id = tables->stack_slots[at]); at = (at + 1) % STACK_SLOTS)
-		if (tables->stacks[id].hash == hash)
-			return id;
-	if (tables->nr_stacks == STACKS)
-		return 0;
-	id = tables->nr_stacks++;
-	tables->stack_slots[at] = (uint16_t)id;
-	tables->stacks[id].hash = hash;
-	tables->stacks[id].depth = depth;
-	for (uint32_t i = 0; i < depth; i++)
-		tables->stacks[id].frames[i] = vm.shadow[(vm.depth - 1 - i) % SHADOW_DEPTH];
-	return id;
+	return path || !vm.depth ? path : stack_look_up();
 }
 
 static const char *name_of(uintptr_t pc)
@@ -116,14 +122,17 @@ static const char *name_of(uintptr_t pc)
 
 int emu_virtual_stack_path(uint32_t stack, char *buf, size_t size)
 {
-	const struct stack *s = &tables->stacks[stack];
+	uintptr_t pcs[SHADOW_DEPTH];
+	uint32_t depth = 0;
 	size_t used = 0;
 
 	if (size)
 		buf[0] = '\0';
-	for (uint32_t i = s->depth; i-- > 0;)
+	for (; stack && depth < SHADOW_DEPTH; stack = tables->paths[stack] & 0xffff)
+		pcs[depth++] = (uintptr_t)(tables->paths[stack] >> 16);
+	while (depth--)
 		used += (size_t)snprintf(used < size ? buf + used : NULL, used < size ? size - used : 0, "%s%s",
-					 used ? ">" : "", name_of(s->frames[i]));
+					 used ? ">" : "", name_of(pcs[depth]));
 	return (int)used;
 }
 
@@ -266,20 +275,12 @@ static struct site *site_of(uint32_t object, uint32_t kind, uint32_t word)
 
 void site_count(uint32_t line, enum emu_site_kind kind, uint32_t in_line, const struct fiber *from, uint64_t wait_ps)
 {
-	uint32_t object = object_of(line), remote = from && from->node != vm.fiber->node;
-	struct site *s = site_of(object, kind, in_line >> 3);
-	struct object *o = &tables->objects[object];
+	uint32_t remote = from && from->node != vm.fiber->node;
+	struct site *s = site_of(object_of(line), kind, in_line >> 3);
 
+	s->count += from || kind > EMU_SITE_MODIFY;
 	s->remote += remote;
 	s->wait_ps += wait_ps;
-	if (kind > EMU_SITE_MODIFY) {
-		s->count++;
-		return;
-	}
-	s->count += !!from;
-	o->transfers += !!from;
-	o->remote_transfers += remote;
-	o->wait_ps += wait_ps;
 }
 
 void site_waited(uint64_t offset, enum emu_site_kind kind, uint64_t start_ps, uint64_t wait_ps)
@@ -297,12 +298,18 @@ uint32_t emu_virtual_lines(struct emu_virtual_line *lines, uint32_t n)
 {
 	n = n < tables->nr_objects ? n : tables->nr_objects;
 	for (uint32_t i = 0; i < n; i++) {
-		const struct object *o = &tables->objects[i];
+		lines[i].wait_ps = lines[i].transfers = lines[i].remote_transfers = 0;
+		memcpy(lines[i].symbol, tables->objects[i].name, sizeof(lines[i].symbol));
+	}
+	for (uint32_t i = 0; i < tables->nr_sites; i++) {
+		const struct site *s = &tables->sites[i];
+		uint32_t line = (uint32_t)(s->key >> 32);
 
-		lines[i].wait_ps = o->wait_ps;
-		lines[i].transfers = o->transfers;
-		lines[i].remote_transfers = o->remote_transfers;
-		memcpy(lines[i].symbol, o->name, sizeof(lines[i].symbol));
+		if (line >= n || ((s->key >> 4) & 0xf) > EMU_SITE_MODIFY)
+			continue;
+		lines[line].wait_ps += s->wait_ps;
+		lines[line].transfers += s->count;
+		lines[line].remote_transfers += s->remote;
 	}
 	return n;
 }

@@ -52,6 +52,12 @@ struct transit {
 	uint16_t object;     /* in sites.c; 0: not looked up yet */
 };
 
+/* A function that a CPU is in: a place in it, and where sites.c has the path to it (0: not looked up since entry). */
+struct frame {
+	uintptr_t pc;
+	uint32_t path;
+};
+
 enum fiber_state { FIBER_IDLE, FIBER_READY, FIBER_PARKED, FIBER_ASLEEP, FIBER_DONE };
 
 /* A line that a CPU has looked at since it last waited, as it was then. Linked to the line's list while parked. */
@@ -65,7 +71,7 @@ struct fiber {
 	__cacheline_aligned void *sp;
 	uint64_t clock; /* while it does not run */
 	uint64_t *tags; /* [set]: what was used last, close together because it is looked at most */
-	uintptr_t *shadow;
+	struct frame *shadow;
 	struct task_struct *task;
 	uint32_t depth;
 	uint32_t cpu;
@@ -99,7 +105,7 @@ struct vm {
 	uint32_t set_mask, set_shift;
 	uint64_t access_ps;
 	uint64_t accesses;
-	uintptr_t *shadow;
+	struct frame *shadow;
 	uint32_t depth;
 	uint32_t cpu;
 	struct fiber *fiber;
