@@ -16,7 +16,7 @@ import platform
 import random
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,17 +65,36 @@ class ProbeError(EmuError):
 
 def probe(*arguments: object) -> dict[str, list[float]]:
     """The samples of one measurement, in ns, by name. Raises ProbeError."""
-    command = [str(_core.data_path("lib", "emu-probe")), *map(str, arguments)]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+    return probes([arguments])[0]
+
+
+def probes(measurements: Sequence[Sequence[object]]) -> list[dict[str, list[float]]]:
+    """The same of several that run at once. Raises ProbeError for the first that fails."""
+    program = str(_core.data_path("lib", "emu-probe"))
+    running = [
+        subprocess.Popen(
+            [program, *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
+        for arguments in measurements
+    ]
+    found = []
+    try:
+        for arguments, process in zip(measurements, running, strict=True):
+            out, err = process.communicate(timeout=_TIMEOUT_S)
+            if process.returncode:
+                reason = err.strip() or f"ended with status {process.returncode}"
+                raise ProbeError(f"{' '.join(map(str, arguments))}: {reason}")
+            found.append(samples(out))
     except subprocess.TimeoutExpired:
-        raise ProbeError(f"{' '.join(command[1:])}: no end after {_TIMEOUT_S:.0f} s") from None
-    if done.returncode != 0:
-        reason = done.stderr.strip() or f"ended with status {done.returncode}"
-        raise ProbeError(f"{' '.join(command[1:])}: {reason}")
-    return samples(done.stdout)
+        raise ProbeError(f"no end after {_TIMEOUT_S:.0f} s") from None
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+    return found
 
 
 def samples(text: str) -> dict[str, list[float]]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from importlib.resources import files
@@ -21,7 +20,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from emu import _core, calibrate, experiment, topology, workload
+from emu import calibrate, experiment, topology, workload
 from emu.errors import EmuError
 
 WORKLOAD = "execl"
@@ -98,31 +97,8 @@ def run(
 
 def real_rate(host_cpus: Sequence[int], duration_ms: int) -> float:
     """Execs per second of one copy on each of these host CPUs, all at once. Raises EmuError."""
-    program = str(_core.data_path("lib", "emu-probe"))
-    copies = [
-        subprocess.Popen(
-            [program, "exec", str(cpu), str(duration_ms)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for cpu in host_cpus
-    ]
-    total = 0.0
-    try:
-        for copy in copies:
-            out, err = copy.communicate(timeout=duration_ms / 1000 + 60)
-            if copy.returncode:
-                raise EmuError(f"emu-probe exec: {err.strip() or f'status {copy.returncode}'}")
-            found = calibrate.samples(out)
-            total += found["count"][0] / found["elapsed"][0] * 1e9
-    except subprocess.TimeoutExpired:
-        raise EmuError("emu-probe exec does not end") from None
-    finally:
-        for copy in copies:
-            copy.kill()
-            copy.wait()
-    return total
+    found = calibrate.probes([("exec", cpu, duration_ms) for cpu in host_cpus])
+    return sum(copy["count"][0] / copy["elapsed"][0] * 1e9 for copy in found)
 
 
 def _source() -> str:
