@@ -18,12 +18,14 @@ import contextlib
 import ctypes
 import gc
 import os
+import re
 import resource
+import shutil
 import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -31,6 +33,7 @@ from typing import Any, Self, TypeVar
 
 import msgspec
 import multiprocess
+import multiprocess.connection
 import numpy as np
 import zmq
 from numpy.typing import NDArray
@@ -262,54 +265,117 @@ def _rehearse_alone(plan: Plan) -> str | None:
     return None
 
 
-def in_child(work: Callable[..., _T], *arguments: Any, stop: StopFlag) -> _T:
-    """What ``work(*arguments)`` returns, from a process of its own.
+class Child:
+    """A function in a process of its own; nothing that it loads or maps stays here.
 
-    Nothing that it loads or maps stays here. It begins afresh where another machine is loaded here,
-    and is a fork otherwise.
+    It begins afresh where another machine is loaded here, and is a fork otherwise. ``talks``: the
+    function gets one more argument, a function that sends what it is given.
+    """
+
+    def __init__(self, work: Callable[..., Any], *arguments: Any, talks: bool = False) -> None:
+        context = multiprocess.get_context("spawn") if _core.is_any_loaded() else _FORK
+        self._ours, theirs = context.Pipe(duplex=False)
+        self._words = tempfile.NamedTemporaryFile(prefix="emu-")  # noqa: SIM115
+        self._process = context.Process(
+            target=_child,
+            args=(work, arguments, talks, theirs, self._words.name, os.getpid()),
+            daemon=True,
+        )
+        try:
+            _start(self._process)
+        except BaseException:
+            self._ours.close()
+            self._words.close()
+            raise
+        finally:
+            theirs.close()
+
+    def poll(self, timeout_s: float) -> bool:
+        """Is there something to receive, in so much time?"""
+        return bool(self._ours.poll(timeout_s))
+
+    def receive(self) -> Any:
+        """The next thing that it sends, the result last.
+
+        Raises what the function raises if that is an EmuError, CellFailed when it dies.
+        """
+        try:
+            answer = self._ours.recv()
+        except EOFError:
+            self._process.join()
+            last = Path(self._words.name).read_text(errors="replace").strip().splitlines()[-1:]
+            exit_status = f"exit status {self._process.exitcode}"
+            reason = last[0].removeprefix("emu: ") if last else exit_status
+            raise CellFailed(f"the virtual machine died: {reason}") from None
+        if isinstance(answer, EmuError):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        """End it, if it still runs."""
+        self._process.kill()
+        self._process.join()
+        self._process.close()
+        self._ours.close()
+        self._words.close()
+
+    @staticmethod
+    def wait(children: Iterable[Child], timeout_s: float) -> None:
+        """Until one of them has something to say, or the time is over."""
+        multiprocess.connection.wait([child._ours for child in children], timeout_s)
+
+
+def in_child(work: Callable[..., _T], *arguments: Any, stop: StopFlag) -> _T:
+    """What ``work(*arguments)`` returns, from a process of its own (see ``Child``).
 
     Raises what ``work`` raises if that is an EmuError, CellFailed when it dies, Interrupted.
     """
-    context = multiprocess.get_context("spawn") if _core.is_any_loaded() else _FORK
-    ours, theirs = context.Pipe(duplex=False)
-    with tempfile.NamedTemporaryFile(prefix="emu-") as words:
-        process = context.Process(
-            target=_child, args=(work, arguments, theirs, words.name, os.getpid()), daemon=True
-        )
-        _start(process)
-        theirs.close()
-        try:
-            while not ours.poll(0.05):
-                stop.check()
-            answer = ours.recv()
-        except EOFError:
-            process.join()
-            last = Path(words.name).read_text(errors="replace").strip().splitlines()[-1:]
-            reason = last[0].removeprefix("emu: ") if last else f"exit status {process.exitcode}"
-            raise CellFailed(f"the virtual machine died: {reason}") from None
-        finally:
-            process.kill()
-            process.join()
-            process.close()
-            ours.close()
-    if isinstance(answer, EmuError):
-        raise answer
-    result: _T = answer
-    return result
+    child = Child(work, *arguments)
+    try:
+        while not child.poll(0.05):
+            stop.check()
+        result: _T = child.receive()
+        return result
+    finally:
+        child.close()
 
 
 def _child(
-    work: Callable[..., Any], arguments: tuple[Any, ...], answer: Any, stderr: str, parent_pid: int
+    work: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    talks: bool,
+    answer: Any,
+    stderr: str,
+    parent_pid: int,
 ) -> None:
     worker.be_a_child(parent_pid)
     with Path(stderr).open("ab", buffering=0) as file:
         os.dup2(file.fileno(), 2)
     try:
-        answer.send(work(*arguments))
+        answer.send(work(*arguments, answer.send) if talks else work(*arguments))
     except _core.CoreError as error:
         answer.send(CellFailed(str(error)))
     except EmuError as error:
         answer.send(error)
+
+
+def source_lines(file: str, offsets: Sequence[int]) -> list[str]:
+    """ "file.c:line" of offsets in a library, "" where unknown; [] without binutils."""
+    tool = shutil.which("addr2line")
+    if not tool or not Path(file).is_file():
+        return []
+    try:
+        done = subprocess.run(
+            [tool, "-e", file, *map(hex, offsets)],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    matches = (re.search(r"([^/]+:\d+)", line) for line in done.stdout.splitlines())
+    return [match[1] if match else "" for match in matches]
 
 
 def _start(process: Any) -> None:

@@ -14,25 +14,18 @@ import ctypes
 import os
 import random
 import re
-import shutil
-import signal
-import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import multiprocess
-
 from emu import _core, coordinator
 from emu.arena import MIB, Arena, run_directory
-from emu.coordinator import DesignFile, StopFlag
+from emu.coordinator import CellFailed, Child, DesignFile, StopFlag
 from emu.engines._designs import find_design
 from emu.errors import EmuError, InputError
 from emu.experiment import unknown
-from emu.workers import cpu as worker
 
 POLICIES = ("random", "pct", "mixed", "exhaustive", "replay")
 """Names of ``enum emu_explore_policy``, in its order."""
@@ -509,36 +502,12 @@ def _places(core: _core.Core, pcs: Iterable[int]) -> dict[int, str]:
         file, offset, function = core.text_of("explore_place", pc).split("\t")
         places[pc] = function
         by_file.setdefault(file, []).append((pc, int(offset)))
-    tool = shutil.which("addr2line")
     for file, entries in by_file.items():
-        if not tool or not Path(file).is_file():
-            continue
         # A return address is behind the call.
-        wanted = [hex(offset - 1) for _, offset in entries]
-        try:
-            done = subprocess.run(
-                [tool, "-e", file, *wanted], capture_output=True, text=True, timeout=30, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            continue
-        for (pc, _), line in zip(entries, done.stdout.splitlines(), strict=False):
-            if match := re.search(r"([^/]+):(\d+)", line):
-                places[pc] = f"{places[pc]} {match[1]}:{match[2]}"
+        lines = coordinator.source_lines(file, [offset - 1 for _, offset in entries])
+        for (pc, _), line in zip(entries, lines, strict=False):
+            places[pc] = f"{places[pc]} {line}".strip()
     return places
-
-
-def _child(unit: Unit, answer: Any, stderr: str, parent_pid: int) -> None:
-    worker.be_a_child(parent_pid)
-    with Path(stderr).open("ab", buffering=0) as file:
-        os.dup2(file.fileno(), 2)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        answer.send(explore_unit(unit, lambda schedules: answer.send(schedules)))
-    except _core.CoreError as error:
-        # It has more than a message, which does not survive the way.
-        answer.send(EmuError(str(error)))
-    except EmuError as error:
-        answer.send(error)
 
 
 class _Job:
@@ -547,43 +516,23 @@ class _Job:
     def __init__(self, unit: Unit) -> None:
         self.unit = unit
         self.schedules = 0
-        context = multiprocess.get_context("fork")
-        self.pipe, theirs = context.Pipe(duplex=False)
-        self._words = tempfile.NamedTemporaryFile(prefix="emu-")  # noqa: SIM115
-        arguments = (unit, theirs, self._words.name, os.getpid())
-        self._process = context.Process(target=_child, args=arguments, daemon=True)
-        self._process.start()
-        theirs.close()
+        self.child = Child(explore_unit, unit, talks=True)
 
     def receive(self) -> Result | None:
         """What the process has to say by now: nothing, or how it ended.
 
-        Raises what explore_unit raises, EmuError when the process has died.
+        Raises EmuError.
         """
-        try:
-            while self.pipe.poll(0):
-                answer = self.pipe.recv()
-                if isinstance(answer, int):
-                    self.schedules = answer
-                elif isinstance(answer, EmuError):
-                    raise answer
-                else:
-                    result: Result = answer
-                    return result
-        except EOFError:
-            self._process.join()
-            last = Path(self._words.name).read_text(errors="replace").strip().splitlines()[-1:]
-            reason = last[0].removeprefix("emu: ") if last else f"{self._process.exitcode}"
-            raise EmuError(f"{self.unit.scenario.name}: the explorer died: {reason}") from None
+        while self.child.poll(0):
+            try:
+                answer = self.child.receive()
+            except CellFailed as error:
+                raise EmuError(f"scenario {self.unit.scenario.name}: {error}") from None
+            if not isinstance(answer, int):
+                result: Result = answer
+                return result
+            self.schedules = answer
         return None
-
-    def close(self) -> None:
-        """End the process, if it still runs."""
-        self._process.kill()
-        self._process.join()
-        self._process.close()
-        self.pipe.close()
-        self._words.close()
 
 
 def check(
@@ -612,14 +561,14 @@ def check(
                 left = max(0.0, deadline - time.monotonic())
                 share = max(0.05, left * jobs / (len(waiting) + len(running)))
                 running.append(_Job(replace(waiting.pop(0), seconds=share)))
-            multiprocess.connection.wait([job.pipe for job in running], 0.1)
+            Child.wait([job.child for job in running], 0.1)
             stop.check()
             for job in list(running):
                 result = job.receive()
                 if result is None:
                     continue
                 running.remove(job)
-                job.close()
+                job.child.close()
                 done += 1
                 schedules += result.schedules
                 yield result
@@ -627,4 +576,4 @@ def check(
             progress(done, len(units), now)
     finally:
         for job in running:
-            job.close()
+            job.child.close()

@@ -360,7 +360,7 @@ static void batch(uint32_t cpu)
 	}
 }
 
-#define RMAP(NAME, CPUS, SETUP, CPU, CHECK, HELP)                                                                       \
+#define RMAP(NAME, CPUS, SETUP, CPU, CHECK, HELP) \
 	{ .name = NAME, .help = HELP, .nr_cpus = CPUS, .kind = EMU_SCENARIO_RMAP, .setup = SETUP, .cpu = CPU, \
 	  .check = CHECK }
 

@@ -19,7 +19,13 @@
 
 #include <emu/control.h>
 
-enum emu_explore_policy { EMU_POLICY_RANDOM, EMU_POLICY_PCT, EMU_POLICY_MIXED, EMU_POLICY_EXHAUSTIVE, EMU_POLICY_REPLAY };
+enum emu_explore_policy {
+	EMU_POLICY_RANDOM,
+	EMU_POLICY_PCT,
+	EMU_POLICY_MIXED,
+	EMU_POLICY_EXHAUSTIVE,
+	EMU_POLICY_REPLAY
+};
 
 enum emu_explore_kind {
 	EMU_FOUND_NOTHING,

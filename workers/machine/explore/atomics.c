@@ -38,7 +38,7 @@ static inline struct store *newest(struct location *l)
 	return &l->ring[l->newest];
 }
 
-static const struct vclock never = { { ALL_SEEN, ALL_SEEN, ALL_SEEN, ALL_SEEN, ALL_SEEN, ALL_SEEN, ALL_SEEN, ALL_SEEN } };
+static const struct vclock never = { .of = { [0 ... CPUS - 1] = ALL_SEEN } };
 
 static inline uintptr_t container(uintptr_t addr, uint32_t size)
 {
@@ -66,7 +66,8 @@ static struct location *location_create(uintptr_t addr, uint32_t size)
 	struct store *s;
 
 	if (x.nr_locations == LOCATIONS_MAX)
-		fail(EMU_FOUND_LIVELOCK, "more than %u atomic objects in one run: a shorter scenario is needed", LOCATIONS_MAX);
+		fail(EMU_FOUND_LIVELOCK, "more than %u atomic objects in one run: a shorter scenario is needed",
+		     LOCATIONS_MAX);
 	l = &x.locations[x.nr_locations++];
 	l->addr = container(addr, size);
 	l->size = (uint8_t)bytes;

@@ -98,8 +98,8 @@ static int add_scenarios(const struct emu_scenario *list)
 {
 	for (; list->name && nr_scenarios < SCENARIOS_MAX; list++) {
 		if (!list->cpu || !list->nr_cpus || list->nr_cpus > CPUS)
-			return emu_set_error(-EINVAL, "scenario %s: 1 to %u CPUs and a function cpu() are needed", list->name,
-					     CPUS);
+			return emu_set_error(-EINVAL, "scenario %s: 1 to %u CPUs and a function cpu() are needed",
+					     list->name, CPUS);
 		scenarios[nr_scenarios++] = list;
 	}
 	return 0;
@@ -124,7 +124,8 @@ int emu_explore_scenarios(const char *path)
 		uint32_t understood = emu_program_parse(path + 8);
 
 		if (path[8 + understood] || !emu_program_scenario[0].nr_cpus)
-			return emu_set_error(-EINVAL, "a program is made of calls, as 0m8.1.8,f/1w0.9; this is none from '%.12s' on",
+			return emu_set_error(-EINVAL,
+					     "a program is made of calls, as 0m8.1.8,f/1w0.9; this is none from '%.12s' on",
 					     path + 8 + understood);
 		err = add_scenarios(emu_program_scenario);
 		return err ? err : (int)nr_scenarios;
@@ -198,7 +199,8 @@ static int parse(const char *text, uint8_t *to, uint32_t max)
 		char *end = (char *)text + 1;
 
 		if (value > 25)
-			return emu_set_error(-EINVAL, "a schedule is made of letters and numbers, as a5b2c; '%.8s' is not", text);
+			return emu_set_error(-EINVAL,
+					     "a schedule is made of letters and numbers, as a5b2c; '%.8s' is not", text);
 		if (*end >= '0' && *end <= '9')
 			times = (uint32_t)strtoul(text + 1, &end, 10);
 		if (times > max - n)
@@ -212,8 +214,10 @@ static int parse(const char *text, uint8_t *to, uint32_t max)
 
 int emu_explore_schedule(char *buf, size_t size)
 {
+	char word[16];
 	size_t used = 0;
 	uint32_t n = nr_found;
+	int n_chars;
 
 	while (n && !found[n - 1])
 		n--;
@@ -222,9 +226,11 @@ int emu_explore_schedule(char *buf, size_t size)
 	for (uint32_t i = 0, next; i < n; i = next) {
 		for (next = i + 1; next < n && found[next] == found[i]; next++)
 			;
-		used += (size_t)snprintf(used < size ? buf + used : NULL, used < size ? size - used : 0, "%c", 'a' + found[i]);
-		if (next - i > 1)
-			used += (size_t)snprintf(used < size ? buf + used : NULL, used < size ? size - used : 0, "%u", next - i);
+		n_chars = next - i > 1 ? snprintf(word, sizeof(word), "%c%u", 'a' + found[i], next - i) :
+					 snprintf(word, sizeof(word), "%c", 'a' + found[i]);
+		if (used + (size_t)n_chars < size)
+			memcpy(buf + used, word, (size_t)n_chars + 1);
+		used += (size_t)n_chars;
 	}
 	return (int)used;
 }

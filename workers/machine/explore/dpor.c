@@ -151,7 +151,8 @@ static uint32_t exhaustive_cpu(uint32_t otherwise)
 	} else {
 		node = &nodes[at];
 		if (node->is_value || node->enabled != x.ready)
-			fail(EMU_FOUND_ASSERT, "a run does not repeat itself: the scenario depends on something else than the order");
+			fail(EMU_FOUND_ASSERT,
+			     "a run does not repeat itself: the scenario depends on something else than the order");
 	}
 	at++;
 	node->op = x.cpus[node->chosen].op;
@@ -191,8 +192,8 @@ static bool precedes(uint32_t m, uint32_t i, uint32_t j)
 	if (nodes[i].since[nodes[m].chosen] > m)
 		return true;
 	for (uint32_t k = m; k < i; k++)
-		if (!nodes[k].is_value && nodes[k].clock[nodes[j].chosen] <= j && dependent(&nodes[k].op, &nodes[i].op) &&
-		    nodes[k].clock[nodes[m].chosen] > m)
+		if (!nodes[k].is_value && nodes[k].clock[nodes[j].chosen] <= j &&
+		    dependent(&nodes[k].op, &nodes[i].op) && nodes[k].clock[nodes[m].chosen] > m)
 			return true;
 	return false;
 }
@@ -260,7 +261,8 @@ static void find_races(void)
 		for (uint32_t k = i; k-- > 0;) {
 			uint32_t cpu = nodes[k].chosen, m;
 
-			if (nodes[k].is_value || cpu == node->chosen || !dependent(&nodes[k].op, &node->op) || seen[cpu] > k)
+			if (nodes[k].is_value || cpu == node->chosen || seen[cpu] > k ||
+			    !dependent(&nodes[k].op, &node->op))
 				continue;
 			join(seen, nodes[k].clock);
 			if (node->op.kind == OP_LOCK && nodes[k].op.kind == OP_UNLOCK) {
@@ -300,7 +302,8 @@ bool dpor_next(void)
 			uint32_t cpu = (uint32_t)__builtin_ctz(left);
 
 			left &= left - 1;
-			if (bound != UINT32_MAX && node->before < CPUS && node->before != cpu && node->preemptions >= bound) {
+			if (bound != UINT32_MAX && node->before < CPUS && node->before != cpu &&
+			    node->preemptions >= bound) {
 				node->done |= (uint8_t)(1u << cpu);
 				left_out++;
 				continue;

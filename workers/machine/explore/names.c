@@ -77,7 +77,8 @@ void address_name(uintptr_t addr, char *buf, size_t size)
 		return;
 	}
 	if (at >= cpus && at < cpus + arena->config.nr_cpus * sizeof(struct emu_cpu)) {
-		uint64_t cpu = (uint64_t)(at - cpus) / sizeof(struct emu_cpu), in = (uint64_t)(at - cpus) % sizeof(struct emu_cpu);
+		uint64_t cpu = (uint64_t)(at - cpus) / sizeof(struct emu_cpu);
+		uint64_t in = (uint64_t)(at - cpus) % sizeof(struct emu_cpu);
 		const char *what = "cpu";
 
 		if (in < sizeof(struct task_struct))
@@ -91,7 +92,8 @@ void address_name(uintptr_t addr, char *buf, size_t size)
 		const struct address_space *file = &arena->files[(uint64_t)(at - files) / sizeof(*file)];
 		uint64_t in = (uint64_t)(at - (const char *)file);
 
-		snprintf(buf, size, "%s i_mmap+%lld", file->name, (long long)in - (long long)offsetof(struct address_space, i_mmap));
+		snprintf(buf, size, "%s i_mmap+%lld", file->name,
+			 (long long)in - (long long)offsetof(struct address_space, i_mmap));
 		return;
 	}
 	object = object_at(addr);

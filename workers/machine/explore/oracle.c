@@ -226,6 +226,27 @@ void lock_stat_hold_end(struct task_struct *task, const void *lock)
 	}
 }
 
+/* Nobody keeps times here. */
+void emu_machine_held(const void *lock, uint32_t class_id, uint32_t site, uint64_t since_ns)
+{
+	(void)lock;
+	(void)class_id;
+	(void)site;
+	(void)since_ns;
+}
+
+void emu_waited(uint32_t class_id, uint64_t wait_ns)
+{
+	(void)class_id;
+	(void)wait_ns;
+}
+
+void emu_machine_called(uint32_t op, uint64_t start_ns)
+{
+	(void)op;
+	(void)start_ns;
+}
+
 void emu_machine_lock_seen(const void *lock, uint32_t class_id)
 {
 	lock_seen((uintptr_t)lock, class_id);
