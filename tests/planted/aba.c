@@ -9,7 +9,7 @@ static struct {
 	__cacheline_aligned _Atomic uint32_t taken;
 	__cacheline_aligned _Atomic uint32_t releases;
 	__cacheline_aligned uint64_t words;
-} *lock;
+} * lock;
 
 static void setup(void)
 {
@@ -33,7 +33,11 @@ static void cpu(uint32_t number)
 }
 
 EMU_EXPORT const struct emu_scenario emu_scenarios[] = {
-	{ .name = "aba", .help = "a futex word that repeats", .nr_cpus = 4, .kind = EMU_SCENARIO_LOCK, .setup = setup,
+	{ .name = "aba",
+	  .help = "a futex word that repeats",
+	  .nr_cpus = 4,
+	  .kind = EMU_SCENARIO_LOCK,
+	  .setup = setup,
 	  .cpu = cpu },
 	{ 0 },
 };

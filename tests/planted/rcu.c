@@ -4,7 +4,7 @@
 
 static struct {
 	_Atomic(uint32_t *) pointer;
-} *list;
+} * list;
 
 static void setup(void)
 {
@@ -31,6 +31,11 @@ static void cpu(uint32_t number)
 }
 
 EMU_EXPORT const struct emu_scenario emu_scenarios[] = {
-	{ .name = "rcu-free", .help = "freed too early", .nr_cpus = 2, .kind = EMU_SCENARIO_LOCK, .setup = setup, .cpu = cpu },
+	{ .name = "rcu-free",
+	  .help = "freed too early",
+	  .nr_cpus = 2,
+	  .kind = EMU_SCENARIO_LOCK,
+	  .setup = setup,
+	  .cpu = cpu },
 	{ 0 },
 };

@@ -28,16 +28,16 @@ static void setup(void)
 #define REGISTER(n, value) emu_outcome(n, value)
 
 /* Message passing: x is the message, y says that it is there. */
-#define MESSAGE_PASSING(name, store_order, load_order)                                    \
-	static void name(uint32_t cpu)                                                    \
-	{                                                                                 \
-		if (!cpu) {                                                               \
-			STORE(x, 1, relaxed);                                             \
-			STORE(y, 1, store_order);                                         \
-		} else {                                                                  \
-			REGISTER(0, LOAD(y, load_order));                                 \
-			REGISTER(1, LOAD(x, relaxed));                                    \
-		}                                                                         \
+#define MESSAGE_PASSING(name, store_order, load_order)    \
+	static void name(uint32_t cpu)                    \
+	{                                                 \
+		if (!cpu) {                               \
+			STORE(x, 1, relaxed);             \
+			STORE(y, 1, store_order);         \
+		} else {                                  \
+			REGISTER(0, LOAD(y, load_order)); \
+			REGISTER(1, LOAD(x, relaxed));    \
+		}                                         \
 	}
 MESSAGE_PASSING(mp_rlx, relaxed, relaxed)
 MESSAGE_PASSING(mp_ra, release, acquire)
@@ -77,18 +77,18 @@ static void mp_data_rlx(uint32_t cpu)
 }
 
 /* Store buffering. */
-#define STORE_BUFFERING(name, order, fence)               \
-	static void name(uint32_t cpu)                    \
-	{                                                 \
-		if (!cpu) {                               \
-			STORE(x, 1, order);               \
-			fence;                            \
-			REGISTER(0, LOAD(y, order));      \
-		} else {                                  \
-			STORE(y, 1, order);               \
-			fence;                            \
-			REGISTER(1, LOAD(x, order));      \
-		}                                         \
+#define STORE_BUFFERING(name, order, fence)          \
+	static void name(uint32_t cpu)               \
+	{                                            \
+		if (!cpu) {                          \
+			STORE(x, 1, order);          \
+			fence;                       \
+			REGISTER(0, LOAD(y, order)); \
+		} else {                             \
+			STORE(y, 1, order);          \
+			fence;                       \
+			REGISTER(1, LOAD(x, order)); \
+		}                                    \
 	}
 STORE_BUFFERING(sb_rlx, relaxed, )
 STORE_BUFFERING(sb_sc, seq_cst, )
@@ -118,60 +118,60 @@ static void corr(uint32_t cpu)
 }
 
 /* Independent reads of independent writes: two readers disagree on the order, or not. */
-#define IRIW(name, store_order, load_order)                            \
-	static void name(uint32_t cpu)                                 \
-	{                                                              \
-		switch (cpu) {                                         \
-		case 0:                                                \
-			STORE(x, 1, store_order);                      \
-			break;                                         \
-		case 1:                                                \
-			STORE(y, 1, store_order);                      \
-			break;                                         \
-		case 2:                                                \
-			REGISTER(0, LOAD(x, load_order));              \
-			REGISTER(1, LOAD(y, load_order));              \
-			break;                                         \
-		default:                                               \
-			REGISTER(2, LOAD(y, load_order));              \
-			REGISTER(3, LOAD(x, load_order));              \
-		}                                                      \
+#define IRIW(name, store_order, load_order)               \
+	static void name(uint32_t cpu)                    \
+	{                                                 \
+		switch (cpu) {                            \
+		case 0:                                   \
+			STORE(x, 1, store_order);         \
+			break;                            \
+		case 1:                                   \
+			STORE(y, 1, store_order);         \
+			break;                            \
+		case 2:                                   \
+			REGISTER(0, LOAD(x, load_order)); \
+			REGISTER(1, LOAD(y, load_order)); \
+			break;                            \
+		default:                                  \
+			REGISTER(2, LOAD(y, load_order)); \
+			REGISTER(3, LOAD(x, load_order)); \
+		}                                         \
 	}
 IRIW(iriw_ra, release, acquire)
 IRIW(iriw_sc, seq_cst, seq_cst)
 
 /* Mutual exclusion by words alone: whoever is in says so in data, an ordinary word. */
-#define DEKKER(name, order, fence)                             \
-	static void name(uint32_t cpu)                         \
-	{                                                      \
-		if (!cpu) {                                    \
-			STORE(x, 1, order);                    \
-			fence;                                 \
-			if (!LOAD(y, order))                   \
-				w->data++;                     \
-		} else {                                       \
-			STORE(y, 1, order);                    \
-			fence;                                 \
-			if (!LOAD(x, order))                   \
-				w->data++;                     \
-		}                                              \
+#define DEKKER(name, order, fence)           \
+	static void name(uint32_t cpu)       \
+	{                                    \
+		if (!cpu) {                  \
+			STORE(x, 1, order);  \
+			fence;               \
+			if (!LOAD(y, order)) \
+				w->data++;   \
+		} else {                     \
+			STORE(y, 1, order);  \
+			fence;               \
+			if (!LOAD(x, order)) \
+				w->data++;   \
+		}                            \
 	}
 DEKKER(dekker_rlx, relaxed, )
 DEKKER(dekker_fence, relaxed, atomic_thread_fence(memory_order_seq_cst))
 DEKKER(dekker_sc, seq_cst, )
 
-#define PETERSON(name, store_order, load_order)                                                    \
-	static void name(uint32_t cpu)                                                             \
-	{                                                                                          \
-		_Atomic uint32_t *mine = cpu ? &w->y : &w->x, *other = cpu ? &w->x : &w->y;        \
-                                                                                                   \
-		atomic_store_explicit(mine, 1, memory_order_##store_order);                        \
-		atomic_store_explicit(&w->turn, !cpu, memory_order_##store_order);                 \
-		while (atomic_load_explicit(other, memory_order_##load_order) &&                   \
-		       atomic_load_explicit(&w->turn, memory_order_##load_order) == !cpu)          \
-			emu_spin_wait(other);                                                      \
-		w->data++;                                                                         \
-		atomic_store_explicit(mine, 0, memory_order_release);                              \
+#define PETERSON(name, store_order, load_order)                                             \
+	static void name(uint32_t cpu)                                                      \
+	{                                                                                   \
+		_Atomic uint32_t *mine = cpu ? &w->y : &w->x, *other = cpu ? &w->x : &w->y; \
+                                                                                            \
+		atomic_store_explicit(mine, 1, memory_order_##store_order);                 \
+		atomic_store_explicit(&w->turn, !cpu, memory_order_##store_order);          \
+		while (atomic_load_explicit(other, memory_order_##load_order) &&            \
+		       atomic_load_explicit(&w->turn, memory_order_##load_order) == !cpu)   \
+			emu_spin_wait(other);                                               \
+		w->data++;                                                                  \
+		atomic_store_explicit(mine, 0, memory_order_release);                       \
 	}
 PETERSON(peterson_sc, seq_cst, seq_cst)
 PETERSON(peterson_ra, release, acquire)
@@ -182,14 +182,14 @@ static void two_entered(void)
 }
 
 /* A spinlock by exchange. */
-#define SPINLOCK(name, lock_order, unlock_order)                                             \
-	static void name(uint32_t cpu)                                                       \
-	{                                                                                    \
-		(void)cpu;                                                                   \
-		while (atomic_exchange_explicit(&w->x, 1, memory_order_##lock_order))        \
-			emu_spin_wait(&w->x);                                                \
-		w->data++;                                                                   \
-		STORE(x, 0, unlock_order);                                                   \
+#define SPINLOCK(name, lock_order, unlock_order)                                      \
+	static void name(uint32_t cpu)                                                \
+	{                                                                             \
+		(void)cpu;                                                            \
+		while (atomic_exchange_explicit(&w->x, 1, memory_order_##lock_order)) \
+			emu_spin_wait(&w->x);                                         \
+		w->data++;                                                            \
+		STORE(x, 0, unlock_order);                                            \
 	}
 SPINLOCK(spinlock, acquire, release)
 SPINLOCK(spinlock_rlx, acquire, relaxed)
@@ -203,7 +203,7 @@ struct mcs_node {
 static struct {
 	__cacheline_aligned struct mcs_node *_Atomic tail;
 	struct mcs_node nodes[EMU_EXPLORE_CPUS];
-} *mcs;
+} * mcs;
 
 static void mcs_setup(void)
 {
@@ -278,7 +278,7 @@ static void seqlock_rlx(uint32_t cpu)
 /* A pointer is published as RCU does it, and followed. */
 static struct {
 	_Atomic(uint32_t *) pointer;
-} *rcu;
+} * rcu;
 
 static void rcu_setup(void)
 {
@@ -306,23 +306,25 @@ static void rcu_end(void)
 }
 
 /* Classes of orders: (n k)! / (k!)^n of them. */
-#define TURNS(k)                                  \
-	static void turns_##k(uint32_t cpu)       \
-	{                                         \
-		(void)cpu;                        \
-		for (int i = 0; i < (k); i++) {   \
-			emu_plain_lock(&w->x);    \
-			w->data++;                \
-			emu_plain_unlock(&w->x);  \
-		}                                 \
+#define TURNS(k)                                 \
+	static void turns_##k(uint32_t cpu)      \
+	{                                        \
+		(void)cpu;                       \
+		for (int i = 0; i < (k); i++) {  \
+			emu_plain_lock(&w->x);   \
+			w->data++;               \
+			emu_plain_unlock(&w->x); \
+		}                                \
 	}
 TURNS(1)
 TURNS(2)
 TURNS(3)
 
-#define LITMUS(NAME, CPUS, SETUP, CPU, CHECK, HELP)                                                               \
-	{ .name = NAME, .help = HELP, .nr_cpus = CPUS, .kind = EMU_SCENARIO_LITMUS, .setup = SETUP, .cpu = CPU, \
-	  .check = CHECK }
+#define LITMUS(NAME, CPUS, SETUP, CPU, CHECK, HELP)                                                                   \
+	{                                                                                                             \
+		.name = NAME, .help = HELP, .nr_cpus = CPUS, .kind = EMU_SCENARIO_LITMUS, .setup = SETUP, .cpu = CPU, \
+		.check = CHECK                                                                                        \
+	}
 
 const struct emu_scenario emu_litmus_scenarios[] = {
 	LITMUS("mp-rlx", 2, setup, mp_rlx, NULL, "message passing, relaxed"),

@@ -111,7 +111,11 @@ static void check(void)
 }
 
 struct emu_scenario emu_program_scenario[] = {
-	{ .name = "program", .help = "a program made by chance", .kind = EMU_SCENARIO_RMAP, .setup = setup, .cpu = cpu,
+	{ .name = "program",
+	  .help = "a program made by chance",
+	  .kind = EMU_SCENARIO_RMAP,
+	  .setup = setup,
+	  .cpu = cpu,
 	  .check = check },
 	{ 0 },
 };

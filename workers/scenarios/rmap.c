@@ -285,8 +285,8 @@ static void no_overlap(void)
 		for (uint32_t b = 0; b < a; b++)
 			EMU_ASSERT(world->address[a] >= world->address[b] + (int64_t)(2 * PAGE) ||
 					   world->address[b] >= world->address[a] + (int64_t)(2 * PAGE),
-				   "CPU%u and CPU%u were given %#llx and %#llx", a, b, (unsigned long long)world->address[a],
-				   (unsigned long long)world->address[b]);
+				   "CPU%u and CPU%u were given %#llx and %#llx", a, b,
+				   (unsigned long long)world->address[a], (unsigned long long)world->address[b]);
 	world_end();
 }
 
@@ -360,23 +360,29 @@ static void batch(uint32_t cpu)
 	}
 }
 
-#define RMAP(NAME, CPUS, SETUP, CPU, CHECK, HELP) \
-	{ .name = NAME, .help = HELP, .nr_cpus = CPUS, .kind = EMU_SCENARIO_RMAP, .setup = SETUP, .cpu = CPU, \
-	  .check = CHECK }
+#define RMAP(NAME, CPUS, SETUP, CPU, CHECK, HELP)                                                                   \
+	{                                                                                                           \
+		.name = NAME, .help = HELP, .nr_cpus = CPUS, .kind = EMU_SCENARIO_RMAP, .setup = SETUP, .cpu = CPU, \
+		.check = CHECK                                                                                      \
+	}
 
 const struct emu_scenario emu_rmap_scenarios[] = {
 	RMAP("fork-truncate", 3, two_processes, fork_truncate, world_end, "two forks against a truncate"),
 	RMAP("split-walk", 3, two_processes, split_walk, world_end, "splits and a merge by mprotect against a walk"),
 	RMAP("exit-reclaim", 3, two_processes, exit_reclaim, world_end, "an exit and a fork against reclaim's trylock"),
 	RMAP("convert", 4, convert_setup, convert, world_end, "three modifiers at once, and a walk"),
-	RMAP("convert-split", 4, convert_setup, convert_split, world_end, "split, fork, exit and a trylock walk at once"),
+	RMAP("convert-split", 4, convert_setup, convert_split, world_end,
+	     "split, fork, exit and a trylock walk at once"),
 	RMAP("loader", 3, two_processes, loader, world_end, "two loaders map segments over a library, and a walk"),
 	RMAP("adjacent", 3, one_process, adjacent, world_end, "two threads map and unmap side by side, and a walk"),
-	RMAP("threads-fork", 3, one_process, threads_fork, world_end, "a fork copies what another CPU maps, and a walk"),
+	RMAP("threads-fork", 3, one_process, threads_fork, world_end,
+	     "a fork copies what another CPU maps, and a walk"),
 	RMAP("merge-nodes", 3, one_process, merge_nodes, world_end, "VMAs of two CPUs become one, and a walk"),
 	RMAP("free-address", 3, one_process, free_address, no_overlap, "three threads ask for free addresses"),
-	RMAP("two-files", 3, two_files_setup, two_files, world_end, "forks of two files in two orders, and walks of both"),
-	RMAP("last-mapping", 3, last_mapping_setup, last_mapping, world_end, "the last mapping goes while another comes"),
+	RMAP("two-files", 3, two_files_setup, two_files, world_end,
+	     "forks of two files in two orders, and walks of both"),
+	RMAP("last-mapping", 3, last_mapping_setup, last_mapping, world_end,
+	     "the last mapping goes while another comes"),
 	RMAP("batch", 3, batch_setup, batch, world_end, "two exits of many VMAs, and a walk"),
 	{ 0 },
 };

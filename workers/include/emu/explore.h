@@ -30,8 +30,8 @@ enum emu_explore_policy {
 enum emu_explore_kind {
 	EMU_FOUND_NOTHING,
 	EMU_FOUND_ASSERT,
-	EMU_FOUND_RULE,	      /* of the design: a walk that misses a VMA and so on */
-	EMU_FOUND_RACE,	      /* data race */
+	EMU_FOUND_RULE, /* of the design: a walk that misses a VMA and so on */
+	EMU_FOUND_RACE, /* data race */
 	EMU_FOUND_DEADLOCK,
 	EMU_FOUND_LIVELOCK,   /* the step limit */
 	EMU_FOUND_MEMORY,     /* use after free, double free, beyond an object */
@@ -58,12 +58,12 @@ struct emu_explore_status {
 	uint64_t schedules; /* complete ones */
 	uint64_t cut;	    /* exhaustive: runs that turned out to repeat another */
 	uint64_t steps;
-	uint64_t longest; /* steps of the longest run */
+	uint64_t longest;	  /* steps of the longest run */
 	uint64_t preemptions_cut; /* exhaustive: choices that the bound left out */
-	uint32_t done;	  /* exhaustive: nothing is left */
-	uint32_t found;	  /* enum emu_explore_kind */
-	uint32_t by;	  /* the policy of the run that found it */
-	uint32_t outcomes; /* different ones, see emu_outcome() */
+	uint32_t done;		  /* exhaustive: nothing is left */
+	uint32_t found;		  /* enum emu_explore_kind */
+	uint32_t by;		  /* the policy of the run that found it */
+	uint32_t outcomes;	  /* different ones, see emu_outcome() */
 };
 
 struct emu_explore_failure {
@@ -77,7 +77,7 @@ struct emu_explore_event {
 	uint8_t cpu, kind, order, is_stale; /* kind: enum op_kind of the machine, or 255: a note */
 	uint64_t addr;
 	uint64_t before, after;
-	uint64_t pcs[4]; /* innermost first */
+	uint64_t pcs[4];    /* innermost first */
 	uint32_t decisions; /* made before it */
 	uint32_t others;    /* mask of the CPUs that access these bytes in the run */
 	char name[64];	    /* of the address, or the note */

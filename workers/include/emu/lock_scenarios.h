@@ -210,25 +210,28 @@ static void percpu_tried(uint32_t cpu)
 	}
 }
 
-#define LOCK(NAME, CPUS, SETUP, CPU, CHECK, HELP) \
-	{ .name = NAME, .help = HELP, .nr_cpus = CPUS, .kind = EMU_SCENARIO_LOCK, .setup = SETUP, .cpu = CPU, \
-	  .check = CHECK }
+#define LOCK(NAME, CPUS, SETUP, CPU, CHECK, HELP)                                                                   \
+	{                                                                                                           \
+		.name = NAME, .help = HELP, .nr_cpus = CPUS, .kind = EMU_SCENARIO_LOCK, .setup = SETUP, .cpu = CPU, \
+		.check = CHECK                                                                                      \
+	}
 
-#define LOCK_SCENARIOS(array) \
-	const struct emu_scenario array[] = { \
-		LOCK("rwsem-writers", 3, lock_setup, writer_twice, wrote_all_twice, "three writers, twice each"), \
-		LOCK("rwsem-mixed", 4, lock_setup, mixed, wrote_four, "two writers and two readers, twice each"), \
-		LOCK("rwsem-sleepers", 5, lock_setup_no_spin, writer, wrote_five, "five writers that never spin"), \
-		LOCK("rwsem-mixed-sleepers", 4, lock_setup_no_spin, mixed, wrote_four, "writers that never spin"), \
+#define LOCK_SCENARIOS(array)                                                                                       \
+	const struct emu_scenario array[] = {                                                                       \
+		LOCK("rwsem-writers", 3, lock_setup, writer_twice, wrote_all_twice, "three writers, twice each"),   \
+		LOCK("rwsem-mixed", 4, lock_setup, mixed, wrote_four, "two writers and two readers, twice each"),   \
+		LOCK("rwsem-sleepers", 5, lock_setup_no_spin, writer, wrote_five, "five writers that never spin"),  \
+		LOCK("rwsem-mixed-sleepers", 4, lock_setup_no_spin, mixed, wrote_four, "writers that never spin"),  \
 		LOCK("rwsem-trylock", 3, lock_setup, tried, nothing_held, "trylocks beside a writer and a reader"), \
-		LOCK("rwsem-downgrade", 3, lock_setup, downgraded, nothing_held, "from writer to reader"), \
-		LOCK("spinlock-three", 3, lock_setup, spun, wrote_all_twice, "three CPUs, twice each"), \
-		LOCK("spinlock-trylock", 3, lock_setup, spin_tried, nothing_held, "a trylock beside two CPUs"), \
-		LOCK("osq", 3, lock_setup, queued, NULL, "the spin queue, with waiters that leave it"), \
-		LOCK("percpu-rwsem", 3, lock_setup, percpu, NULL, "a writer and two readers"), \
-		LOCK("percpu-rwsem-writers", 3, lock_setup, percpu_writers, NULL, "two writers and a reader"), \
-		LOCK("percpu-rwsem-trylock", 3, lock_setup, percpu_tried, NULL, "a trylock beside a writer and a reader"), \
-		{ 0 }, \
+		LOCK("rwsem-downgrade", 3, lock_setup, downgraded, nothing_held, "from writer to reader"),          \
+		LOCK("spinlock-three", 3, lock_setup, spun, wrote_all_twice, "three CPUs, twice each"),             \
+		LOCK("spinlock-trylock", 3, lock_setup, spin_tried, nothing_held, "a trylock beside two CPUs"),     \
+		LOCK("osq", 3, lock_setup, queued, NULL, "the spin queue, with waiters that leave it"),             \
+		LOCK("percpu-rwsem", 3, lock_setup, percpu, NULL, "a writer and two readers"),                      \
+		LOCK("percpu-rwsem-writers", 3, lock_setup, percpu_writers, NULL, "two writers and a reader"),      \
+		LOCK("percpu-rwsem-trylock", 3, lock_setup, percpu_tried, NULL,                                     \
+		     "a trylock beside a writer and a reader"),                                                     \
+		{ 0 },                                                                                              \
 	}
 
 #endif

@@ -33,7 +33,7 @@ static bool is_started;
 static struct outcome {
 	uint64_t values[8];
 	uint64_t count;
-} *outcomes;
+} * outcomes;
 static uint64_t outcome[8];
 
 static void *reserve(uint64_t bytes)
@@ -124,9 +124,9 @@ int emu_explore_scenarios(const char *path)
 		uint32_t understood = emu_program_parse(path + 8);
 
 		if (path[8 + understood] || !emu_program_scenario[0].nr_cpus)
-			return emu_set_error(-EINVAL,
-					     "a program is made of calls, as 0m8.1.8,f/1w0.9; this is none from '%.12s' on",
-					     path + 8 + understood);
+			return emu_set_error(
+				-EINVAL, "a program is made of calls, as 0m8.1.8,f/1w0.9; this is none from '%.12s' on",
+				path + 8 + understood);
 		err = add_scenarios(emu_program_scenario);
 		return err ? err : (int)nr_scenarios;
 	}
@@ -199,8 +199,8 @@ static int parse(const char *text, uint8_t *to, uint32_t max)
 		char *end = (char *)text + 1;
 
 		if (value > 25)
-			return emu_set_error(-EINVAL,
-					     "a schedule is made of letters and numbers, as a5b2c; '%.8s' is not", text);
+			return emu_set_error(
+				-EINVAL, "a schedule is made of letters and numbers, as a5b2c; '%.8s' is not", text);
 		if (*end >= '0' && *end <= '9')
 			times = (uint32_t)strtoul(text + 1, &end, 10);
 		if (times > max - n)
@@ -226,8 +226,8 @@ int emu_explore_schedule(char *buf, size_t size)
 	for (uint32_t i = 0, next; i < n; i = next) {
 		for (next = i + 1; next < n && found[next] == found[i]; next++)
 			;
-		n_chars = next - i > 1 ? snprintf(word, sizeof(word), "%c%u", 'a' + found[i], next - i) :
-					 snprintf(word, sizeof(word), "%c", 'a' + found[i]);
+		n_chars = next - i > 1 ? snprintf(word, sizeof(word), "%c%u", 'a' + found[i], next - i)
+				       : snprintf(word, sizeof(word), "%c", 'a' + found[i]);
 		if (used + (size_t)n_chars < size)
 			memcpy(buf + used, word, (size_t)n_chars + 1);
 		used += (size_t)n_chars;
@@ -624,8 +624,8 @@ int emu_explore_place(uint64_t pc, char *buf, size_t size)
 	if (!dladdr((void *)(uintptr_t)pc, &info))
 		return snprintf(buf, size, "\t0\t?");
 	function_name((uintptr_t)pc, function, sizeof(function));
-	return snprintf(buf, size, "%s\t%llu\t%s", info.dli_fname,
-			(unsigned long long)(pc - (uintptr_t)info.dli_fbase), function);
+	return snprintf(buf, size, "%s\t%llu\t%s", info.dli_fname, (unsigned long long)(pc - (uintptr_t)info.dli_fbase),
+			function);
 }
 
 int emu_explore_name(uint64_t addr, char *buf, size_t size)

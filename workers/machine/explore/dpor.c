@@ -23,13 +23,13 @@
 
 struct node {
 	bool is_value;
-	uint8_t n, value; /* of a value */
-	uint8_t chosen, before; /* CPUs: who goes, who went before (CPUS: nobody that could go on) */
+	uint8_t n, value;			 /* of a value */
+	uint8_t chosen, before;			 /* CPUs: who goes, who went before (CPUS: nobody that could go on) */
 	uint8_t enabled, backtrack, done, sleep; /* masks */
-	uint32_t preemptions; /* before this one */
-	struct op op; /* of the chosen one */
-	uint16_t clock[CPUS]; /* [cpu]: its last step that is ordered before this one, + 1 */
-	uint16_t since[CPUS]; /* the same for the CPU's state before the step */
+	uint32_t preemptions;			 /* before this one */
+	struct op op;				 /* of the chosen one */
+	uint16_t clock[CPUS];			 /* [cpu]: its last step that is ordered before this one, + 1 */
+	uint16_t since[CPUS];			 /* the same for the CPU's state before the step */
 };
 
 static struct node *nodes;
@@ -133,8 +133,8 @@ static uint32_t exhaustive_cpu(uint32_t otherwise)
 		if (parent) {
 			uint32_t asleep = (parent->sleep | parent->done) & ~(1u << parent->chosen);
 
-			node->preemptions = parent->preemptions +
-					    (parent->before < CPUS && parent->before != parent->chosen);
+			node->preemptions =
+				parent->preemptions + (parent->before < CPUS && parent->before != parent->chosen);
 			if (bound == UINT32_MAX)
 				for (; asleep; asleep &= asleep - 1) {
 					uint32_t cpu = (uint32_t)__builtin_ctz(asleep);
@@ -268,8 +268,8 @@ static void find_races(void)
 			if (node->op.kind == OP_LOCK && nodes[k].op.kind == OP_UNLOCK) {
 				/* Not these two can be swapped, but the two that took the lock. */
 				for (m = k; m-- > 0;)
-					if (!nodes[m].is_value && nodes[m].chosen == cpu && nodes[m].op.kind == OP_LOCK &&
-					    overlap(&nodes[m].op, &node->op))
+					if (!nodes[m].is_value && nodes[m].chosen == cpu &&
+					    nodes[m].op.kind == OP_LOCK && overlap(&nodes[m].op, &node->op))
 						break;
 				if (m != UINT32_MAX && node->since[cpu] <= m)
 					reverse(m, i);

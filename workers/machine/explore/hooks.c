@@ -42,8 +42,8 @@ void report_race(uintptr_t addr, uint32_t size, const char *what, uint32_t other
 	x.race_watch = addr & ~UINT64_C(3);
 	address_name(addr, name, sizeof(name));
 	stack_text(x.me, stack, sizeof(stack));
-	fail(EMU_FOUND_RACE, "data race on %s: %s of %u bytes by CPU%u in %s, not ordered with a %s by CPU%u", name, what,
-	     size, x.me->cpu, stack, other_what, other_cpu);
+	fail(EMU_FOUND_RACE, "data race on %s: %s of %u bytes by CPU%u in %s, not ordered with a %s by CPU%u", name,
+	     what, size, x.me->cpu, stack, other_what, other_cpu);
 }
 
 void check_heap(uintptr_t addr, uint32_t size, bool is_write)
@@ -65,8 +65,8 @@ void check_heap(uintptr_t addr, uint32_t size, bool is_write)
 		fail(EMU_FOUND_MEMORY, "use after free: %s of %u bytes in %s by CPU%u in %s; freed by CPU%d in %s",
 		     is_write ? "write" : "read", size, name, x.me->cpu, stack, object->freed_by, freed_in);
 	}
-	fail(EMU_FOUND_MEMORY, "%s of %u bytes beyond any object, at %s, by CPU%u in %s", is_write ? "write" : "read", size,
-	     name, x.me->cpu, stack);
+	fail(EMU_FOUND_MEMORY, "%s of %u bytes beyond any object, at %s, by CPU%u in %s", is_write ? "write" : "read",
+	     size, name, x.me->cpu, stack);
 }
 
 static inline void heap_access(uintptr_t addr, uint32_t size, bool is_write)
@@ -145,17 +145,17 @@ done:
 }
 
 /* For each 4 bytes of [addr, addr + size), with the mask of those that are meant. */
-#define FOR_EACH_CELL(addr, size, at, mask, body)                                                    \
-	do {                                                                                         \
-		uintptr_t end__ = (addr) + (size);                                                   \
-		for (uintptr_t at = (addr) & ~UINT64_C(3); at < end__; at += 4) {                    \
-			uint32_t mask = 15;                                                          \
-			if (at < (addr))                                                             \
-				mask &= 15u << ((addr) - at);                                        \
-			if (at + 4 > end__)                                                          \
-				mask &= 15u >> (at + 4 - end__);                                     \
-			body;                                                                        \
-		}                                                                                    \
+#define FOR_EACH_CELL(addr, size, at, mask, body)                                 \
+	do {                                                                      \
+		uintptr_t end__ = (addr) + (size);                                \
+		for (uintptr_t at = (addr) & ~UINT64_C(3); at < end__; at += 4) { \
+			uint32_t mask = 15;                                       \
+			if (at < (addr))                                          \
+				mask &= 15u << ((addr)-at);                       \
+			if (at + 4 > end__)                                       \
+				mask &= 15u >> (at + 4 - end__);                  \
+			body;                                                     \
+		}                                                                 \
 	} while (0)
 
 /* In the recorded run of a data race: with the ordinary accesses to where it is. What a write leaves is not known yet. */
@@ -189,15 +189,18 @@ static inline __attribute__((always_inline)) void plain_read(uintptr_t addr, uin
 		return;
 	/* Mostly nothing is new since this CPU's last step. */
 	cell = &x.cells[(addr - x.base) >> 2];
-	if (size <= 8 && size >= 4 && !(addr & (size - 1)) && likely(!x.race_watch) && read_before(cell, epoch_of(15)) &&
-	    (size == 4 || read_before(cell + 1, epoch_of(15))))
+	if (size <= 8 && size >= 4 && !(addr & (size - 1)) && likely(!x.race_watch) &&
+	    read_before(cell, epoch_of(15)) && (size == 4 || read_before(cell + 1, epoch_of(15))))
 		return;
 	plain_read_slow(addr, size);
 }
 
 static void marked_write_point(uintptr_t addr, uint32_t size, const void *pc)
 {
-	struct op op = { .kind = OP_WRITE, .order = __ATOMIC_RELAXED, .size = (uint8_t)size, .addr = addr & ~UINT64_C(3),
+	struct op op = { .kind = OP_WRITE,
+			 .order = __ATOMIC_RELAXED,
+			 .size = (uint8_t)size,
+			 .addr = addr & ~UINT64_C(3),
 			 .pc = (uintptr_t)pc };
 
 	sched_point(&op);
@@ -282,58 +285,58 @@ static void volatile_write(uintptr_t addr, uint32_t size, uintptr_t pc)
 
 #define FOR_EACH_SIZE(X) X(1) X(2) X(4) X(8) X(16)
 
-#define PLAIN(size)                                                                                \
-	HOOK void __tsan_read##size(void *addr);                                                   \
-	HOOK void __tsan_write##size(void *addr);                                                  \
-	HOOK void __tsan_read_write##size(void *addr);                                             \
-	HOOK void __tsan_unaligned_read##size(void *addr);                                         \
-	HOOK void __tsan_unaligned_write##size(void *addr);                                        \
-	HOOK void __tsan_unaligned_read_write##size(void *addr);                                   \
-	HOOK void __tsan_volatile_read##size(void *addr);                                          \
-	HOOK void __tsan_volatile_write##size(void *addr);                                         \
-	HOOK void __tsan_unaligned_volatile_read##size(void *addr);                                \
-	HOOK void __tsan_unaligned_volatile_write##size(void *addr);                               \
-	void __tsan_read##size(void *addr)                                                         \
-	{                                                                                          \
-		plain_read((uintptr_t)addr, size);                                                 \
-	}                                                                                          \
-	void __tsan_write##size(void *addr)                                                        \
-	{                                                                                          \
-		plain_write((uintptr_t)addr, size);                                                \
-	}                                                                                          \
-	void __tsan_read_write##size(void *addr)                                                   \
-	{                                                                                          \
-		plain_read((uintptr_t)addr, size);                                                 \
-		plain_write((uintptr_t)addr, size);                                                \
-	}                                                                                          \
-	void __tsan_unaligned_read##size(void *addr)                                               \
-	{                                                                                          \
-		plain_read((uintptr_t)addr, size);                                                 \
-	}                                                                                          \
-	void __tsan_unaligned_write##size(void *addr)                                              \
-	{                                                                                          \
-		plain_write((uintptr_t)addr, size);                                                \
-	}                                                                                          \
-	void __tsan_unaligned_read_write##size(void *addr)                                         \
-	{                                                                                          \
-		plain_read((uintptr_t)addr, size);                                                 \
-		plain_write((uintptr_t)addr, size);                                                \
-	}                                                                                          \
-	void __tsan_volatile_read##size(void *addr)                                                \
-	{                                                                                          \
-		volatile_read((uintptr_t)addr, size, CALLER);                                      \
-	}                                                                                          \
-	void __tsan_volatile_write##size(void *addr)                                               \
-	{                                                                                          \
-		volatile_write((uintptr_t)addr, size, CALLER);                                     \
-	}                                                                                          \
-	void __tsan_unaligned_volatile_read##size(void *addr)                                      \
-	{                                                                                          \
-		volatile_read((uintptr_t)addr, size, CALLER);                                      \
-	}                                                                                          \
-	void __tsan_unaligned_volatile_write##size(void *addr)                                     \
-	{                                                                                          \
-		volatile_write((uintptr_t)addr, size, CALLER);                                     \
+#define PLAIN(size)                                                  \
+	HOOK void __tsan_read##size(void *addr);                     \
+	HOOK void __tsan_write##size(void *addr);                    \
+	HOOK void __tsan_read_write##size(void *addr);               \
+	HOOK void __tsan_unaligned_read##size(void *addr);           \
+	HOOK void __tsan_unaligned_write##size(void *addr);          \
+	HOOK void __tsan_unaligned_read_write##size(void *addr);     \
+	HOOK void __tsan_volatile_read##size(void *addr);            \
+	HOOK void __tsan_volatile_write##size(void *addr);           \
+	HOOK void __tsan_unaligned_volatile_read##size(void *addr);  \
+	HOOK void __tsan_unaligned_volatile_write##size(void *addr); \
+	void __tsan_read##size(void *addr)                           \
+	{                                                            \
+		plain_read((uintptr_t)addr, size);                   \
+	}                                                            \
+	void __tsan_write##size(void *addr)                          \
+	{                                                            \
+		plain_write((uintptr_t)addr, size);                  \
+	}                                                            \
+	void __tsan_read_write##size(void *addr)                     \
+	{                                                            \
+		plain_read((uintptr_t)addr, size);                   \
+		plain_write((uintptr_t)addr, size);                  \
+	}                                                            \
+	void __tsan_unaligned_read##size(void *addr)                 \
+	{                                                            \
+		plain_read((uintptr_t)addr, size);                   \
+	}                                                            \
+	void __tsan_unaligned_write##size(void *addr)                \
+	{                                                            \
+		plain_write((uintptr_t)addr, size);                  \
+	}                                                            \
+	void __tsan_unaligned_read_write##size(void *addr)           \
+	{                                                            \
+		plain_read((uintptr_t)addr, size);                   \
+		plain_write((uintptr_t)addr, size);                  \
+	}                                                            \
+	void __tsan_volatile_read##size(void *addr)                  \
+	{                                                            \
+		volatile_read((uintptr_t)addr, size, CALLER);        \
+	}                                                            \
+	void __tsan_volatile_write##size(void *addr)                 \
+	{                                                            \
+		volatile_write((uintptr_t)addr, size, CALLER);       \
+	}                                                            \
+	void __tsan_unaligned_volatile_read##size(void *addr)        \
+	{                                                            \
+		volatile_read((uintptr_t)addr, size, CALLER);        \
+	}                                                            \
+	void __tsan_unaligned_volatile_write##size(void *addr)       \
+	{                                                            \
+		volatile_write((uintptr_t)addr, size, CALLER);       \
 	}
 
 FOR_EACH_SIZE(PLAIN)
@@ -461,105 +464,105 @@ static inline bool simple(uintptr_t addr, bool is_write)
 	return true;
 }
 
-#define ATOMIC(bits, type)                                                                                    \
-	HOOK type __tsan_atomic##bits##_load(const volatile type *addr, int order);                           \
-	HOOK void __tsan_atomic##bits##_store(volatile type *addr, type value, int order);                    \
-	HOOK type __tsan_atomic##bits##_exchange(volatile type *addr, type value, int order);                 \
-	HOOK type __tsan_atomic##bits##_compare_exchange_val(volatile type *addr, type expected, type value,  \
-							     int order, int failed);                          \
-	HOOK int __tsan_atomic##bits##_compare_exchange_strong(volatile type *addr, type *expected,           \
-							       type value, int order, int failed);            \
-	HOOK int __tsan_atomic##bits##_compare_exchange_weak(volatile type *addr, type *expected, type value, \
-							     int order, int failed);                          \
-	static inline __attribute__((always_inline)) type exchange##bits(volatile type *addr, type expected,  \
-									 type value, int order, int failed,   \
-									 uintptr_t pc)                        \
-	{                                                                                                     \
-		type old;                                                                                     \
-                                                                                                              \
-		if (simple((uintptr_t)addr, true)) {                                                          \
-			old = *addr;                                                                          \
-			if (old == expected)                                                                  \
-				*addr = value;                                                                \
-			return old;                                                                           \
-		}                                                                                             \
-		old = (type)atomic_modify_begin((uintptr_t)addr, sizeof(type), order, pc);                    \
-		if (old == expected)                                                                          \
-			atomic_modify_end((uintptr_t)addr, sizeof(type), (uint64_t)old, (uint64_t)value, order, pc); \
-		else                                                                                          \
-			atomic_modify_fails((uintptr_t)addr, sizeof(type), (uint64_t)old, failed, pc);        \
-		return old;                                                                                   \
-	}                                                                                                     \
-	type __tsan_atomic##bits##_load(const volatile type *addr, int order)                                 \
-	{                                                                                                     \
-		if (simple((uintptr_t)addr, false))                                                           \
-			return *addr;                                                                         \
-		return (type)atomic_load_value((uintptr_t)addr, sizeof(type), order, CALLER);                       \
-	}                                                                                                     \
-	void __tsan_atomic##bits##_store(volatile type *addr, type value, int order)                          \
-	{                                                                                                     \
-		if (simple((uintptr_t)addr, true))                                                            \
-			*addr = value;                                                                        \
-		else                                                                                          \
-			atomic_store_value((uintptr_t)addr, sizeof(type), (uint64_t)value, order, CALLER);    \
-	}                                                                                                     \
-	type __tsan_atomic##bits##_exchange(volatile type *addr, type value, int order)                       \
-	{                                                                                                     \
-		type old;                                                                                     \
-                                                                                                              \
-		if (simple((uintptr_t)addr, true)) {                                                          \
-			old = *addr;                                                                          \
-			*addr = value;                                                                        \
-			return old;                                                                           \
-		}                                                                                             \
-		old = (type)atomic_modify_begin((uintptr_t)addr, sizeof(type), order, CALLER);                \
-		atomic_modify_end((uintptr_t)addr, sizeof(type), (uint64_t)old, (uint64_t)value, order, CALLER); \
-		return old;                                                                                   \
-	}                                                                                                     \
-	type __tsan_atomic##bits##_compare_exchange_val(volatile type *addr, type expected, type value,       \
-							int order, int failed)                                \
-	{                                                                                                     \
-		return exchange##bits(addr, expected, value, order, failed, CALLER);                          \
-	}                                                                                                     \
-	int __tsan_atomic##bits##_compare_exchange_strong(volatile type *addr, type *expected, type value,    \
-							  int order, int failed)                              \
-	{                                                                                                     \
-		type old = exchange##bits(addr, *expected, value, order, failed, CALLER);                     \
-		int done = old == *expected;                                                                  \
-                                                                                                              \
-		*expected = old;                                                                              \
-		return done;                                                                                  \
-	}                                                                                                     \
-	int __tsan_atomic##bits##_compare_exchange_weak(volatile type *addr, type *expected, type value,      \
-							int order, int failed)                                \
-	{                                                                                                     \
-		type old = exchange##bits(addr, *expected, value, order, failed, CALLER);                     \
-		int done = old == *expected;                                                                  \
-                                                                                                              \
-		*expected = old;                                                                              \
-		return done;                                                                                  \
-	}                                                                                                     \
-	FETCH(bits, type, add, old + value)                                                                   \
-	FETCH(bits, type, sub, old - value)                                                                   \
-	FETCH(bits, type, and, old & value)                                                                   \
-	FETCH(bits, type, or, old | value)                                                                    \
-	FETCH(bits, type, xor, old ^ value)                                                                   \
+#define ATOMIC(bits, type)                                                                                            \
+	HOOK type __tsan_atomic##bits##_load(const volatile type *addr, int order);                                   \
+	HOOK void __tsan_atomic##bits##_store(volatile type *addr, type value, int order);                            \
+	HOOK type __tsan_atomic##bits##_exchange(volatile type *addr, type value, int order);                         \
+	HOOK type __tsan_atomic##bits##_compare_exchange_val(volatile type *addr, type expected, type value,          \
+							     int order, int failed);                                  \
+	HOOK int __tsan_atomic##bits##_compare_exchange_strong(volatile type *addr, type *expected, type value,       \
+							       int order, int failed);                                \
+	HOOK int __tsan_atomic##bits##_compare_exchange_weak(volatile type *addr, type *expected, type value,         \
+							     int order, int failed);                                  \
+	static inline __attribute__((always_inline))                                                                  \
+	type exchange##bits(volatile type *addr, type expected, type value, int order, int failed, uintptr_t pc)      \
+	{                                                                                                             \
+		type old;                                                                                             \
+                                                                                                                      \
+		if (simple((uintptr_t)addr, true)) {                                                                  \
+			old = *addr;                                                                                  \
+			if (old == expected)                                                                          \
+				*addr = value;                                                                        \
+			return old;                                                                                   \
+		}                                                                                                     \
+		old = (type)atomic_modify_begin((uintptr_t)addr, sizeof(type), order, pc);                            \
+		if (old == expected)                                                                                  \
+			atomic_modify_end((uintptr_t)addr, sizeof(type), (uint64_t)old, (uint64_t)value, order, pc);  \
+		else                                                                                                  \
+			atomic_modify_fails((uintptr_t)addr, sizeof(type), (uint64_t)old, failed, pc);                \
+		return old;                                                                                           \
+	}                                                                                                             \
+	type __tsan_atomic##bits##_load(const volatile type *addr, int order)                                         \
+	{                                                                                                             \
+		if (simple((uintptr_t)addr, false))                                                                   \
+			return *addr;                                                                                 \
+		return (type)atomic_load_value((uintptr_t)addr, sizeof(type), order, CALLER);                         \
+	}                                                                                                             \
+	void __tsan_atomic##bits##_store(volatile type *addr, type value, int order)                                  \
+	{                                                                                                             \
+		if (simple((uintptr_t)addr, true))                                                                    \
+			*addr = value;                                                                                \
+		else                                                                                                  \
+			atomic_store_value((uintptr_t)addr, sizeof(type), (uint64_t)value, order, CALLER);            \
+	}                                                                                                             \
+	type __tsan_atomic##bits##_exchange(volatile type *addr, type value, int order)                               \
+	{                                                                                                             \
+		type old;                                                                                             \
+                                                                                                                      \
+		if (simple((uintptr_t)addr, true)) {                                                                  \
+			old = *addr;                                                                                  \
+			*addr = value;                                                                                \
+			return old;                                                                                   \
+		}                                                                                                     \
+		old = (type)atomic_modify_begin((uintptr_t)addr, sizeof(type), order, CALLER);                        \
+		atomic_modify_end((uintptr_t)addr, sizeof(type), (uint64_t)old, (uint64_t)value, order, CALLER);      \
+		return old;                                                                                           \
+	}                                                                                                             \
+	type __tsan_atomic##bits##_compare_exchange_val(volatile type *addr, type expected, type value, int order,    \
+							int failed)                                                   \
+	{                                                                                                             \
+		return exchange##bits(addr, expected, value, order, failed, CALLER);                                  \
+	}                                                                                                             \
+	int __tsan_atomic##bits##_compare_exchange_strong(volatile type *addr, type *expected, type value, int order, \
+							  int failed)                                                 \
+	{                                                                                                             \
+		type old = exchange##bits(addr, *expected, value, order, failed, CALLER);                             \
+		int done = old == *expected;                                                                          \
+                                                                                                                      \
+		*expected = old;                                                                                      \
+		return done;                                                                                          \
+	}                                                                                                             \
+	int __tsan_atomic##bits##_compare_exchange_weak(volatile type *addr, type *expected, type value, int order,   \
+							int failed)                                                   \
+	{                                                                                                             \
+		type old = exchange##bits(addr, *expected, value, order, failed, CALLER);                             \
+		int done = old == *expected;                                                                          \
+                                                                                                                      \
+		*expected = old;                                                                                      \
+		return done;                                                                                          \
+	}                                                                                                             \
+	FETCH(bits, type, add, old + value)                                                                           \
+	FETCH(bits, type, sub, old - value)                                                                           \
+	FETCH(bits, type, and, old &value)                                                                            \
+	FETCH(bits, type, or, old | value)                                                                            \
+	FETCH(bits, type, xor, old ^ value)                                                                           \
 	FETCH(bits, type, nand, ~(old & value))
 
-#define FETCH(bits, type, name, result)                                                                       \
-	HOOK type __tsan_atomic##bits##_fetch_##name(volatile type *addr, type value, int order);             \
-	type __tsan_atomic##bits##_fetch_##name(volatile type *addr, type value, int order)                   \
-	{                                                                                                     \
-		type old;                                                                                     \
-                                                                                                              \
-		if (simple((uintptr_t)addr, true)) {                                                          \
-			old = *addr;                                                                          \
-			*addr = (type)(result);                                                               \
-			return old;                                                                           \
-		}                                                                                             \
-		old = (type)atomic_modify_begin((uintptr_t)addr, sizeof(type), order, CALLER);                \
-		atomic_modify_end((uintptr_t)addr, sizeof(type), (uint64_t)old, (uint64_t)(type)(result), order, CALLER); \
-		return old;                                                                                   \
+#define FETCH(bits, type, name, result)                                                                          \
+	HOOK type __tsan_atomic##bits##_fetch_##name(volatile type *addr, type value, int order);                \
+	type __tsan_atomic##bits##_fetch_##name(volatile type *addr, type value, int order)                      \
+	{                                                                                                        \
+		type old;                                                                                        \
+                                                                                                                 \
+		if (simple((uintptr_t)addr, true)) {                                                             \
+			old = *addr;                                                                             \
+			*addr = (type)(result);                                                                  \
+			return old;                                                                              \
+		}                                                                                                \
+		old = (type)atomic_modify_begin((uintptr_t)addr, sizeof(type), order, CALLER);                   \
+		atomic_modify_end((uintptr_t)addr, sizeof(type), (uint64_t)old, (uint64_t)(type)(result), order, \
+				  CALLER);                                                                       \
+		return old;                                                                                      \
 	}
 
 /* Unsigned: C's signed arithmetic would not wrap. No atomics of 16 bytes: a design that has some does not load. */

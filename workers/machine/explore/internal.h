@@ -53,7 +53,7 @@ enum op_kind { OP_LOCAL, OP_READ, OP_WRITE, OP_MODIFY, OP_FENCE, OP_LOCK, OP_UNL
 /* What a CPU is about to do at a scheduling point. */
 struct op {
 	uint8_t kind, order, size;
-	bool sc; /* sequentially consistent: ordered with fences wherever they are */
+	bool sc;	/* sequentially consistent: ordered with fences wherever they are */
 	uintptr_t addr; /* the container's, see atomics.c */
 	uintptr_t pc;
 };
@@ -82,8 +82,8 @@ struct xcpu {
 	bool has_acq, has_rel;
 	uint32_t fence_tick;
 	struct op op;
-	struct vclock hb;   /* what happened before, for races */
-	struct vclock seen; /* what must be seen: the same and what SC fences add */
+	struct vclock hb;		/* what happened before, for races */
+	struct vclock seen;		/* what must be seen: the same and what SC fences add */
 	struct vclock acq_hb, acq_seen; /* to be had by an acquire fence */
 	struct vclock rel_hb, rel_seen; /* of the last release fence */
 	struct watch watches[WATCHES];
@@ -109,7 +109,7 @@ struct store {
 struct location {
 	uintptr_t addr;
 	uint8_t size, n, newest;
-	bool is_mixed; /* accessed in different sizes that do not fit: no history */
+	bool is_mixed;		     /* accessed in different sizes that do not fit: no history */
 	struct vclock reads, writes; /* the CPUs' last accesses */
 	struct store ring[HISTORY];
 };
@@ -134,7 +134,7 @@ struct object {
 	uint32_t bytes;
 	int8_t cpu, freed_by; /* -1: nobody */
 	bool is_free;
-	uintptr_t pc;	      /* where it was allocated */
+	uintptr_t pc; /* where it was allocated */
 	uintptr_t freed_pc;
 };
 
@@ -154,8 +154,8 @@ struct explore {
 	bool tracing;
 	bool sc_only;
 	uint32_t run;
-	struct xcpu *me; /* the running one */
-	uint32_t ready;	 /* mask, the running one included */
+	struct xcpu *me;  /* the running one */
+	uint32_t ready;	  /* mask, the running one included */
 	uint32_t waiting; /* parked: mask */
 	uint32_t nr_cpus;
 	uint32_t steps, max_steps;

@@ -146,7 +146,8 @@ void *emu_alloc(size_t size, uint32_t node)
 	uint64_t at = (x.heap_end + align - 1) & ~(align - 1);
 	struct object *o;
 
-	EMU_ASSERT(size && size <= 256 * 1024 && node < emu_arena->config.nr_nodes, "emu_alloc(%zu, node %u)", size, node);
+	EMU_ASSERT(size && size <= 256 * 1024 && node < emu_arena->config.nr_nodes, "emu_alloc(%zu, node %u)", size,
+		   node);
 	if (at + size + GAP > x.full_span)
 		emu_fail("the arena of %llu MiB is full: a scenario should need less",
 			 (unsigned long long)(emu_arena->bytes >> 20));
@@ -155,7 +156,10 @@ void *emu_alloc(size_t size, uint32_t node)
 		objects = grow(objects, max_objects * sizeof(*objects));
 	}
 	o = &objects[nr_objects++];
-	*o = (struct object){ .addr = x.base + at, .bytes = (uint32_t)size, .cpu = (int8_t)current->cpu, .freed_by = -1,
+	*o = (struct object){ .addr = x.base + at,
+			      .bytes = (uint32_t)size,
+			      .cpu = (int8_t)current->cpu,
+			      .freed_by = -1,
 			      .pc = caller() };
 	x.heap_end = (at + size + GAP + 15) & ~UINT64_C(15);
 	set_heap(o, HEAP_LIVE);
@@ -192,8 +196,8 @@ void emu_free(void *ptr)
 		address_name(o->addr, name, sizeof(name));
 		stack_text(x.me, stack, sizeof(stack));
 		function_name(o->freed_pc, first, sizeof(first));
-		fail(EMU_FOUND_MEMORY, "double free of %s by CPU%u in %s; freed before by CPU%d in %s", name, current->cpu,
-		     stack, o->freed_by, first);
+		fail(EMU_FOUND_MEMORY, "double free of %s by CPU%u in %s; freed before by CPU%d in %s", name,
+		     current->cpu, stack, o->freed_by, first);
 	}
 	if (x.running)
 		check_freed(o->addr, o->bytes);

@@ -106,8 +106,8 @@ void address_name(uintptr_t addr, char *buf, size_t size)
 			snprintf(buf, size, "vma %u %s", object_number(object),
 				 field_of(vma_fields, ARRAY_SIZE(vma_fields), offset));
 		else
-			snprintf(buf, size, "object %u (%u bytes, %s)+%llu", object_number(object), object->bytes, function,
-				 (unsigned long long)offset);
+			snprintf(buf, size, "object %u (%u bytes, %s)+%llu", object_number(object), object->bytes,
+				 function, (unsigned long long)offset);
 		return;
 	}
 	snprintf(buf, size, "arena+%#llx", (unsigned long long)(addr - (uintptr_t)arena));

@@ -134,8 +134,8 @@ static void add_class_edge(const struct held *from, const struct held *to)
 	back = &class_edges[to->class_id][from->class_id];
 	snprintf(order_text, sizeof(order_text),
 		 "lock order: %s (taken in %s) is held when %s is taken in %s,\n  and the other way round %s%s%s%s", a,
-		 edge->from_in, b, edge->to_in, back->is_there ? "in " : "over other locks", back->is_there ? back->from_in : "",
-		 back->is_there ? " and " : "", back->is_there ? back->to_in : "");
+		 edge->from_in, b, edge->to_in, back->is_there ? "in " : "over other locks",
+		 back->is_there ? back->from_in : "", back->is_there ? " and " : "", back->is_there ? back->to_in : "");
 }
 
 static void add_instance_edge(const struct held *from, const struct held *to)
@@ -155,8 +155,9 @@ static void add_instance_edge(const struct held *from, const struct held *to)
 	function_name(from->pc, from_in, sizeof(from_in));
 	snprintf(order_text, sizeof(order_text),
 		 "lock order: two locks %s (objects %u and %u) are taken one after the other in %s and %s,\n"
-		 "  and elsewhere in the opposite order", name, object_number(object_at((uintptr_t)from->lock)),
-		 object_number(object_at((uintptr_t)to->lock)), from_in, in);
+		 "  and elsewhere in the opposite order",
+		 name, object_number(object_at((uintptr_t)from->lock)), object_number(object_at((uintptr_t)to->lock)),
+		 from_in, in);
 }
 
 int oracle_lock_order(char *text, size_t size)
@@ -187,8 +188,9 @@ void lock_stat_hold_begin(struct task_struct *task, struct lock_stat *stat, cons
 			char name[100];
 
 			class_text(held.class_id, name, sizeof(name));
-			fail(EMU_FOUND_DEADLOCK, "CPU%u takes %s, which it has already: with a writer in between, a deadlock",
-			     me->cpu, name);
+			fail(EMU_FOUND_DEADLOCK,
+			     "CPU%u takes %s, which it has already: with a writer in between, a deadlock", me->cpu,
+			     name);
 		}
 		if (held.try_lock)
 			continue;
@@ -358,7 +360,11 @@ static void ghost_add(struct address_space *file, struct vm_area_struct *vma, st
 	if (nr_ghosts == GHOSTS_MAX)
 		fail(EMU_FOUND_LIVELOCK, "more than %u VMAs: a shorter scenario is needed", GHOSTS_MAX);
 	g = &ghosts[nr_ghosts++];
-	*g = (struct ghost){ .vma = vma, .mm = vma->vm_mm, .file = file, .since = now, .parent = parent,
+	*g = (struct ghost){ .vma = vma,
+			     .mm = vma->vm_mm,
+			     .file = file,
+			     .since = now,
+			     .parent = parent,
 			     .parent_mm = parent ? parent->vm_mm : NULL };
 	set_bounds(g);
 }
@@ -522,8 +528,8 @@ static void checked_complete(struct address_space *mapping, struct vma_prepare *
 static bool changed_since(const struct mm_struct *mm, const struct address_space *file, uint64_t page, uint32_t time)
 {
 	for (uint32_t i = nr_changes; i-- > 0;)
-		if (changes[i].to > time && changes[i].mm == mm && changes[i].file == file && page >= changes[i].start &&
-		    page < changes[i].end)
+		if (changes[i].to > time && changes[i].mm == mm && changes[i].file == file &&
+		    page >= changes[i].start && page < changes[i].end)
 			return true;
 	/* Somebody is between prepare and complete: what he adds is not known yet. */
 	for (uint32_t cpu = 0; cpu < x.nr_cpus; cpu++)
@@ -562,7 +568,8 @@ static void judge(const struct walk *w)
 			found = count_page(w->seen, w->nr_seen, g->mm, page);
 			if (expected == found || changed_since(g->mm, w->file, page, w->begun))
 				continue;
-			rule("a walk of %s [%llu, %llu] %s vma %u: page %llu of the file, mapped all the time, was met %u times",
+			rule("a walk of %s [%llu, %llu] %s vma %u: "
+			     "page %llu of the file, mapped all the time, was met %u times",
 			     w->file->name, (unsigned long long)w->first, (unsigned long long)w->last,
 			     found ? "meets too often" : "misses", vma_number(g->vma),
 			     (unsigned long long)(g->pgoff + page - g->start), found);
@@ -601,8 +608,8 @@ static int on_vma(struct vm_area_struct *vma, void *arg)
 		for (uint32_t i = 0; i < w->nr_seen; i++)
 			met |= w->seen[i].vma == g->parent;
 		if (!met)
-			rule("a walk of %s meets the child's vma %u before its parent %u, while fork copies", w->file->name,
-			     vma_number(vma), vma_number(g->parent));
+			rule("a walk of %s meets the child's vma %u before its parent %u, while fork copies",
+			     w->file->name, vma_number(vma), vma_number(g->parent));
 	}
 	if (w->nr_seen < SEEN_MAX) {
 		seen = &w->seen[w->nr_seen++];
@@ -793,7 +800,8 @@ void oracle_end_run(void)
 			if (checked_walk(file, 0, UINT64_MAX, true, look, NULL) == -EAGAIN)
 				fail(EMU_FOUND_LEAK, "a lock of %s is still held at the end", file->name);
 			if (checked_mapped(file) != (linked != 0))
-				rule("mapped() of %s says %s", file->name, linked ? "no, and it is" : "yes, and it is not");
+				rule("mapped() of %s says %s", file->name,
+				     linked ? "no, and it is" : "yes, and it is not");
 		}
 		for (uint32_t i = 0; i < emu_arena->nr_files && empty && design->destroy; i++)
 			design->destroy(&emu_arena->files[i]);

@@ -151,8 +151,9 @@ static void deadlock(void)
 		if (cpu->state == CPU_DONE)
 			continue;
 		stack_text(cpu, stack, sizeof(stack));
-		address_name(cpu->state == CPU_ASLEEP ? (uintptr_t)cpu->futex :
-			     cpu->nr_watches ? x.base + ((uintptr_t)cpu->watches[cpu->nr_watches - 1].line << 6) : cpu->op.addr,
+		address_name(cpu->state == CPU_ASLEEP ? (uintptr_t)cpu->futex
+			     : cpu->nr_watches ? x.base + ((uintptr_t)cpu->watches[cpu->nr_watches - 1].line << 6)
+					       : cpu->op.addr,
 			     name, sizeof(name));
 		used += (size_t)snprintf(text + used, sizeof(text) - used, "\n  CPU%u %s %s in %s", i,
 					 cpu->state == CPU_ASLEEP ? "sleeps on" : "waits for a change of", name, stack);
@@ -388,8 +389,8 @@ static void count_wait(void)
 		char stack[256];
 
 		stack_text(x.me, stack, sizeof(stack));
-		fail(EMU_FOUND_STARVATION, "starvation: CPU%u has waited %u times and is still in %s", x.me->cpu, WAITS_MAX,
-		     stack);
+		fail(EMU_FOUND_STARVATION, "starvation: CPU%u has waited %u times and is still in %s", x.me->cpu,
+		     WAITS_MAX, stack);
 	}
 }
 
@@ -471,7 +472,10 @@ uint32_t emu_futex_wake(_Atomic uint32_t *word, uint32_t n)
 void emu_plain_lock(_Atomic uint32_t *word)
 {
 	uintptr_t addr = (uintptr_t)word;
-	struct op op = { .kind = OP_LOCK, .order = __ATOMIC_ACQUIRE, .size = 4, .addr = addr,
+	struct op op = { .kind = OP_LOCK,
+			 .order = __ATOMIC_ACQUIRE,
+			 .size = 4,
+			 .addr = addr,
 			 .pc = (uintptr_t)__builtin_return_address(0) };
 
 	if (!x.running)
@@ -497,7 +501,10 @@ void emu_plain_lock(_Atomic uint32_t *word)
 void emu_plain_unlock(_Atomic uint32_t *word)
 {
 	uintptr_t addr = (uintptr_t)word;
-	struct op op = { .kind = OP_UNLOCK, .order = __ATOMIC_RELEASE, .size = 4, .addr = addr,
+	struct op op = { .kind = OP_UNLOCK,
+			 .order = __ATOMIC_RELEASE,
+			 .size = 4,
+			 .addr = addr,
 			 .pc = (uintptr_t)__builtin_return_address(0) };
 
 	if (!x.running)
