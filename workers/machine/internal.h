@@ -126,6 +126,8 @@ void emu_machine_init(void);
 void emu_machine_bind(void *base, uint64_t bytes, int32_t host_node);
 /* There is a lock of this class here: what a machine may name the line after. */
 void emu_machine_lock_seen(const void *lock, uint32_t class_id);
+/* The current task has taken, or is about to release, a lock of this class. */
+void emu_machine_lock_held(uint32_t class_id, bool held);
 /* Where emu_fail() goes when the caller is not a worker: set around code that may fail, in the conductor. */
 extern _Thread_local void *emu_fail_jmp;
 _Noreturn void emu_machine_exit(void);

@@ -204,6 +204,12 @@ void emu_machine_lock_seen(const void *lock, uint32_t class_id)
 	(void)class_id;
 }
 
+void emu_machine_lock_held(uint32_t class_id, bool held)
+{
+	(void)class_id;
+	(void)held;
+}
+
 void emu_machine_exit(void)
 {
 	_exit(1);

@@ -84,6 +84,8 @@ static void count_transfer(uint32_t line, const struct fiber *from)
 	bool remote = from->node != vm.fiber->node;
 
 	vm.transfers++;
+	vm.fiber->spent.transfers++;
+	vm.fiber->spent.remote_transfers += remote;
 	vm.remote_transfers += remote;
 	vm.transits[line].transfers++;
 	vm.transits[line].remote_transfers += remote;
@@ -135,17 +137,17 @@ void line_read(uint32_t line)
 		to_front(f, line, way, tag);
 		return;
 	}
-	owner = l->owner ? &vm.fibers[l->owner - 1] : NULL;
+	owner = l->owner && l->owner != vm.cpu + 1 ? &vm.fibers[l->owner - 1] : NULL;
 	home = home_of(line);
 	if (f->l3_tags[l3_slot(line)] == tag) {
 		/* It may still be on its way here. */
-		if (owner && owner != f && !l->sharer && owner->l3 == f->l3) {
+		if (owner && !l->sharer && owner->l3 == f->l3) {
 			done = copy(t, latency(f, owner, home));
 			count_transfer(line, owner);
 		} else {
 			done = later(later(t->ready, t->arrived), vm.clock + vm.cost.l3_hit_ps);
 		}
-	} else if (owner && owner != f && still_has(owner, line, tag)) {
+	} else if (owner && still_has(owner, line, tag)) {
 		done = copy(t, latency(f, owner, home));
 		count_transfer(line, owner);
 	} else {
