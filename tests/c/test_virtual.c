@@ -662,6 +662,23 @@ static void a_cpu_that_never_ends_meets_the_event_limit(void)
 	}
 }
 
+static void wait_for_the_clock(void *arg)
+{
+	(void)arg;
+	emu_compute(5000);
+	while (emu_clock_ns() < 10000)
+		;
+}
+
+static void a_cpu_that_waits_for_the_clock_is_named(void)
+{
+	machine_boot(&small, 2, 1);
+	ASSERT(emu_virtual_run(wait_for_the_clock, NULL) == -ETIME, "not found");
+	ASSERT(strstr(emu_error(), "CPU 0 waits for the clock, which stands at 5000 ns, in wait_for_the_clock"), "%s",
+	       emu_error());
+	machine_end();
+}
+
 static EMU_NOINLINE uint64_t recurse(volatile uint64_t *above)
 {
 	volatile uint64_t frame[64];
@@ -736,6 +753,7 @@ int main(void)
 	TEST(sleeping_under_a_spinlock_is_a_bug);
 	TEST(a_deadlock_is_named);
 	TEST(a_cpu_that_never_ends_meets_the_event_limit);
+	TEST(a_cpu_that_waits_for_the_clock_is_named);
 	TEST(faults_are_reported_with_cpu_time_and_seed);
 	return test_report();
 }

@@ -82,7 +82,10 @@ EMU_EXPORT uint32_t emu_nr_cpus(void);
 EMU_EXPORT uint32_t emu_nr_nodes(void);
 EMU_EXPORT uint32_t emu_cpu_to_node(uint32_t cpu);
 
-/* Nanoseconds since the machine started. Native: the TSC where it is invariant, else CLOCK_MONOTONIC_RAW. */
+/*
+ * Nanoseconds since the machine started. Native: the TSC where it is invariant, else CLOCK_MONOTONIC_RAW. Virtual: looking
+ * takes no time, so that a loop that waits for the clock must compute.
+ */
 EMU_EXPORT uint64_t emu_clock_ns(void);
 
 /* The next number of this CPU's own stream, which depends on the seed and the CPU alone. */

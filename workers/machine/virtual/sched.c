@@ -145,7 +145,7 @@ static void check_limits(void)
 	if (likely(vm.accesses <= vm.accesses_limit && !(vm.clock >> TIME_BITS)))
 		return;
 	leave(vm.fiber);
-	emu_virtual_stack(vm.cpu, stack, sizeof(stack));
+	emu_virtual_stack(vm.nr, stack, sizeof(stack));
 	if (vm.clock >> TIME_BITS)
 		emu_set_error(-ETIME, "virtual time has reached %llu ns, its limit: CPU %u in %s, seed %llu",
 			      (unsigned long long)(vm.clock / 1000), vm.cpu, stack,
@@ -226,6 +226,19 @@ void sched_fail(int err)
 	vm.error = err;
 	to_main();
 	__builtin_unreachable();
+}
+
+/* Looking at the clock takes no time, so whoever waits for it by looking waits for ever. */
+void clock_stands_still(void)
+{
+	char stack[256];
+
+	leave(vm.fiber);
+	emu_virtual_stack(vm.nr, stack, sizeof(stack));
+	emu_set_error(-ETIME, "CPU %u waits for the clock, which stands at %llu ns, in %s, seed %llu: emu_compute() "
+		      "lets time pass", vm.cpu, (unsigned long long)(vm.clock / 1000), stack,
+		      (unsigned long long)emu_arena->config.seed);
+	sched_fail(-ETIME);
 }
 
 /* Nobody can run: says who waits for what and where, as far as a line has room. */

@@ -33,6 +33,7 @@
 #define TIME_BITS 47 /* CPU numbers take the other bits of a queue key, but one to spare */
 #define HORIZON_PS UINT64_C(100000000)
 #define SMT_MAX 16u
+#define CLOCK_LOOKS 10000000u /* at one time, after which a loop is taken to wait for the clock */
 #define SMT_STEP_PS UINT64_C(20000000) /* computing looks this often whether the core's other threads do */
 
 /* A directory entry, all that an access to a line needs that the CPU has. Zeroed: never touched. */
@@ -139,6 +140,8 @@ struct vm {
 	uint64_t switches, misses, transfers, remote_transfers, dram;
 	uint64_t now; /* outside phases */
 	uint64_t accesses_limit;
+	uint64_t asked; /* the clock when a task last looked at it, */
+	uint32_t times_asked; /* and how often it has since been the same */
 	uint32_t nr_tasks;
 	bool shared; /* more tasks than CPUs */
 	uint64_t slice_end; /* of the running task's CPU, as are horizon and access_ps */
@@ -174,6 +177,7 @@ void sched_yield_to_first(void);
 void horizon_reached(void);
 void computed(void);
 _Noreturn void sched_fail(int err);
+_Noreturn void clock_stands_still(void);
 void fiber_wake_watchers(uint32_t line, uint64_t when);
 void trace_event(uint32_t line);
 
