@@ -557,6 +557,44 @@ static void locks_exclude_each_other_on_a_shared_machine(void)
 	machine_cost.time_slice_ps = 3000000000;
 }
 
+/* Slices so short that tasks are preempted everywhere; the trees are right and empty afterwards. */
+static void designs_work_on_a_shared_machine(void)
+{
+	static const char *const designs[] = { "single", "numa-trees", "numa-locks", "cpu-locks", "btree", "dynamic",
+					       "exclude", "outer-inner", "outer-percpu" };
+	uint64_t preempted_ps = 0;
+
+	machine_cost.time_slice_ps = 30000000;
+	for (uint32_t d = 0; d < ARRAY_SIZE(designs); d++) {
+		struct emu_config config = { .nr_cpus = 50, .nr_files = NR_FILES, .nr_lists = NR_LISTS,
+					     .nr_calls = EXECL_CALLS, .work_jitter_permille = 100, .seed = 7 };
+		struct emu_virtual_cpu t;
+		char path[512];
+
+		snprintf(path, sizeof(path), "%s/rmap/%s.so", EMU_DESIGNS, designs[d]);
+		ASSERT(!emu_design_load(0, path, NULL), "%s", emu_error());
+		ASSERT(!emu_design_load(1, EMU_DESIGNS "/mm/mmap-sem-rbtree.so", NULL), "%s", emu_error());
+		machine_format(&hygon, 18, &config);
+		ASSERT(!execl_add(20000), "%s", emu_error());
+		machine_model(&config);
+		ASSERT(!emu_phase_prepare(LIST_LOAD, 1, 0, 0) && !emu_virtual_run_phase(), "%s: %s", designs[d],
+		       emu_error());
+		ASSERT(!emu_phase_prepare(LIST_EXECL, 0, 1, 300000) && !emu_virtual_run_phase(), "%s: %s", designs[d],
+		       emu_error());
+		for (uint32_t i = 0; i < 50; i++) {
+			ASSERT(emu_cpu_result(i)->counts[EMU_CALL_EXEC], "%s: task %u did nothing", designs[d], i);
+			emu_virtual_cpu(i, &t);
+			preempted_ps += t.runqueue_ps;
+		}
+		ASSERT(!emu_phase_prepare(LIST_EXIT, 1, 0, 0) && !emu_virtual_run_phase(), "%s: %s", designs[d],
+		       emu_error());
+		ASSERT(!emu_check_drained(), "%s: %s", designs[d], emu_error());
+		machine_end();
+	}
+	ASSERT(preempted_ps > 100000000, "%llu ps in run queues", (unsigned long long)preempted_ps);
+	machine_cost.time_slice_ps = 3000000000;
+}
+
 static void threads_of_a_core_slow_each_other_down(void)
 {
 	static const struct shape smt = { .sockets = 1, .nodes = 1, .l3 = 1, .cores = 2, .smt = 2 };
@@ -749,6 +787,7 @@ int main(void)
 	TEST(a_preempted_owner_releases_its_spinner);
 	TEST(a_sleeping_owner_releases_its_spinner);
 	TEST(locks_exclude_each_other_on_a_shared_machine);
+	TEST(designs_work_on_a_shared_machine);
 	TEST(threads_of_a_core_slow_each_other_down);
 	TEST(sleeping_under_a_spinlock_is_a_bug);
 	TEST(a_deadlock_is_named);
