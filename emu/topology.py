@@ -187,7 +187,19 @@ class Kernel(_Table, frozen=True):
     """How long a task runs while others wait for its CPU."""
 
 
-class Costs(_Table, frozen=True):
+class Measured(_Table, frozen=True):
+    """What a real kernel takes on this machine, for comparison; no engine uses it."""
+
+    exec_ns: Cost | None = None
+    """A small dynamically linked program replaces itself by itself, on one CPU."""
+    exec_user_ns: Cost | None = None
+    """Of it, in user mode: the dynamic loader."""
+    fork_exit_ns: Cost | None = None
+    """fork, _exit in the child, wait."""
+    fork_exit_user_ns: Cost | None = None
+
+
+class Costs(_Table, frozen=True, kw_only=True):
     """All the numbers of a machine that do not follow from its structure."""
 
     clock: Clock
@@ -200,6 +212,7 @@ class Costs(_Table, frozen=True):
     kernel: Kernel
     notes: dict[str, str]
     sources: dict[str, str]
+    measured: Measured = Measured()
 
     def numbers(self) -> dict[str, Cost]:
         """Every number that is there, by "section.name", in the order of the file."""
@@ -217,7 +230,7 @@ class Costs(_Table, frozen=True):
         return self.notes.get(key) or self.notes.get(key.split(".")[0], "")
 
 
-class Machine(Costs, frozen=True):
+class Machine(Costs, frozen=True, kw_only=True):
     """A topology file: with [structure] or with [layout]."""
 
     name: str
@@ -226,7 +239,7 @@ class Machine(Costs, frozen=True):
     layout: Layout | None = None
 
 
-_SECTIONS = ("clock", "slit", "c2c", "dram", "cache", "atomic", "core", "kernel")
+_SECTIONS = ("clock", "slit", "c2c", "dram", "cache", "atomic", "core", "kernel", "measured")
 _COMMON = ("core", "kernel")
 """Sections that machines share, from _common-costs.toml."""
 
@@ -562,7 +575,7 @@ def load(name_or_path: str | Path) -> Topology:
     """
     text = str(name_or_path)
     if text == "host":
-        return host()
+        return host(calibrated=host_file())
     if text == "generic" or text.startswith("generic:"):
         return _generic(text)
     if isinstance(name_or_path, Path) or "/" in text or text.endswith(".toml"):
@@ -590,10 +603,12 @@ def host(
     sys: Path = Path("/sys/devices/system"),
     cpuinfo: Path = Path("/proc/cpuinfo"),
     affinity: Collection[int] | None = None,
+    calibrated: Path | None = None,
 ) -> Topology:
-    """This machine, as far as this process may use it, with the costs of the nearest known machine.
+    """This machine, as far as this process may use it, with the costs of the nearest known machine
+    or, where that file is there and of this CPU model, those that `emu calibrate` has measured.
 
-    Raises EmuError where the system does not tell.
+    Raises EmuError where the system does not tell, InputError where the file is no topology.
     """
     cpus = sorted(os.sched_getaffinity(0) if affinity is None else affinity)
     try:
@@ -611,14 +626,20 @@ def host(
         ]
         host_nodes = sorted(set(node_of.values()))
         slit = _host_slit(sys / "node", host_nodes)
-        like, reference = nearest_machine(*_cpu_model(_read(cpuinfo, "")))
+        text = _read(cpuinfo, "")
+        like, reference = nearest_machine(*_cpu_model(text))
     except (OSError, ValueError) as error:
         raise EmuError(f"host: cannot read this machine's topology: {error}") from error
+    costs, how = assumed(reference, like), f"costs assumed as on {like}"
+    if calibrated and calibrated.exists():
+        machine = _read_machine(calibrated)
+        if machine.description == cpu_name(text):
+            costs, how = machine, f"calibrated, {calibrated}"
     return Topology(
         name="host",
-        description=f"this machine; costs assumed as on {like}",
+        description=f"this machine; {how}",
         origin=f"{sys}, as far as this process may run",
-        costs=assumed(reference, like),
+        costs=costs,
         socket_of_cpu=_number(sockets),
         node_of_cpu=np.array([host_nodes.index(node_of[cpu]) for cpu in cpus], dtype=np.int32),
         l3_of_cpu=_number(l3s),
@@ -628,6 +649,12 @@ def host(
         host_cpus=tuple(cpus),
         host_nodes=tuple(host_nodes),
     )
+
+
+def host_file() -> Path:
+    """Where `emu calibrate` puts what it has measured: $XDG_DATA_HOME/mm-emu/host.toml."""
+    base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    return Path(base) / "mm-emu" / "host.toml"
 
 
 def parse_cpu_list(text: str) -> list[int]:
@@ -977,12 +1004,24 @@ _KNOWN_CPUS: tuple[tuple[str, int, range, str], ...] = (
 to assume; the first that fits. The same core if there is one, else the nearest of that vendor."""
 
 
-def _cpu_model(cpuinfo: str) -> tuple[str, int, int]:
-    """Vendor or implementer, family or architecture, model or part, from /proc/cpuinfo's text."""
+def _cpuinfo_fields(cpuinfo: str) -> dict[str, str]:
+    """The first CPU's, of /proc/cpuinfo's text."""
     fields: dict[str, str] = {}
     for line in cpuinfo.splitlines():
         key, _, value = line.partition(":")
         fields.setdefault(key.strip(), value.strip())
+    return fields
+
+
+def cpu_name(cpuinfo: str) -> str:
+    """What the CPUs call themselves, from /proc/cpuinfo's text."""
+    fields = _cpuinfo_fields(cpuinfo)
+    return fields.get("model name") or "CPU {} {} {:#x}".format(*_cpu_model(cpuinfo))
+
+
+def _cpu_model(cpuinfo: str) -> tuple[str, int, int]:
+    """Vendor or implementer, family or architecture, model or part, from /proc/cpuinfo's text."""
+    fields = _cpuinfo_fields(cpuinfo)
     vendor = fields.get("vendor_id") or fields.get("CPU implementer", "")
     family = int(fields.get("cpu family") or fields.get("CPU architecture") or 0)
     return vendor, family, int(fields.get("model") or fields.get("CPU part") or "0", 0)
@@ -1000,7 +1039,8 @@ def assumed(reference: Machine, like: str) -> Costs:
     """The costs of `reference`, completed from the generic machine, trusted as L at most."""
     generic = _read_machine(_folder() / "_generic.toml")
     tables: dict[str, Any] = {}
-    for section in _SECTIONS:
+    sections = [section for section in _SECTIONS if section != "measured"]
+    for section in sections:
         table, spare = getattr(reference, section), getattr(generic, section)
         costs: Mapping[str, Cost] = {
             name: getattr(table, name) or getattr(spare, name) for name in table.__struct_fields__
@@ -1013,9 +1053,7 @@ def assumed(reference: Machine, like: str) -> Costs:
                 for name, cost in costs.items()
             }
         )
-    notes = dict.fromkeys(
-        _SECTIONS, f"not measured here: assumed as on {like}, else as on generic:"
-    )
+    notes = dict.fromkeys(sections, f"not measured here: assumed as on {like}, else as on generic:")
     return Costs(**tables, notes=notes, sources=generic.sources | reference.sources)
 
 
