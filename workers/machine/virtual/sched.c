@@ -116,6 +116,10 @@ static void timer_fired(struct fiber *f)
 
 static void set_horizon(void)
 {
+	if (likely(!vm.shared)) {
+		vm.horizon = vm.clock + HORIZON_PS;
+		return;
+	}
 	vm.slice_end = vm.queues[vm.cpu].slice_end;
 	vm.horizon = vm.clock + HORIZON_PS < vm.slice_end ? vm.clock + HORIZON_PS : vm.slice_end;
 }
@@ -325,7 +329,7 @@ void fiber_wake_watchers(uint32_t line, uint64_t when)
 		struct fiber *f = &vm.fibers[(vm.transits[line].watchers - 1) / WATCHES];
 
 		unwatch(f);
-		if (vm.queues[f->cpu].timer) {
+		if (unlikely(vm.shared) && vm.queues[f->cpu].timer) {
 			vm.queues[f->cpu].timer = false;
 			heap_remove(queue_key(vm.queues[f->cpu].slice_end, f->nr));
 		}
