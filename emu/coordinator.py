@@ -129,6 +129,8 @@ class Plan:
     seed: int
     duration_ns: int
     arena_bytes: int
+    nr_hw_cpus: int = 0
+    """CPUs that the tasks share (virtual engine); 0: each has one."""
 
 
 @dataclass
@@ -247,7 +249,7 @@ def _rehearse(plan: Plan, answer: Any, stderr: str, parent_pid: int) -> None:
 def _rehearse_alone(plan: Plan) -> str | None:
     """The first thing that goes wrong, in one line."""
     core, workload = _core.load(plan.machine), plan.workload
-    alone = replace(plan, node_of_cpu=plan.node_of_cpu[:1], host_node_of_node=None)
+    alone = replace(plan, node_of_cpu=plan.node_of_cpu[:1], nr_hw_cpus=0, host_node_of_node=None)
     with Arena.anonymous(_REHEARSAL_BYTES) as arena:
         set_up(core, alone, arena, strict=True)
         core.cpu_attach(0)
@@ -352,6 +354,7 @@ def _config(plan: Plan, *, strict: bool = False) -> _core.Config:
         seed=plan.seed,
         oversubscribed=plan.oversubscribed,
         work_jitter_permille=workload.work_jitter_permille,
+        nr_hw_cpus=plan.nr_hw_cpus,
         strict=strict,
         penalty_ns=plan.penalty_ns,
         host_node_of_node=plan.host_node_of_node,

@@ -218,6 +218,12 @@ void emu_machine_called(uint32_t op, uint64_t start_ns)
 	(void)start_ns;
 }
 
+void emu_machine_lock_held(uint32_t class_id, bool held)
+{
+	(void)class_id;
+	(void)held;
+}
+
 void emu_machine_exit(void)
 {
 	_exit(1);
