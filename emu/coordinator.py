@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 import msgspec
 import multiprocess
@@ -262,13 +262,20 @@ def _rehearse_alone(plan: Plan) -> str | None:
     return None
 
 
-def in_child(work: Callable[..., _T], *arguments: Any, stop: StopFlag) -> _T:
-    """What ``work(*arguments)`` returns, from a process of its own.
+def in_child(
+    work: Callable[..., _T],
+    *arguments: Any,
+    stop: StopFlag,
+    what: str = "the virtual machine",
+    limit_s: float = float("inf"),
+) -> _T:
+    """What ``work(*arguments)`` returns, from a process of its own, called ``what`` when it dies.
 
     Nothing that it loads or maps stays here. It begins afresh where another machine is loaded here,
     and is a fork otherwise.
 
-    Raises what ``work`` raises if that is an EmuError, CellFailed when it dies, Interrupted.
+    Raises what ``work`` raises if that is an EmuError, CellFailed when it dies or takes longer than
+    ``limit_s``, Interrupted.
     """
     context = multiprocess.get_context("spawn") if _core.is_any_loaded() else _FORK
     ours, theirs = context.Pipe(duplex=False)
@@ -279,14 +286,17 @@ def in_child(work: Callable[..., _T], *arguments: Any, stop: StopFlag) -> _T:
         _start(process)
         theirs.close()
         try:
+            give_up = time.monotonic() + limit_s
             while not ours.poll(0.05):
                 stop.check()
+                if time.monotonic() > give_up:
+                    raise CellFailed(f"{what} hangs: no result after {limit_s:.0f} s")
             answer = ours.recv()
         except EOFError:
             process.join()
             last = Path(words.name).read_text(errors="replace").strip().splitlines()[-1:]
             reason = last[0].removeprefix("emu: ") if last else f"exit status {process.exitcode}"
-            raise CellFailed(f"the virtual machine died: {reason}") from None
+            raise CellFailed(f"{what} died: {reason}") from None
         finally:
             process.kill()
             process.join()
@@ -320,6 +330,75 @@ def _start(process: Any) -> None:
             f"no process can be started ({error.strerror}); fewer --cpus, more memory or a higher "
             "limit on processes (ulimit -u) would help"
         ) from None
+
+
+def on_cpus(
+    core: _core.Core,
+    cpus: int,
+    work: Callable[[], None],
+    *,
+    progress: Callable[[], object],
+    doing: Callable[[int], str | None],
+) -> None:
+    """Run ``work`` on every CPU of a native machine, in a process each; returns when all are done.
+
+    ``progress`` changes as long as any CPU does something; ``doing`` says what a CPU is in, None:
+    it waits for others. The arena is mapped shared. Ends all processes, whatever happens.
+
+    Raises CellFailed for a CPU that gives up or dies, or when all hang.
+    """
+    parent_pid = os.getpid()
+    pids: dict[int, int] = {}
+    try:
+        for cpu in range(cpus):
+            pid = os.fork()
+            if not pid:
+                _be_cpu(core, cpu, work, parent_pid)
+            pids[pid] = cpu
+        seen: object = None
+        since = time.monotonic()
+        while pids:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid:
+                cpu = pids.pop(pid)
+                if status:
+                    raise CellFailed(_how_it_ended(core, cpu, status, doing(cpu)))
+                continue
+            time.sleep(0.001)
+            now, reached = time.monotonic(), progress()
+            if reached != seen:
+                seen, since = reached, now
+            elif now - since > _HANG_S:
+                inside = [(cpu, doing(cpu)) for cpu in sorted(pids.values()) if doing(cpu)]
+                words = [f"CPU {cpu} hangs in {hook}" for cpu, hook in inside] or ["no CPU goes on"]
+                raise CellFailed(f"{'; '.join(words[:3])}: nothing for {_HANG_S:.0f} s")
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        for pid in pids:
+            os.waitpid(pid, 0)
+
+
+def _be_cpu(core: _core.Core, cpu: int, work: Callable[[], None], parent_pid: int) -> NoReturn:
+    status = 1
+    try:
+        worker.be_a_child(parent_pid)
+        core.cpu_attach(cpu)
+        work()
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _how_it_ended(core: _core.Core, cpu: int, status: int, hook: str | None) -> str:
+    if words := core.cpu_state(cpu).contents.failure.decode(errors="replace"):
+        return words
+    end = (
+        f"was killed by {signal.Signals(os.WTERMSIG(status)).name}"
+        if os.WIFSIGNALED(status)
+        else f"ended with exit status {os.WEXITSTATUS(status)}"
+    )
+    return f"CPU {cpu} {end}{f' in {hook}' if hook else ''}"
 
 
 def set_up(core: _core.Core, plan: Plan, arena: Arena, *, strict: bool = False) -> None:
