@@ -264,6 +264,7 @@ _VIRTUAL_PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "emu_virtual_cpu": (None, _U32, ctypes.POINTER(VirtualCpu)),
     "emu_virtual_lines": (_U32, ctypes.POINTER(VirtualLine), _U32),
     "emu_virtual_symbol": (_INT, _U64, _STR, ctypes.c_size_t),
+    "emu_virtual_stack": (_INT, _U32, _STR, ctypes.c_size_t),
     "emu_virtual_end": (None,),
 }
 """What the virtual machine has besides."""

@@ -3,13 +3,15 @@
 
 A suite is a list of rules with names; the library has it and this module drives it. One rule with
 some seeds runs in one process, so that whatever a broken design does stays there. The virtual
-engine runs a seed the same way each time; on the native one a CPU is a process, and the seed decides
-what is done but not when.
+engine runs a seed the same way each time; on the native one a CPU is a process, and the seed
+decides what is done but not when.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
+import functools
 import os
 import shlex
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +27,7 @@ from emu.coordinator import CellFailed, DesignFile, StopFlag
 from emu.engines import virtual
 from emu.engines._designs import find_design
 from emu.errors import InputError
-from emu.experiment import unknown
+from emu.experiment import split_names, unknown
 
 ENGINES = ("native", "virtual")
 SUITES = ("conformance",)
@@ -39,13 +41,15 @@ _ARENA_BYTES = 64 * MIB
 _MACHINE = "generic:sockets=2,nodes=2,l3=1,cores=4,smt=1"
 """Four nodes of four CPUs: two groups of eight CPUs, so that designs by group have two trees."""
 _NATIVE_CPUS, _NATIVE_NODES = 12, 4
-_STEPS = {"virtual": 40, "native": 60}
+_STEPS = {"virtual": 40, "native": 100}
 """What each CPU does for a seed: as much as shows every broken design within a few seeds."""
 _QUIET_TIMES = 32
 _ABOUT_WALKS = ("walk", "fork-order", "atomic", "trylock")
 _CHUNK = 25
 """Seeds that share a process."""
 _LIMIT_S = 120.0
+"""Of a process with that many seeds; each takes less than a second."""
+_HANG_S = 5.0
 _EVENT_LIMIT = 400_000_000
 """Accesses of one seed; one takes some hundred thousand."""
 
@@ -201,25 +205,14 @@ def choose_rules(all_rules: Sequence[Rule], text: str | None) -> list[Rule]:
 
 
 def choose_designs(kind: str, texts: Sequence[str]) -> list[str]:
-    """``all`` is every built-in design; a comma separates designs as in ``emu run``."""
+    """``all`` is every built-in design; a comma separates designs as in ``emu run``.
+
+    Raises InputError for an empty name.
+    """
     chosen: list[str] = []
     for text in texts:
-        if text == "all":
-            chosen += _core.design_names(kind)
-        else:
-            chosen += _split(text)
+        chosen += _core.design_names(kind) if text == "all" else split_names(text)
     return list(dict.fromkeys(chosen))
-
-
-def _split(text: str) -> list[str]:
-    """At the commas between designs: what follows one without a "=" begins a design."""
-    found: list[str] = []
-    for word in text.split(","):
-        if found and "=" in word and ":" not in word:
-            found[-1] += f",{word}"
-        else:
-            found.append(word)
-    return found
 
 
 def run(
@@ -241,6 +234,8 @@ def run(
     """
     total = len(designs) * len(engines) * len(chosen) * seeds
     done = 0
+    if "virtual" in engines:
+        _machine()  # once for all processes to come
     with ExitStack() as cleanup:
         files = [
             (engine, text, find_design(kind, text, engine, cleanup))
@@ -337,7 +332,9 @@ def _run_chunk(
         )
     except CellFailed as error:
         if len(seeds) == 1:
-            return _Chunk(Counts(), (), 1, _Broken(seeds[0], str(error)))
+            # An assertion names its CPU itself.
+            seen = str(error).replace("the run died: BUG: ", "BUG: ")
+            return _Chunk(Counts(), (), 1, _Broken(seeds[0], seen))
         both = Counts()
         chunk = _Chunk(both, (), 0)
         for seed in seeds:
@@ -385,6 +382,11 @@ def _run_seeds(engine: str, kind: str, file: DesignFile, rule: Rule, seeds: rang
     return chunk
 
 
+@functools.cache
+def _machine() -> topology.Topology:
+    return topology.load(_MACHINE)
+
+
 def _run_seed(
     core: _core.Core,
     suite: _Suite,
@@ -396,15 +398,15 @@ def _run_seed(
 ) -> None:
     """Raises CellFailed or CoreError when the rule is broken."""
     number = _core.NAME_OF_KIND.index(kind)
-    machine = topology.load(_MACHINE)
     on_virtual = core.machine == "virtual"
-    cpus = machine.nr_cpus if on_virtual else _NATIVE_CPUS
-    nodes = machine.nr_nodes if on_virtual else _NATIVE_NODES
+    if on_virtual:
+        node_of_cpu = _machine().node_of_cpu.tolist()
+    else:
+        node_of_cpu = [cpu * _NATIVE_NODES // _NATIVE_CPUS for cpu in range(_NATIVE_CPUS)]
+    cpus = len(node_of_cpu)
     config = _core.make_config(
-        node_of_cpu=machine.node_of_cpu.tolist()
-        if on_virtual
-        else [cpu * nodes // cpus for cpu in range(cpus)],
-        nr_nodes=nodes,
+        node_of_cpu=node_of_cpu,
+        nr_nodes=max(node_of_cpu) + 1,
         nr_files=len(_FILES),
         nr_lists=0,
         nr_calls=0,
@@ -418,10 +420,15 @@ def _run_seed(
     suite.begin(number, rule.number - 1, _STEPS[core.machine])
     lines = None
     if on_virtual:
-        model = virtual.cost_model(machine, cpus)
+        model = virtual.cost_model(_machine(), cpus)
         model.event_limit = _EVENT_LIMIT
         core.virtual_config(ctypes.byref(model))
-        core.virtual_run(suite.function("cpu"), None)
+        try:
+            core.virtual_run(suite.function("cpu"), None)
+        except _core.CoreError as error:
+            if error.errno == errno.EDEADLK:
+                raise CellFailed(_deadlock(core, suite, cpus)) from None
+            raise
         if suite.has_quiet(number, rule.number - 1):
             few, many = (_transfers(core, suite, times) for times in (1, 1 + _QUIET_TIMES))
             lines = max(0, many - few) / (_QUIET_TIMES * cpus * len(_FILES))
@@ -432,6 +439,7 @@ def _run_seed(
             suite.run_cpu,
             progress=lambda: [suite.steps(cpu) for cpu in range(cpus)],
             doing=suite.doing,
+            hang_s=_HANG_S,
         )
     totals = _Totals(bytes=ctypes.sizeof(_Totals))
     if why := suite.end(totals):
@@ -455,6 +463,19 @@ def _run_seed(
     chunk.declared = tuple(
         name for index, name in enumerate(_FILES) if totals.declared >> index & 1
     )
+
+
+def _deadlock(core: _core.Core, suite: _Suite, cpus: int) -> str:
+    """Which CPUs wait inside the design, for ever."""
+    inside = [(cpu, hook) for cpu in range(cpus) if (hook := suite.doing(cpu))]
+    # Walkers wait for one of those that change something.
+    inside.sort(key=lambda pair: "walk" in pair[1])
+    words = [
+        f"CPU {cpu} waits in {hook} ({core.text_of('virtual_stack', cpu).split('>', 2)[-1]})"
+        for cpu, hook in inside
+    ]
+    more = f"; and {len(inside) - 3} more CPUs in hooks" if len(inside) > 3 else ""
+    return f"deadlock: {'; '.join(words[:3])}{more}"
 
 
 def _transfers(core: _core.Core, suite: _Suite, times: int) -> int:

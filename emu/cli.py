@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
@@ -17,22 +16,20 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from emu import _core, cli_topology, experiment, topology
+from emu import _core, cli_check, cli_topology, experiment, topology
 from emu import record as recorder
 from emu import workload as workloads
 from emu._version import __version__
 from emu.coordinator import StopFlag
 from emu.errors import EmuError, InputError
 from emu.experiment import unknown
+from emu.progress import ProgressBar
 from emu.record import Each
 from emu.report import text
 from emu.report.table import cell_name, plain_console, print_run
 from emu.results import CellResult, Store, write_atomically
-
-_PROGRESS_AFTER_S = 2.0
 
 app = typer.Typer(
     name="emu",
@@ -41,6 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cli_topology.app)
+cli_check.add_to(app)
 
 
 @app.callback(invoke_without_command=True)
@@ -139,7 +137,7 @@ def run(
         _check_writable(Path(json_file))
     # Until the very end: a second Ctrl-C must not cut off the output.
     stop = StopFlag(restore=False).__enter__()
-    with _ProgressBar() as bar:
+    with ProgressBar() as bar:
         result = experiment.run(
             experiment_file,
             rmap=rmap,
@@ -154,8 +152,8 @@ def run(
             numa_penalty=numa_penalty,
             arena_size=arena_size,
             store=store,
-            progress=bar.update,
-            on_failure=bar.say_failure,
+            progress=lambda done, total, cell, share: bar.update(done + share, total, str(cell)),
+            on_failure=lambda cell: _say_failure(bar, cell),
             stop=stop,
         )
     if json_file == "-":
@@ -320,42 +318,9 @@ def _check_writable(path: Path) -> None:
         raise InputError(f"--json {path}: no file can be written there")
 
 
-class _ProgressBar:
-    """A bar on stderr, from 2 s on, on a terminal only. It has no thread: workers are forked."""
-
-    def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
-        self._bar: Progress | None = None
-        self._task = TaskID(0)
-        self._began = time.monotonic()
-
-    def __enter__(self) -> _ProgressBar:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._bar:
-            self._bar.stop()
-
-    def update(self, done: int, total: int, cell: experiment.Cell, share: float) -> None:
-        if not self._console.is_terminal or time.monotonic() - self._began < _PROGRESS_AFTER_S:
-            return
-        if not self._bar:
-            self._bar = Progress(
-                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-                BarColumn(),
-                TimeElapsedColumn(),
-                TextColumn("{task.description}"),
-                console=self._console,
-                auto_refresh=False,
-                transient=True,
-            )
-            self._task = self._bar.add_task("", total=total)
-            self._bar.start()
-        self._bar.update(self._task, completed=done + share, description=str(cell), refresh=True)
-
-    def say_failure(self, cell: CellResult) -> None:
-        """At once, and not only in the table at the end."""
-        self._console.print(f"emu: {cell_name(cell)}: {cell.error}", soft_wrap=True, markup=False)
+def _say_failure(bar: ProgressBar, cell: CellResult) -> None:
+    """At once, and not only in the table at the end."""
+    bar.console.print(f"emu: {cell_name(cell)}: {cell.error}", soft_wrap=True, markup=False)
 
 
 def _one_line(error: Exception) -> str:

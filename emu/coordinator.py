@@ -17,8 +17,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import hashlib
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -37,6 +39,7 @@ from numpy.typing import NDArray
 
 from emu import _core
 from emu.arena import MIB, Arena, run_directory
+from emu.design import Cache
 from emu.errors import EmuError, InputError
 from emu.histogram import Histogram
 from emu.workers import cpu as worker
@@ -168,24 +171,50 @@ class CellTotals:
 def compile_design(source: Path, machine: str, directory: Path) -> Path:
     """Compile a user's design as the built-in ones were; the shared object, in ``directory``.
 
-    Raises InputError with the compiler's first error.
+    What was compiled before from the same text, headers included, with the same compiler and flags
+    is taken from the user's cache.
+
+    Raises InputError with the compiler's first error, or when the cache is not the user's own.
     """
     info = _core.build_info()
+    compiler = info["compiler"]
     output = Path(tempfile.mkdtemp(dir=directory)) / f"{source.stem}.so"
     compiled = output.with_suffix(".o")
-    include = f"-I{_core.data_path('include')}"
-    flags = [*info["flags"], *info["machines"][machine]]
-    # In two steps: what makes the compiler call the virtual machine would link another library.
-    _compile(info["compiler"], source, [*flags, include, "-c", "-o", str(compiled), str(source)])
+    flags = [*info["flags"], *info["machines"][machine], f"-I{_core.data_path('include')}"]
     links = info["links"][machine]
-    _compile(info["compiler"], source, ["-shared", "-o", str(output), str(compiled), *links])
+    # Without line markers, which name the folder; the bytes of the file itself are part of the key.
+    text = _compile(compiler, source, [*flags, "-E", "-P", str(source)])
+    parts = [compiler, info["compiler_id"], *_identity(compiler), machine, *flags[:-1], *links]
+    key = hashlib.sha256("\0".join([*parts, text]).encode() + source.read_bytes()).hexdigest()
+    cache = Cache()
+    if cache.take(key, output):
+        return output
+    # In two steps: what makes the compiler call the virtual machine would link another library.
+    _compile(compiler, source, [*flags, "-c", "-o", str(compiled), str(source)])
+    _compile(compiler, source, ["-shared", "-o", str(output), str(compiled), *links])
+    cache.put(key, output)
     return output
 
 
-def _compile(compiler: str, source: Path, arguments: list[str]) -> None:
+def _identity(compiler: str) -> list[str]:
+    """What changes when another compiler is installed under the same name."""
+    path = shutil.which(compiler)
+    if path is None:
+        return []
+    info = Path(path).stat()
+    return [str(info.st_size), str(info.st_mtime_ns)]
+
+
+def _compile(compiler: str, source: Path, arguments: list[str]) -> str:
+    """Run the compiler; what it printed. Raises InputError."""
     try:
         done = subprocess.run(
-            [compiler, *arguments], capture_output=True, text=True, timeout=60, check=False
+            [compiler, *arguments],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=60,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise InputError(
@@ -196,6 +225,7 @@ def _compile(compiler: str, source: Path, arguments: list[str]) -> None:
         lines = done.stderr.splitlines() or [f"exit status {done.returncode}"]
         first = next((line for line in lines if "error" in line), lines[0])
         raise InputError(f"{source} cannot be compiled: {first}")
+    return done.stdout
 
 
 def rehearse(plan: Plan, stop: StopFlag) -> None:
@@ -339,13 +369,14 @@ def on_cpus(
     *,
     progress: Callable[[], object],
     doing: Callable[[int], str | None],
+    hang_s: float = _HANG_S,
 ) -> None:
     """Run ``work`` on every CPU of a native machine, in a process each; returns when all are done.
 
     ``progress`` changes as long as any CPU does something; ``doing`` says what a CPU is in, None:
     it waits for others. The arena is mapped shared. Ends all processes, whatever happens.
 
-    Raises CellFailed for a CPU that gives up or dies, or when all hang.
+    Raises CellFailed for a CPU that gives up or dies, or when none does anything for ``hang_s``.
     """
     parent_pid = os.getpid()
     pids: dict[int, int] = {}
@@ -368,10 +399,10 @@ def on_cpus(
             now, reached = time.monotonic(), progress()
             if reached != seen:
                 seen, since = reached, now
-            elif now - since > _HANG_S:
+            elif now - since > hang_s:
                 inside = [(cpu, doing(cpu)) for cpu in sorted(pids.values()) if doing(cpu)]
                 words = [f"CPU {cpu} hangs in {hook}" for cpu, hook in inside] or ["no CPU goes on"]
-                raise CellFailed(f"{'; '.join(words[:3])}: nothing for {_HANG_S:.0f} s")
+                raise CellFailed(f"{'; '.join(words[:3])}: nothing for {hang_s:.0f} s")
     finally:
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
@@ -391,7 +422,8 @@ def _be_cpu(core: _core.Core, cpu: int, work: Callable[[], None], parent_pid: in
 
 
 def _how_it_ended(core: _core.Core, cpu: int, status: int, hook: str | None) -> str:
-    if words := core.cpu_state(cpu).contents.failure.decode(errors="replace"):
+    words: str = core.cpu_state(cpu).contents.failure.decode(errors="replace")
+    if words:
         return words
     end = (
         f"was killed by {signal.Signals(os.WTERMSIG(status)).name}"
