@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from emu import _core, cli_check, cli_topology, experiment, topology
+from emu import _core, cli_check, cli_host, cli_topology, experiment, topology
 from emu import record as recorder
 from emu import workload as workloads
 from emu._version import __version__
@@ -38,7 +38,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cli_topology.app)
-cli_check.add_to(app)
+app.command()(cli_check.check)
+app.command()(cli_check.new)
+app.command()(cli_host.calibrate)
+app.command()(cli_host.compare_kernel)
 
 
 @app.callback(invoke_without_command=True)

@@ -30,15 +30,6 @@ class _Report(msgspec.Struct):
     results: list[checker.RuleResult]
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command(
-        epilog="Examples: emu check numa-locks | emu check all --engine virtual --seeds 200 | "
-        "emu check ./mine.c --rule walk,trylock"
-    )(check)
-    app.command(epilog="Example: emu new rmap mine.c")(new)
-
-
 def check(
     designs: Annotated[
         list[str],
@@ -69,6 +60,12 @@ def check(
 
     A line a design, engine and rule: ok, FAILED with what was seen and the command that runs it
     again, or declared where the design says itself that it does not keep the rule.
+
+    Example: emu check numa-locks ./mine.c
+
+    Example: emu check all --engine virtual --seeds 200
+
+    Example: emu check ./mine.c --rule walk,trylock --json -
     """
     if suite not in checker.SUITES:
         raise unknown("suite", suite, checker.SUITES)
@@ -137,7 +134,10 @@ def new(
     kind: Annotated[str, typer.Argument(metavar="|".join(design.SKELETONS), help="What it is.")],
     file: Annotated[Path, typer.Argument(metavar="FILE.c", help="Where to write it.")],
 ) -> None:
-    """Write the skeleton of a design: it works, and says in comments what each part is for."""
+    """Write the skeleton of a design: it works, and says in comments what each part is for.
+
+    Example: emu new rmap mine.c
+    """
     design.write_skeleton(kind, file)
     shown = file if file.is_absolute() else f"./{file}"
     print(f"{file}: emu check {shown}   then   emu run --rmap single,{shown}", file=sys.stderr)

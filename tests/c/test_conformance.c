@@ -25,8 +25,14 @@ static void check_rule(const struct variant *v, uint32_t rule, uint64_t seed)
 	const uint32_t node_of_cpu[CPUS] = { 0, 0, 1, 1 };
 	const uint32_t penalty_ns[4] = { 0, 100, 100, 0 };
 	const struct emu_config config = {
-		.bytes = sizeof(config), .nr_cpus = CPUS,	      .nr_nodes = 2,	     .nr_files = 2,
-		.oversubscribed = true,	 .numa_penalty = v->penalty, .seed = seed,	     .node_of_cpu = node_of_cpu,
+		.bytes = sizeof(config),
+		.nr_cpus = CPUS,
+		.nr_nodes = 2,
+		.nr_files = 2,
+		.oversubscribed = true,
+		.numa_penalty = v->penalty,
+		.seed = seed,
+		.node_of_cpu = node_of_cpu,
 		.penalty_ns = penalty_ns,
 	};
 	struct conformance_totals totals = { .bytes = sizeof(totals) };

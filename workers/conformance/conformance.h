@@ -22,13 +22,13 @@
 
 /* Sums over all CPUs. */
 struct conformance_totals {
-	uint32_t bytes;	       /* sizeof(struct conformance_totals) as the caller knows it; checked */
-	uint32_t declared;     /* files, a bit each, of which the design refuses walks (-EOPNOTSUPP) */
-	uint64_t walks;	       /* that were done */
-	uint64_t refused;      /* with -EAGAIN */
-	uint64_t vmas;	       /* that walks have met */
-	uint64_t changes;      /* hooks that change something */
-	uint64_t answers;      /* of mapped() */
+	uint32_t bytes;		 /* sizeof(struct conformance_totals) as the caller knows it; checked */
+	uint32_t declared;	 /* files, a bit each, of which the design refuses walks (-EOPNOTSUPP) */
+	uint64_t walks;		 /* that were done */
+	uint64_t refused;	 /* with -EAGAIN */
+	uint64_t vmas;		 /* that walks have met */
+	uint64_t changes;	 /* hooks that change something */
+	uint64_t answers;	 /* of mapped() */
 	int64_t used_file_bytes; /* memory of a file that had been mapped and is no more, beside its slot */
 	int64_t vma_millibytes;	 /* memory of the design a linked VMA, a thousandth of a byte */
 };

@@ -38,7 +38,8 @@ enum { VMA_FREE, VMA_LINKING, VMA_LINKED, VMA_UNLINKING, VMA_STATES };
 struct tracked {
 	struct vm_area_struct vma;
 	__cacheline_aligned _Atomic uint32_t state;
-	_Atomic uint32_t shape; /* odd: between prepare and complete. Up when bounds begin to change and when they have */
+	_Atomic uint32_t
+		shape; /* odd: between prepare and complete. Up when bounds begin to change and when they have */
 	_Atomic uint32_t first, last; /* pages */
 	/* What this is a forked copy of and what that one's words were then; constant while linked. NULL: mapped. */
 	struct tracked *_Atomic parent;
@@ -94,7 +95,7 @@ _Noreturn void broken(const char *fmt, ...) __attribute__((format(printf, 1, 2))
 void barrier(void);
 void publish(uint32_t value); /* check->flag */
 void wait_for(uint32_t value);
-void jitter(void);	/* computes for a random while, mostly short */
+void jitter(void);			     /* computes for a random while, mostly short */
 void doing(const char *hook, uint32_t file); /* about to call; NULL: it has returned */
 static inline uint32_t below(uint32_t n)
 {

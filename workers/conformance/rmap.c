@@ -150,8 +150,7 @@ static void ask_vma(const struct view *v, uint32_t process, uint32_t slot)
 		broken("a walk of %s met the VMA of %s of process %u, linked by CPU %u, %u times", file_name(v->file),
 		       pages_text(b->first, b->last).text, process, t->cpu, times);
 	same_bounds = !(b->shape & 1) && load(&t->shape) == b->shape;
-	if (!times && (v->last - v->first + 1 == PAGES ||
-		       (same_bounds && b->first <= v->last && b->last >= v->first)))
+	if (!times && (v->last - v->first + 1 == PAGES || (same_bounds && b->first <= v->last && b->last >= v->first)))
 		broken("a %swalk of %s of %s missed the VMA of %s of process %u, linked by CPU %u",
 		       v->try_lock ? "trylock " : "", pages_text(v->first, v->last).text, file_name(v->file),
 		       pages_text(b->first, b->last).text, process, t->cpu);
@@ -165,7 +164,7 @@ static void ask_pages(const struct view *v, uint32_t process)
 		uint32_t times = v->page_times[process][page];
 
 		if (times != 1)
-			broken("a walk of %s met page %u of process %u %u times (%s): VMAs there were split or merged meanwhile",
+			broken("a walk of %s met page %u of process %u %u times (%s) amid splits and merges",
 			       file_name(v->file), page, process, times, times ? "an overlap" : "a hole");
 	}
 }
@@ -337,7 +336,9 @@ static void rule_walk(void)
 {
 	static const struct mixture m = {
 		.share = { [OP_MAP] = 6, [OP_UNMAP] = 3, [OP_SPLIT] = 3, [OP_MERGE] = 3, [OP_FORK] = 1, [OP_EXIT] = 1 },
-		.ask = ASK_VMAS, .try_one_in = 4, .pages = 3,
+		.ask = ASK_VMAS,
+		.try_one_in = 4,
+		.pages = 3,
 	};
 
 	run_mixture(&m);
@@ -347,7 +348,9 @@ static void rule_fork_order(void)
 {
 	static const struct mixture m = {
 		.share = { [OP_MAP] = 3, [OP_UNMAP] = 1, [OP_SPLIT] = 1, [OP_MERGE] = 1, [OP_FORK] = 8, [OP_EXIT] = 4 },
-		.ask = ASK_ORDER, .try_one_in = 8, .pages = 3,
+		.ask = ASK_ORDER,
+		.try_one_in = 8,
+		.pages = 3,
 	};
 
 	run_mixture(&m);
@@ -358,7 +361,9 @@ static void rule_atomic(void)
 	/* Nothing but exit takes a page away: most processes are whole most of the time. */
 	static const struct mixture m = {
 		.share = { [OP_MAP] = 4, [OP_SPLIT] = 10, [OP_MERGE] = 10, [OP_FORK] = 2, [OP_EXIT] = 1 },
-		.ask = ASK_PAGES, .try_one_in = 4, .pages = PAGES,
+		.ask = ASK_PAGES,
+		.try_one_in = 4,
+		.pages = PAGES,
 	};
 
 	run_mixture(&m);
@@ -503,7 +508,9 @@ static void rule_trylock(void)
 {
 	static const struct mixture m = {
 		.share = { [OP_MAP] = 6, [OP_UNMAP] = 3, [OP_SPLIT] = 3, [OP_MERGE] = 3, [OP_FORK] = 1, [OP_EXIT] = 1 },
-		.ask = ASK_VMAS, .try_one_in = 1, .pages = 3,
+		.ask = ASK_VMAS,
+		.try_one_in = 1,
+		.pages = 3,
 	};
 
 	without_walkers();
@@ -570,7 +577,8 @@ static void rule_deadlock(void)
 {
 	static const struct mixture m = {
 		.share = { [OP_MAP] = 6, [OP_UNMAP] = 3, [OP_SPLIT] = 2, [OP_MERGE] = 8, [OP_FORK] = 1, [OP_EXIT] = 1 },
-		.try_one_in = 8, .pages = 1,
+		.try_one_in = 8,
+		.pages = 1,
 	};
 
 	without_walkers();
@@ -589,7 +597,8 @@ static void rule_memory(void)
 {
 	static const struct mixture m = {
 		.share = { [OP_MAP] = 4, [OP_UNMAP] = 2, [OP_SPLIT] = 4, [OP_MERGE] = 4, [OP_FORK] = 2, [OP_EXIT] = 1 },
-		.try_one_in = 4, .pages = 3,
+		.try_one_in = 4,
+		.pages = 3,
 	};
 	int64_t full = 0;
 
@@ -613,8 +622,8 @@ static void rule_memory(void)
 }
 
 const struct conformance_rule rmap_rules[] = {
-	{ "walk", "a walk meets every VMA linked before it began and not unlinked before it ended, none twice", rule_walk,
-	  NULL },
+	{ "walk", "a walk meets every VMA linked before it began and not unlinked before it ended, none twice",
+	  rule_walk, NULL },
 	{ "fork-order", "a walk in progress meets a parent's VMA before the child's copy", rule_fork_order, NULL },
 	{ "atomic", "prepare ... complete is atomic to walks: no half-split range, no hole, no overlap", rule_atomic,
 	  NULL },
@@ -622,8 +631,8 @@ const struct conformance_rule rmap_rules[] = {
 	  quiet_mapped },
 	{ "trylock", "a trylock walk gets all or nothing, before its first callback, and never waits", rule_trylock,
 	  NULL },
-	{ "deadlock", "no cycle of locks: two files, neighbours in one tree, two trees in both directions", rule_deadlock,
-	  NULL },
+	{ "deadlock", "no cycle of locks: two files, neighbours in one tree, two trees in both directions",
+	  rule_deadlock, NULL },
 	{ "memory", "all memory comes back; bytes per cold file, per used file and per VMA are reported", rule_memory,
 	  NULL },
 	{ NULL, NULL, NULL, NULL },
