@@ -180,7 +180,9 @@ def compile_design(source: Path, machine: str, directory: Path) -> Path:
     compiler = info["compiler"]
     output = Path(tempfile.mkdtemp(dir=directory)) / f"{source.stem}.so"
     compiled = output.with_suffix(".o")
-    flags = [*info["flags"], *info["machines"][machine], f"-I{_core.data_path('include')}"]
+    # A forgotten function is the compiler's to report, with its line, and not the loader's.
+    flags = [*info["flags"], *info["machines"][machine], "-Werror=implicit-function-declaration"]
+    flags.append(f"-I{_core.data_path('include')}")
     links = info["links"][machine]
     # Without line markers, which name the folder; the bytes of the file itself are part of the key.
     text = _compile(compiler, source, [*flags, "-E", "-P", str(source)])

@@ -202,6 +202,11 @@ def test_two_at_once_both_get_it(mine: Path) -> None:
             "down_write(&s->rwsem)",
             r"cannot be compiled: .*mine\.c:\d+:\d+: error",
         ),
+        (
+            "i_mmap_tree_insert(",
+            "no_such(",
+            r"mine\.c:\d+:\d+: error: implicit declaration of .*no_such",
+        ),
         ("<emu/rmap.h>", "<emu/nosuch.h>", r"cannot be compiled: .*nosuch\.h: No such file"),
         (
             ".version = EMU_RMAP_VERSION",
