@@ -29,7 +29,8 @@ from emu.progress import ProgressBar
 from emu.record import Each
 from emu.report import text
 from emu.report.table import cell_name, plain_console, print_run
-from emu.results import CellResult, Store, write_atomically
+from emu.report.trace import DEFAULT_WINDOW
+from emu.results import Store, write_atomically
 
 app = typer.Typer(
     name="emu",
@@ -126,6 +127,20 @@ def run(
         str | None,
         typer.Option("--json", metavar="FILE|-", help="Write JSON; -: to stdout, and no table."),
     ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write a trace for ui.perfetto.dev: what each CPU did.  One virtual cell only",
+        ),
+    ] = None,
+    trace_window: Annotated[
+        str | None,
+        typer.Option(
+            metavar="START+LENGTH",
+            help=f"What of the measured phase is traced, as 2ms+500us.  Default: {DEFAULT_WINDOW}",
+        ),
+    ] = None,
     store: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Where runs are kept.  Default: the user's data folder"),
@@ -156,7 +171,10 @@ def run(
             arena_size=arena_size,
             store=store,
             progress=lambda done, total, cell, share: bar.update(done + share, total, str(cell)),
-            on_failure=lambda cell: _say_failure(bar, cell),
+            on_failure=lambda cell: bar.say(f"{cell_name(cell)}: {cell.error}"),
+            trace=trace,
+            trace_window=trace_window,
+            on_notice=bar.say,
             stop=stop,
         )
     if json_file == "-":
@@ -319,11 +337,6 @@ def _check_writable(path: Path) -> None:
     """Better now than after the run. Raises InputError."""
     if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise InputError(f"--json {path}: no file can be written there")
-
-
-def _say_failure(bar: ProgressBar, cell: CellResult) -> None:
-    """At once, and not only in the table at the end."""
-    bar.console.print(f"emu: {cell_name(cell)}: {cell.error}", soft_wrap=True, markup=False)
 
 
 def _one_line(error: Exception) -> str:

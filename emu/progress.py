@@ -14,7 +14,7 @@ class ProgressBar:
     """A bar on stderr, from 2 s on, on a terminal only. It has no thread: workers are forked."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False)
+        self._console = Console(stderr=True, highlight=False)
         self._bar: Progress | None = None
         self._task = TaskID(0)
         self._began = time.monotonic()
@@ -31,9 +31,13 @@ class ProgressBar:
             self._bar.stop()
             self._bar = None
 
+    def say(self, line: str) -> None:
+        """At once, and not only in the output at the end."""
+        self._console.print(f"emu: {line}", soft_wrap=True, markup=False)
+
     def update(self, done: float, total: int, what: str) -> None:
         """``done`` of ``total`` are there and ``what`` is next."""
-        if not self.console.is_terminal or time.monotonic() - self._began < _AFTER_S:
+        if not self._console.is_terminal or time.monotonic() - self._began < _AFTER_S:
             return
         if not self._bar:
             self._bar = Progress(
@@ -41,7 +45,7 @@ class ProgressBar:
                 BarColumn(),
                 TimeElapsedColumn(),
                 TextColumn("{task.description}"),
-                console=self.console,
+                console=self._console,
                 auto_refresh=False,
                 transient=True,
             )
