@@ -312,6 +312,7 @@ _PROTOTYPES: dict[str, tuple[Any, ...]] = {
 _VIRTUAL_PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "emu_virtual_config": (_INT, ctypes.POINTER(CostModel)),
     "emu_virtual_run_phase": (_INT,),
+    "emu_virtual_run": (_INT, _PTR, _PTR),
     "emu_virtual_stats": (None, ctypes.POINTER(VirtualStats)),
     "emu_virtual_cpu": (None, _U32, ctypes.POINTER(VirtualCpu)),
     "emu_virtual_lines": (_U32, ctypes.POINTER(VirtualLine), _U32),
@@ -322,6 +323,7 @@ _VIRTUAL_PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "emu_virtual_slices": (None, _PTR, _U64, _U64, _U64),
     "emu_virtual_sliced": (_U64, ctypes.POINTER(_U64)),
     "emu_virtual_symbol": (_INT, _U64, _STR, ctypes.c_size_t),
+    "emu_virtual_stack": (_INT, _U32, _STR, ctypes.c_size_t),
     "emu_virtual_end": (None,),
 }
 """What the virtual machine has besides."""

@@ -101,7 +101,6 @@ int emu_set_error(int err, const char *fmt, ...) __attribute__((format(printf, 2
 /* Allocator: set up the pools over [first, arena end); live objects and bytes over all CPUs. */
 void emu_pools_init(uint64_t first_offset);
 int64_t emu_live_objects(void);
-int64_t emu_live_bytes(void);
 /* How large the object around `ptr` is; 0 where nothing was ever allocated. */
 uint32_t emu_object_bytes(const void *ptr);
 /* Where in that object `ptr` is. */

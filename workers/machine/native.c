@@ -89,7 +89,7 @@ static EMU_NOINLINE uint64_t work_loop(uint64_t n)
 	return x;
 }
 
-static volatile uint64_t work_sink;
+static _Thread_local volatile uint64_t work_sink;
 
 void emu_compute(uint64_t ns)
 {

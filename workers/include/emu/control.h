@@ -160,6 +160,8 @@ EMU_EXPORT int emu_list_run(uint32_t list, uint32_t *failed);
 EMU_EXPORT uint64_t emu_file_vmas(uint32_t file);
 EMU_EXPORT uint64_t emu_rmap_bytes_per_file(void);
 EMU_EXPORT uint64_t emu_bytes_per_vma(void);
+/* Allocated from the arena and not freed, now; while CPUs run: by and by. */
+EMU_EXPORT int64_t emu_live_bytes(void);
 
 /*
  * All trees empty, no lock held, no addition of a micro workload lost, no arena object live that was not before boot,
