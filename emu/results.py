@@ -57,13 +57,55 @@ class Lock(msgspec.Struct, kw_only=True):
     sites: list[Site]
 
 
-class Line(msgspec.Struct, kw_only=True):
-    """A cache line (virtual engine)."""
+class LineSite(msgspec.Struct, kw_only=True):
+    """What one stack of functions did to 8 bytes of a line (virtual engine)."""
 
-    symbol: str
+    site: str
+    """"outer>inner", by the functions themselves: no annotation is needed."""
+    field: str
+    """The bytes of the object, and what they are if that is known: "+0..8 count"."""
+    access: str
+    """"load", "store" or "modify" (an atomic read-modify-write)."""
     transfers: int
     remote_transfers: int
     wait_ns: int
+
+
+class Line(msgspec.Struct, kw_only=True):
+    """The cache lines of one name (virtual engine)."""
+
+    symbol: str
+    transfers: int
+    """Lines that came out of another CPU's cache; remote: of another node's."""
+    remote_transfers: int
+    wait_ns: int
+    """Stalls on these lines, where they came from memory too."""
+    sites: list[LineSite] = []
+    """Who did that: the sites with most of it; others are left out."""
+
+
+class Wait(msgspec.Struct, kw_only=True):
+    """Spinning or sleeping on a word, by stack of functions, whatever lock it was (virtual)."""
+
+    kind: str
+    """"spin" or "sleep"."""
+    symbol: str
+    field: str
+    site: str
+    count: int
+    wait_ns: int
+
+
+class ByCpu(msgspec.Struct, kw_only=True):
+    """What each CPU did in the phase that counts operations: lists by CPU (virtual engine)."""
+
+    node: list[int]
+    ops: list[int]
+    transfers: list[int]
+    """Cache lines that it got from other CPUs; ``remote_transfers``: from other nodes."""
+    remote_transfers: list[int]
+    time_ps: dict[str, list[int]]
+    """By share of the time stack. A CPU's add up to the phase's length times its tasks."""
 
 
 class Memory(msgspec.Struct, kw_only=True):
@@ -97,6 +139,8 @@ class Phase(msgspec.Struct, kw_only=True):
     wait_share: float
     latency_ns: dict[str, Latency]
     locks: list[Lock]
+    time_stack: dict[str, float] = {}
+    """Where the time of all tasks went: shares that add up to 1 (virtual engine)."""
 
 
 class CellResult(msgspec.Struct, kw_only=True):
@@ -120,8 +164,14 @@ class CellResult(msgspec.Struct, kw_only=True):
     numa_penalty: bool = False
     latency_ns: dict[str, Latency]
     wait_share: float = 0.0
+    time_stack: dict[str, float] = {}
     locks: list[Lock] = []
     lines: list[Line] = []
+    waits: list[Wait] = []
+    """The longest; of all phases, as are lines."""
+    node_transfers: list[list[int]] = []
+    """[to][from]: lines that went from node to node, all phases (virtual engine)."""
+    by_cpu: ByCpu | None = None
     memory: Memory
     host: Host
     phases: list[Phase] = []

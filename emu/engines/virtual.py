@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import re
 import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,21 +19,18 @@ import numpy as np
 from emu import _core, coordinator, topology
 from emu import workload as workloads
 from emu.arena import MIB, Arena
-from emu.coordinator import CellFailed, CellTotals, DesignFile, Plan, StopFlag
-from emu.engines import native
+from emu.coordinator import CellFailed, CellTotals, DesignFile, PhaseTotals, Plan, StopFlag
+from emu.engines import _sites, native
 from emu.engines._designs import find_design
+from emu.engines._slices import Recorder
 from emu.errors import InputError
 from emu.experiment import Cell, Experiment
-from emu.results import CellResult, Host, Latency, Line, Memory
-from emu.topology import Topology
+from emu.report import trace
+from emu.results import ByCpu, CellResult, Host, Latency, Line, Memory, Wait
+from emu.topology import MAX_CPUS, Topology
 
-_OUTSTANDING_STORES = 10
-"""Line fill buffers of a core: how many stores are on their way before one stalls."""
-_LINES = 1000
-"""Lines that are looked at for the report: those with the longest waits."""
 _EVENT_LIMIT = 20_000_000_000
 """Accesses of a phase after which it counts as hung; ten minutes of the host's time."""
-_OF_CPU = re.compile(r" of CPU \d+$")
 
 
 def _array(values: Sequence[int]) -> ctypes.Array[ctypes.c_uint32]:
@@ -45,8 +41,9 @@ def _ps(ns: float) -> int:
     return round(ns * 1000)
 
 
-def cost_model(machine: Topology, cpus: int) -> _core.CostModel:
-    """The first ``cpus`` CPUs of a machine, with what things cost there, as the core wants it."""
+def cost_model(machine: Topology, tasks: int) -> _core.CostModel:
+    """What things cost on a machine's first CPUs, up to one a task, as the core wants it."""
+    cpus = min(tasks, machine.nr_cpus)
 
     def ps(key: str) -> int:
         return _ps(machine.value(key))
@@ -58,7 +55,7 @@ def cost_model(machine: Topology, cpus: int) -> _core.CostModel:
         bytes=ctypes.sizeof(_core.CostModel),
         nr_cpus=cpus,
         nr_nodes=machine.nr_nodes,
-        outstanding_stores=_OUTSTANDING_STORES,
+        outstanding_stores=round(machine.value("core.outstanding_stores")),
         private_lines=max(64, round(machine.value("cache.l2_kib") * 1024 / 64 / threads)),
         l3_lines=max(64, round(machine.value("cache.l3_kib") * 1024 / 64)),
         access_ps=max(1, ps("cache.access_ns")),
@@ -73,6 +70,8 @@ def cost_model(machine: Topology, cpus: int) -> _core.CostModel:
         wake_to_run_ps=ps("kernel.wake_to_run_ns"),
         ipi_send_ps=ps("kernel.ipi_send_ns"),
         context_switch_ps=ps("kernel.context_switch_ns"),
+        smt_speed_permille=max(1, round(1000 * machine.value("core.smt_speed"))),
+        time_slice_ps=max(1, ps("kernel.time_slice_ns")),
         event_limit=_EVENT_LIMIT,
     )
     model.node_of_cpu = _array(machine.node_of_cpu[:cpus].tolist())
@@ -92,8 +91,13 @@ class _Ran:
     """What comes back from the process of a cell."""
 
     totals: CellTotals
+    by_cpu: list[ByCpu]
+    """For each phase."""
     lines: list[Line]
+    waits: list[Wait]
+    node_transfers: list[list[int]]
     accesses: int
+    trace: trace.Trace | None
 
 
 class VirtualEngine:
@@ -113,13 +117,15 @@ class VirtualEngine:
         }
         self._cleanup = contextlib.ExitStack()
         self._designs: dict[tuple[str, str], DesignFile] = {}
+        self.trace: trace.Window | None = None
+        """Of each cell that is run, over the last one's."""
+        self.trace_full_ns: int | None = None
+        """When the last trace had no more room, from the start of its phase; None: it had."""
 
     def _cpus(self, machine: Topology) -> tuple[int, ...]:
         wanted = self._experiment.cpus or (machine.nr_cpus,)
-        if max(wanted) > machine.nr_cpus:
-            raise InputError(
-                f"--cpus {max(wanted)}: topology {machine.name} has {machine.nr_cpus} CPUs"
-            )
+        if max(wanted) > MAX_CPUS - 1:
+            raise InputError(f"--cpus {max(wanted)}: at most {MAX_CPUS - 1} tasks can be emulated")
         return wanted
 
     def prepare(self, cells: Sequence[Cell], stop: StopFlag) -> None:
@@ -146,15 +152,16 @@ class VirtualEngine:
             rmap=self._designs["rmap", cell.rmap],
             mm=self._designs["mm", cell.mm],
             workload=self._workloads[cell.workload],
-            node_of_cpu=machine.node_of_cpu[: cell.cpus].tolist(),
+            node_of_cpu=np.resize(machine.node_of_cpu[: cell.cpus], cell.cpus).tolist(),
             nr_nodes=machine.nr_nodes,
             host_cpu_of_cpu=[],
             host_node_of_node=None,
             penalty_ns=None,
-            oversubscribed=False,
+            oversubscribed=cell.cpus > machine.nr_cpus,
             seed=cell.seed,
             duration_ns=self._experiment.duration_ns,
             arena_bytes=self._experiment.arena_size,
+            nr_hw_cpus=min(cell.cpus, machine.nr_cpus),
         )
 
     def run(
@@ -172,7 +179,9 @@ class VirtualEngine:
             seed=cell.seed,
             repeat=cell.repeat,
             status="ok",
-            note="A modelled machine: its costs are the topology's, not this host's.",
+            oversubscribed=plan.oversubscribed,
+            note="A modelled machine: its costs are the topology's, not this host's."
+            + (f" {cell.cpus} tasks shared {plan.nr_hw_cpus} CPUs." if plan.oversubscribed else ""),
             latency_ns={op: Latency() for op in _core.LAT_NAMES},
             memory=Memory(),
             host=Host(),
@@ -180,9 +189,18 @@ class VirtualEngine:
         began = time.monotonic()
         tick(0.0)
         try:
-            ran = coordinator.in_child(run_cell, plan, self._topologies[cell.topology], stop=stop)
+            machine = self._topologies[cell.topology]
+            ran = coordinator.in_child(run_cell, plan, machine, self.trace, stop=stop)
             native.fill_in(result, plan, ran.totals)
-            result.lines = ran.lines
+            result.lines, result.waits = ran.lines, ran.waits
+            result.node_transfers = ran.node_transfers
+            if self.trace and ran.trace:
+                trace.write(ran.trace, plan.node_of_cpu, str(cell), self.trace.file)
+                self.trace_full_ns = ran.trace.full_ns
+            for phase, by_cpu in zip(result.phases, ran.by_cpu, strict=True):
+                phase.time_stack = time_stack(by_cpu)
+                if phase.counts_ops:
+                    result.time_stack, result.by_cpu = phase.time_stack, by_cpu
             result.host.accesses = ran.accesses
         except CellFailed as error:
             result.status, result.error = "failed", str(error)
@@ -191,8 +209,8 @@ class VirtualEngine:
         return result, True
 
 
-def run_cell(plan: Plan, machine: Topology) -> _Ran:
-    """Run one cell in this process, which has loaded no core yet.
+def run_cell(plan: Plan, machine: Topology, window: trace.Window | None = None) -> _Ran:
+    """Run one cell in this process, which has loaded no core yet. Traced: its first recorded phase.
 
     Raises CellFailed, CoreError, or InputError for a design.
     """
@@ -208,7 +226,9 @@ def run_cell(plan: Plan, machine: Topology) -> _Ran:
     with Arena.anonymous(size) as arena:
         coordinator.set_up(core, replace(plan, arena_bytes=size), arena)
         core.virtual_config(ctypes.byref(cost_model(machine, cpus)))
-        phases, calls = [], 0
+        phases: list[PhaseTotals] = []
+        by_cpu: list[ByCpu] = []
+        calls, traced = 0, None
 
         def phase(number: int, once: bool, record: bool = False, duration_ns: int = 0) -> None:
             nonlocal calls
@@ -219,10 +239,14 @@ def run_cell(plan: Plan, machine: Topology) -> _Ran:
         phase(workload.load_list, once=True)
         start_s = time.monotonic() - began
         for each in workload.phases:
+            recorder = Recorder(core, window) if window and each.record and not phases else None
             phase(each.list, each.once, each.record, round(plan.duration_ns * each.share))
+            if recorder:
+                traced = recorder.finish()
             if each.record:
                 phases.append(coordinator.gather(core, plan, each.name))
-        lines = _lines(core)
+                by_cpu.append(_by_cpu(core, plan, each.unit))
+        lines, waits, node_transfers = _sites.read(core, plan.nr_nodes)
         phase(workload.drain_list, once=True)
         try:
             core.check_drained()
@@ -240,19 +264,38 @@ def run_cell(plan: Plan, machine: Topology) -> _Ran:
             bytes_per_vma=core.bytes_per_vma(),
         )
         core.design_unload()
-        return _Ran(totals, lines, stats.accesses)
+        return _Ran(totals, by_cpu, lines, waits, node_transfers, stats.accesses, traced)
 
 
-def _lines(core: _core.Core) -> list[Line]:
-    """Lines that were waited for, those of one name together, longest waits first."""
-    found = (_core.VirtualLine * _LINES)()
-    by_symbol: dict[str, Line] = {}
-    for raw in found[: core.virtual_lines(found, _LINES)]:
-        symbol = _OF_CPU.sub("", core.text_of("virtual_symbol", raw.offset))
-        line = by_symbol.setdefault(
-            symbol, Line(symbol=symbol, transfers=0, remote_transfers=0, wait_ns=0)
+def time_stack(by_cpu: ByCpu) -> dict[str, float]:
+    """The shares of all CPUs together."""
+    sums = {name: sum(time_ps) for name, time_ps in by_cpu.time_ps.items()}
+    whole = sum(sums.values())
+    return {name: time_ps / whole if whole else 0.0 for name, time_ps in sums.items()}
+
+
+def _by_cpu(core: _core.Core, plan: Plan, unit: str) -> ByCpu:
+    """What the phase came to that has just ended; tasks of one CPU together."""
+    cpus = plan.nr_hw_cpus or len(plan.node_of_cpu)
+    found = ByCpu(
+        node=plan.node_of_cpu[:cpus],
+        ops=[0] * cpus,
+        transfers=[0] * cpus,
+        remote_transfers=[0] * cpus,
+        time_ps={name: [0] * cpus for name in _core.STACK_NAMES},
+    )
+    spent = _core.VirtualCpu()
+    for task in range(len(plan.node_of_cpu)):
+        cpu = task % cpus
+        result = core.cpu_result(task).contents
+        core.virtual_cpu(task, ctypes.byref(spent))
+        found.ops[cpu] += (
+            result.iterations
+            if unit == "iteration"
+            else result.counts[_core.CALL_NAMES.index(unit)]
         )
-        line.transfers += raw.transfers
-        line.remote_transfers += raw.remote_transfers
-        line.wait_ns += raw.wait_ps // 1000
-    return sorted(by_symbol.values(), key=lambda line: (-line.wait_ns, line.symbol))
+        found.transfers[cpu] += spent.transfers
+        found.remote_transfers[cpu] += spent.remote_transfers
+        for name, time_ps in zip(_core.STACK_NAMES, spent.stack_ps, strict=True):
+            found.time_ps[name][cpu] += time_ps
+    return found

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """A run as text in the layouts of other tools, for those who know them and what reads them.
 
-``lockstat`` follows /proc/lock_stat, ``c2c`` perf c2c's table of cache lines; ``folded`` is read by
+``lockstat`` follows /proc/lock_stat, ``c2c`` perf c2c's table of cache lines, ``cpus`` is where the
+time of each node and CPU went; ``folded`` is read by
 flamegraph.pl and speedscope, ``hgrm`` by HdrHistogram's plotter, ``csv`` by anything.
 
 Every format is a function from the chosen cells to the text. Locks and sites are those of the
@@ -19,13 +20,16 @@ from emu.errors import InputError
 from emu.experiment import unknown
 from emu.histogram import decode
 from emu.report.table import cell_name
-from emu.results import CellResult, Latency, Lock, Run
+from emu.results import ByCpu, CellResult, Latency, Lock, Run
 
 Cells = Sequence[tuple[int, CellResult]]
 """Cells with their numbers in the run, from 0."""
 
 _CSV_OPS = ("exec", "fork", "exit")
 _CSV_LATENCY = ("mean", "p50", "p90", "p99", "p999", "max")
+_SHOWN_SITES = 5
+_SHOWN_WAITS = 20
+_SHOWN_NODES = 16
 _TELLING = ("engine", "topology", "workload", "mm")
 
 
@@ -50,14 +54,24 @@ def lockstat(cells: Cells) -> str:
 
 
 def c2c(cells: Cells) -> str:
-    """Cache lines by the time that CPUs waited for them; times in nanoseconds."""
+    """Cache lines by the time that CPUs waited for them, and who pulled them; times in ns.
+
+    Then who spun and slept on what, and how many lines went from node to node.
+    """
     return _sections(cells, _lines)
+
+
+def cpus(cells: Cells) -> str:
+    """Time stacks, transfers and operations of all CPUs, of each node and of each CPU."""
+    return _sections(cells, _cpus)
 
 
 def folded(cells: Cells) -> str:
     """Stacks of waiting, ns: "rmap;cpus;lock;caller;callee wait". Repeats are added up.
 
-    Where cells differ in something else, that comes first.
+    Where cells differ in something else, that comes first. The virtual engine knows besides, under
+    "(by function)", which functions stalled on which line, or spun or slept on it: a second view of
+    the time, where waiting for locks is contained and stalls outside of locks are too.
     """
     telling = [name for name in _TELLING if len({getattr(cell, name) for _, cell in cells}) > 1]
     stacks: Counter[str] = Counter()
@@ -65,8 +79,18 @@ def folded(cells: Cells) -> str:
         first = [*(getattr(cell, name) for name in telling), cell.rmap, f"{cell.cpus} CPUs"]
         for lock in cell.locks:
             for site in lock.sites:
-                frames = [*first, _class(lock), *filter(None, site.site.split(">"))]
-                stacks[";".join(frame.replace(";", ",") for frame in frames)] += site.wait_ns
+                stacks[_stack(*first, _class(lock), *site.site.split(">"))] += site.wait_ns
+        first.append("(by function)")
+        for line in cell.lines:
+            leaf = f"stall {line.symbol}"
+            for by in line.sites:
+                stacks[_stack(*first, *by.site.split(">"), leaf)] += by.wait_ns
+            stacks[_stack(*first, leaf)] += max(
+                0, line.wait_ns - sum(by.wait_ns for by in line.sites)
+            )
+        for wait in cell.waits:
+            leaf = f"{wait.kind} {wait.symbol}"
+            stacks[_stack(*first, *wait.site.split(">"), leaf)] += wait.wait_ns
     return _joined(f"{stack} {wait_ns}" for stack, wait_ns in stacks.items() if wait_ns)
 
 
@@ -105,6 +129,7 @@ def hgrm(cells: Cells, op: str | None = None) -> str:
 FORMATS: dict[str, Callable[[Cells], str]] = {
     "lockstat": lockstat,
     "c2c": c2c,
+    "cpus": cpus,
     "folded": folded,
     "csv": comma_separated,
     "hgrm": hgrm,
@@ -122,6 +147,10 @@ def _sections(cells: Cells, body: Callable[[CellResult], Iterable[str]]) -> str:
         lines = body(cell) if cell.ok else [f"FAILED: {cell.error}"]
         sections.append(_joined([f"cell {number}: {cell_name(cell)}", *lines]))
     return "\n".join(sections)
+
+
+def _stack(*frames: str) -> str:
+    return ";".join(frame.replace(";", ",") for frame in frames if frame)
 
 
 def _class(lock: Lock) -> str:
@@ -184,6 +213,72 @@ def _lines(cell: CellResult) -> Iterator[str]:
             f"{line.remote_transfers:>10} {_per(line.remote_transfers, line.transfers):>7.2%}"
             f"  {line.symbol}"
         )
+        for site in line.sites[:_SHOWN_SITES]:
+            yield (
+                f"{'':>5} {_per(site.wait_ns, line.wait_ns):>7.2%} {site.wait_ns:>14} "
+                f"{_per(site.wait_ns, site.transfers):>10.1f} {site.transfers:>10} "
+                f"{site.remote_transfers:>10} {_per(site.remote_transfers, site.transfers):>7.2%}"
+                f"    {site.field} {site.access} {site.site}"
+            )
+    yield from _spinning(cell)
+    yield from _between_nodes(cell)
+
+
+def _spinning(cell: CellResult) -> Iterator[str]:
+    if not cell.waits:
+        return
+    heading = f"{'Waiting':>7} {'Wait total':>14} {'Wait avg':>12} {'Count':>10}  On, in"
+    rule = "-" * len(heading)
+    yield from (rule, heading, rule)
+    for wait in cell.waits[:_SHOWN_WAITS]:
+        yield (
+            f"{wait.kind:>7} {wait.wait_ns:>14} {_per(wait.wait_ns, wait.count):>12.1f} "
+            f"{wait.count:>10}  {wait.symbol} {wait.field} {wait.site}"
+        )
+
+
+def _between_nodes(cell: CellResult) -> Iterator[str]:
+    """To nodes down, from nodes across; nothing where there are too many for a line."""
+    nodes = len(cell.node_transfers)
+    if not 1 < nodes <= _SHOWN_NODES:
+        return
+    heading = "To node" + "".join(f" {f'from {node}':>9}" for node in range(nodes))
+    rule = "-" * len(heading)
+    yield from (rule, heading, rule)
+    for to, counts in enumerate(cell.node_transfers):
+        yield f"{to:>7}" + "".join(f" {count:>9}" for count in counts)
+
+
+def _cpus(cell: CellResult) -> Iterator[str]:
+    by_cpu = cell.by_cpu
+    if by_cpu is None:
+        yield "No CPUs: only the virtual engine knows where their time went (--engine virtual)."
+        return
+    phase = next((phase for phase in cell.phases if phase.counts_ops), None)
+    name, unit = (phase.name, phase.unit) if phase else ("-", "op")
+    yield f"phase {name}, {cell.seconds:.6f} s; shares of the time of each line's CPUs"
+    titles = [f"{unit}s", "transfers", "remote", *(key.replace("_", " ") for key in by_cpu.time_ps)]
+    yield f"{'':<9}" + "".join(f" {title:>11}" for title in titles)
+    everything = range(len(by_cpu.node))
+    yield _cpu_row("all", by_cpu, everything)
+    for node in sorted(set(by_cpu.node)):
+        of_node = [cpu for cpu in everything if by_cpu.node[cpu] == node]
+        yield _cpu_row(f"node {node}", by_cpu, of_node)
+    for cpu in everything:
+        yield _cpu_row(f"CPU {cpu}", by_cpu, [cpu])
+
+
+def _cpu_row(title: str, by_cpu: ByCpu, of: Sequence[int]) -> str:
+    counts = [
+        sum(column[cpu] for cpu in of)
+        for column in (by_cpu.ops, by_cpu.transfers, by_cpu.remote_transfers)
+    ]
+    times = [sum(time_ps[cpu] for cpu in of) for time_ps in by_cpu.time_ps.values()]
+    return (
+        f"{title:<9}"
+        + "".join(f" {count:>11}" for count in counts)
+        + "".join(f" {_per(time_ps, sum(times)):>11.2%}" for time_ps in times)
+    )
 
 
 def _row(number: int, cell: CellResult) -> dict[str, object]:
