@@ -44,6 +44,7 @@ from emu.workload import (
     MAP_PRIVATE,
     MAP_SHARED,
     MAP_SPECIAL,
+    MAP_STACK,
     MAX_NAME,
     NAME_PATTERN,
     PAGE,
@@ -400,6 +401,8 @@ class _Builder:
             if match[2] is not None and "MAP_ANONYMOUS" not in arguments:
                 name = self.file(match[2])
             arguments = f"{match[1]}{name}{match[3]}"
+            if not _stacks_are_apart():
+                arguments = arguments.replace("|MAP_STACK", "")
         try:
             return parse_call(f"{event.call}({arguments}) = {result}")
         except CallError as error:
@@ -711,7 +714,7 @@ class _Mm:
         ):
             start = self.free_area(length)
         account = not call.flags & MAP_SHARED and bool(call.prot & PROT["PROT_WRITE"])
-        kept = call.flags & (MAP_SHARED | MAP_GROWSDOWN | MAP_SPECIAL)
+        kept = call.flags & (MAP_SHARED | MAP_GROWSDOWN | MAP_STACK | MAP_SPECIAL)
         pgoff = (call.offset if call.name else start) // PAGE
         self.map(_Vma(start, start + length, call.prot, kept, call.name, pgoff, account))
         if call.flags & MAP_BRK:
@@ -903,6 +906,12 @@ def _header(command: Sequence[str], name: str, each: Each, remark: str, builder:
     return "".join(
         f"# {line}\n" for text in lines for line in textwrap.wrap(text, 97, break_on_hyphens=False)
     )
+
+
+def _stacks_are_apart() -> bool:
+    """Does this kernel keep mappings with MAP_STACK from huge pages, and so from merging?"""
+    release = [int(part) for part in re.findall(r"\d+", platform.release())[:2]]
+    return release >= [6, 7]
 
 
 def _system() -> str:
