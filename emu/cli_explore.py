@@ -1,18 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""`emu check`: run small scenarios in many orders and tell what goes wrong. Mounted by emu.cli."""
+"""`emu check --suite explore`: scenarios in many orders, and what goes wrong. See cli_check."""
 
 from __future__ import annotations
 
 import contextlib
 import shutil
 import sys
-import time
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from emu import explore, explore_report
@@ -20,139 +18,83 @@ from emu.coordinator import Interrupted, StopFlag
 from emu.errors import InputError
 from emu.experiment import parse_duration, unknown
 from emu.explore import Result, Unit
+from emu.progress import ProgressBar
 from emu.report.table import plain_console
 from emu.results import write_atomically
 
-_PROGRESS_AFTER_S = 2.0
 _ROWS = 30
 _MEMORY = ("c11", "sc")
 
 
-class _ProgressLine:
-    """One line on a terminal, from two seconds on; gone at the end."""
+@dataclass(frozen=True)
+class Options:
+    """What the options of `emu check` say; see there."""
 
-    def __init__(self) -> None:
-        self._began = time.monotonic()
-        self._console = Console(stderr=True)
-        self._shown = False
-
-    def update(self, done: int, total: int, schedules: int) -> None:
-        """So far: units done, of all; schedules."""
-        seconds = time.monotonic() - self._began
-        if self._console.is_terminal and seconds >= _PROGRESS_AFTER_S:
-            self._write(f"{done}/{total} scenarios, {schedules:,} schedules, {seconds:.0f} s")
-
-    def clear(self) -> None:
-        """Make room for something else."""
-        if self._shown:
-            self._write("")
-        self._shown = False
-
-    def _write(self, text: str) -> None:
-        self._console.file.write(f"\r\x1b[K{text}")
-        self._console.file.flush()
-        self._shown = True
+    scenario: str | None
+    policy: str
+    schedules: int
+    time: str
+    seed: int
+    depth: int
+    preemptions: int | None
+    memory: str
+    mm: str
+    replay: str | None
+    trace: Path | None
+    jobs: int | None
 
 
-def check(
-    designs: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[DESIGN...]",
-            help="rmap designs: a name, name:k=v, or ./FILE.c.  Default: all that are built in",
-        ),
-    ] = None,
-    scenario: Annotated[
-        str | None,
-        typer.Option(
-            metavar="S,S|FILE.c|random:N|list",
-            help="Scenarios by name, those of a file, N programs made by chance, or list to see "
-            "what there is.  Default: all of designs and locks",
-        ),
-    ] = None,
-    policy: Annotated[
-        str,
-        typer.Option(
-            metavar="P", help="random, pct, mixed (both in turn) or exhaustive: who goes next."
-        ),
-    ] = "mixed",
-    schedules: Annotated[
-        int, typer.Option(metavar="N", min=0, help="At most so many a scenario; 0: as time allows.")
-    ] = 0,
-    duration: Annotated[
-        str, typer.Option("--time", metavar="60s", help="For all scenarios together.")
-    ] = "60s",
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of what is by chance.")] = 1,
-    depth: Annotated[
-        int, typer.Option(metavar="D", min=0, max=8, help="pct: bugs of this depth; 0: 2 to 5.")
-    ] = 0,
-    preemptions: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=0, help="exhaustive: at most so many.  Default: any number"),
-    ] = None,
-    memory: Annotated[
-        str, typer.Option(metavar="c11|sc", help="What loads may return: see docs/checking.md.")
-    ] = "c11",
-    mm: Annotated[str, typer.Option(metavar="M", help="mm design.")] = "mmap-sem-rbtree",
-    replay: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Run this one schedule, out of a report.")
-    ] = None,
-    trace: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Write the first failing run for Perfetto, as JSON."),
-    ] = None,
-    jobs: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="At a time.  Default: CPUs of this host")
-    ] = None,
-) -> None:
-    """Run small scenarios in many orders: find missed VMAs, deadlocks, data races and more.
+def run(designs: Sequence[str], options: Options) -> None:
+    """Explore and print; no designs: all that are built in.
 
-    Exit status 1 when something was found.
-
-    Example: emu check numa-locks --scenario split-walk --time 10s
-
-    Example: emu check ./mine.c --policy pct --seed 7
-
-    Example: emu check --scenario turns-4x2 --policy exhaustive
+    Raises InputError, and typer.Exit with status 1 when something was found.
     """
+    policy, scenario, replay = options.policy, options.scenario, options.replay
     if policy not in explore.POLICIES[:4]:
         raise unknown("policy", policy, explore.POLICIES[:4])
-    if memory not in _MEMORY:
-        raise unknown("memory model", memory, _MEMORY)
-    if replay is not None and (not scenario or len(designs or []) > 1):
+    if options.memory not in _MEMORY:
+        raise unknown("memory model", options.memory, _MEMORY)
+    if replay is not None and (not scenario or len(designs) > 1):
         raise InputError("--replay TEXT: one design and --scenario NAME belong to it")
-    seconds = parse_duration(duration) / 1e9
+    seconds = parse_duration(options.time) / 1e9
     with contextlib.ExitStack() as cleanup:
         stop = cleanup.enter_context(StopFlag())
         if scenario == "list":
             _list_scenarios()
             return
-        wanted = explore.find_scenarios(scenario, cleanup, seed) if scenario else None
+        wanted = explore.find_scenarios(scenario, cleanup, options.seed) if scenario else None
         names = designs or (explore.built_in_designs() if _needs_designs(wanted) else ["single"])
         units = [
             replace(
                 unit,
                 policy="replay" if replay is not None else policy,
-                seed=seed,
-                schedules=schedules,
-                depth=depth,
-                preemptions=preemptions,
-                sequential=memory == "sc",
+                seed=options.seed,
+                schedules=options.schedules,
+                depth=options.depth,
+                preemptions=options.preemptions,
+                sequential=options.memory == "sc",
                 replay=replay or "",
             )
-            for unit in explore.make_units(names, wanted, cleanup, mm=mm)
+            for unit in explore.make_units(names, wanted, cleanup, mm=options.mm)
         ]
         if replay is not None and len(units) != 1:
             raise InputError("--replay TEXT: one design and --scenario NAME belong to it")
-        results, interrupted = _run(units, seconds, stop, jobs)
-    if trace and (first := next((r.finding for r in results if r.finding), None)):
-        write_atomically(trace, explore_report.perfetto(first).encode())
+        results, interrupted = _run(units, seconds, stop, options.jobs)
+    if options.trace and (first := next((r.finding for r in results if r.finding), None)):
+        _write(options.trace, explore_report.perfetto(first))
     if results:
         _summary(results)
     if interrupted:
         raise typer.Exit(130)
     if any(result.finding for result in results):
         raise typer.Exit(1)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        write_atomically(path, text.encode())
+    except OSError as error:
+        raise InputError(f"--trace {path}: {error.strerror}") from None
 
 
 def _needs_designs(wanted: list[explore.Scenario] | None) -> bool:
@@ -163,24 +105,26 @@ def _run(
     units: list[Unit], seconds: float, stop: StopFlag, jobs: int | None
 ) -> tuple[list[Result], bool]:
     """The results, and whether a signal came; what is found is printed at once."""
-    line = _ProgressLine()
     width = shutil.get_terminal_size((120, 50)).columns
     results: list[Result] = []
-    try:
-        for result in explore.check(
-            units, seconds=seconds, stop=stop, jobs=jobs, progress=line.update
-        ):
-            if result.finding and result.unit.scenario.name.startswith("program:"):
-                result = explore.shrink(result, stop)
-            results.append(result)
-            if result.finding:
-                line.clear()
-                print("\n".join(explore_report.explain(result, max(width, 100))), end="\n\n")
-                sys.stdout.flush()
-    except Interrupted:
-        return results, True
-    finally:
-        line.clear()
+    with ProgressBar() as bar:
+
+        def progress(done: int, total: int, schedules: int) -> None:
+            bar.update(done, total, f"{schedules:,} schedules")
+
+        try:
+            for result in explore.check(
+                units, seconds=seconds, stop=stop, jobs=jobs, progress=progress
+            ):
+                if result.finding and result.unit.scenario.name.startswith("program:"):
+                    result = explore.shrink(result, stop)
+                results.append(result)
+                if result.finding:
+                    bar.clear()
+                    print("\n".join(explore_report.explain(result, max(width, 100))), end="\n\n")
+                    sys.stdout.flush()
+        except Interrupted:
+            return results, True
     return results, False
 
 

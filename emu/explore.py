@@ -22,7 +22,7 @@ from typing import Any
 
 from emu import _core, coordinator
 from emu.arena import MIB, Arena, run_directory
-from emu.coordinator import CellFailed, Child, DesignFile, StopFlag
+from emu.coordinator import Child, DesignFile, StopFlag
 from emu.engines._designs import find_design
 from emu.errors import EmuError, InputError
 from emu.experiment import unknown
@@ -516,7 +516,8 @@ class _Job:
     def __init__(self, unit: Unit) -> None:
         self.unit = unit
         self.schedules = 0
-        self.child = Child(explore_unit, unit, talks=True)
+        what = f"scenario {unit.scenario.name}: the explorer"
+        self.child = Child(explore_unit, unit, what=what, talks=True)
 
     def receive(self) -> Result | None:
         """What the process has to say by now: nothing, or how it ended.
@@ -524,10 +525,7 @@ class _Job:
         Raises EmuError.
         """
         while self.child.poll(0):
-            try:
-                answer = self.child.receive()
-            except CellFailed as error:
-                raise EmuError(f"scenario {self.unit.scenario.name}: {error}") from None
+            answer = self.child.receive()
             if not isinstance(answer, int):
                 result: Result = answer
                 return result

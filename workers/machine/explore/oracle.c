@@ -243,6 +243,12 @@ void emu_waited(uint32_t class_id, uint64_t wait_ns)
 	(void)wait_ns;
 }
 
+void emu_machine_lock_held(uint32_t class_id, bool held)
+{
+	(void)class_id;
+	(void)held;
+}
+
 void emu_machine_called(uint32_t op, uint64_t start_ns)
 {
 	(void)op;

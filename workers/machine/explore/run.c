@@ -367,6 +367,20 @@ bool emu_need_resched(void)
 	return x.running && choose_rare();
 }
 
+/* A CPU has one task. */
+void emu_preempt_disable(void)
+{
+}
+
+void emu_preempt_enable(void)
+{
+}
+
+void emu_waited_for(uint32_t class_id)
+{
+	(void)class_id;
+}
+
 void emu_line_moved_slow(uint32_t *last)
 {
 	(void)last;

@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: MIT
+"""`emu check`: does a design keep the rules? `emu new`: a first file. Mounted by emu.cli."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from emu import check as checker
+from emu import cli_explore, design
+from emu._version import __version__
+from emu.coordinator import Interrupted, StopFlag
+from emu.errors import InputError
+from emu.experiment import unknown
+from emu.progress import ProgressBar
+from emu.results import write_atomically
+
+SUITES = (*checker.SUITES, "explore")
+_RULES = "Options of --suite conformance"
+_ORDERS = "Options of --suite explore"
+
+
+class _Report(msgspec.Struct):
+    """What ``--json`` writes."""
+
+    version: str
+    suite: str
+    seeds: int
+    first_seed: int
+    results: list[checker.RuleResult]
+
+
+def check(
+    designs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[DESIGN...]",
+            help="Designs: a name, ./FILE.c, NAME:k=v, or all that are built in.  Default: all, "
+            "and --suite explore",
+        ),
+    ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            metavar="|".join(SUITES),
+            help="The rules one by one, or small scenarios in many orders.  Default: conformance, "
+            "or what the other options belong to",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="The first one.")] = 1,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            metavar="E,E", help="native, virtual or both.  Default: both", rich_help_panel=_RULES
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="How many seeds: each varies all timing.  Default: 5",
+            rich_help_panel=_RULES,
+        ),
+    ] = None,
+    rule: Annotated[
+        str | None,
+        typer.Option(
+            metavar="R,R", help="Rules, by name or number.  Default: all", rich_help_panel=_RULES
+        ),
+    ] = None,
+    json_file: Annotated[
+        str | None,
+        typer.Option(
+            "--json",
+            metavar="FILE|-",
+            help="Write JSON; -: to stdout, and no lines.",
+            rich_help_panel=_RULES,
+        ),
+    ] = None,
+    scenario: Annotated[
+        str | None,
+        typer.Option(
+            metavar="S,S|FILE.c|random:N|list",
+            help="Scenarios by name, those of a file, N programs made by chance, or list to see "
+            "what there is.  Default: all of designs and locks",
+            rich_help_panel=_ORDERS,
+        ),
+    ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="P",
+            help="random, pct, mixed (both in turn) or exhaustive: who goes next.  Default: mixed",
+            rich_help_panel=_ORDERS,
+        ),
+    ] = None,
+    schedules: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="At most so many a scenario.  Default: as time allows",
+            rich_help_panel=_ORDERS,
+        ),
+    ] = None,
+    duration: Annotated[
+        str | None,
+        typer.Option(
+            "--time",
+            metavar="60s",
+            help="For all scenarios together.  Default: 60s",
+            rich_help_panel=_ORDERS,
+        ),
+    ] = None,
+    depth: Annotated[
+        int | None,
+        typer.Option(
+            metavar="D",
+            min=1,
+            max=8,
+            help="pct: bugs of this depth.  Default: 2 to 5 in turn",
+            rich_help_panel=_ORDERS,
+        ),
+    ] = None,
+    preemptions: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="exhaustive: at most so many.  Default: any number",
+            rich_help_panel=_ORDERS,
+        ),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="c11|sc",
+            help="What loads may return: see docs/checking.md.  Default: c11",
+            rich_help_panel=_ORDERS,
+        ),
+    ] = None,
+    mm: Annotated[
+        str | None,
+        typer.Option(
+            metavar="M", help="mm design.  Default: mmap-sem-rbtree", rich_help_panel=_ORDERS
+        ),
+    ] = None,
+    replay: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="Run this one schedule, out of a report.", rich_help_panel=_ORDERS
+        ),
+    ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the first failing run for Perfetto, as JSON.",
+            rich_help_panel=_ORDERS,
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="At a time.  Default: CPUs of this host",
+            rich_help_panel=_ORDERS,
+        ),
+    ] = None,
+) -> None:
+    """Check that designs keep the rules of every design.
+
+    conformance: the rules one by one on both engines. A line a design, engine and rule: ok, FAILED
+    with what was seen and the command that runs it again, or declared where the design says itself
+    that it does not keep the rule.
+
+    explore: small scenarios in many orders, to find missed VMAs, deadlocks, data races and more. A
+    failing run is shown step by step, with the command that replays it.
+
+    Example: emu check numa-locks ./mine.c
+
+    Example: emu check ./mine.c --rule walk,trylock --json -
+
+    Example: emu check ./mine.c --suite explore --time 10m
+
+    Example: emu check --scenario turns-4x2 --policy exhaustive
+    """
+    of_rules = {"--engine": engine, "--seeds": seeds, "--rule": rule, "--json": json_file}
+    of_orders = {
+        "--scenario": scenario,
+        "--policy": policy,
+        "--schedules": schedules,
+        "--time": duration,
+        "--depth": depth,
+        "--preemptions": preemptions,
+        "--memory": memory,
+        "--mm": mm,
+        "--replay": replay,
+        "--trace": trace,
+        "--jobs": jobs,
+    }
+    if _choose_suite(suite, bool(designs), of_rules, of_orders) == "explore":
+        options = cli_explore.Options(
+            scenario=scenario,
+            policy=policy or "mixed",
+            schedules=schedules or 0,
+            time=duration or "60s",
+            seed=seed,
+            depth=depth or 0,
+            preemptions=preemptions,
+            memory=memory or "c11",
+            mm=mm or "mmap-sem-rbtree",
+            replay=replay,
+            trace=trace,
+            jobs=jobs,
+        )
+        cli_explore.run([] if designs == ["all"] else designs or [], options)
+    else:
+        _conformance(
+            designs or ["all"],
+            engine=engine or ",".join(checker.ENGINES),
+            seeds=seeds or 5,
+            seed=seed,
+            rule=rule,
+            json_file=json_file,
+        )
+
+
+def _choose_suite(
+    suite: str | None,
+    has_designs: bool,
+    of_rules: Mapping[str, object],
+    of_orders: Mapping[str, object],
+) -> str:
+    """The suite that is asked for, or that the options given belong to. Raises InputError."""
+    if suite is not None and suite not in SUITES:
+        raise unknown("suite", suite, SUITES)
+    rules = [name for name, value in of_rules.items() if value is not None]
+    orders = [name for name, value in of_orders.items() if value is not None]
+    chosen = suite or ("explore" if orders or not (has_designs or rules) else "conformance")
+    strange = rules if chosen == "explore" else orders
+    if strange:
+        raise InputError(f"{strange[0]} does not belong to --suite {chosen}")
+    return chosen
+
+
+def _conformance(
+    designs: list[str],
+    *,
+    engine: str,
+    seeds: int,
+    seed: int,
+    rule: str | None,
+    json_file: str | None,
+) -> None:
+    engines = engine.split(",")
+    for name in engines:
+        if name not in checker.ENGINES:
+            raise unknown("engine", name, checker.ENGINES)
+    # Until the very end: a second Ctrl-C must not cut off the output.
+    stop = StopFlag(restore=False).__enter__()
+    chosen = checker.choose_designs("rmap", designs)
+    wanted = checker.choose_rules(checker.rules("rmap", stop), rule)
+    report = _Report(__version__, "conformance", seeds, seed, [])
+    width = max(len(name) for name in chosen)
+    interrupted = False
+    with ProgressBar() as bar:
+        try:
+            for result in checker.run(
+                chosen,
+                wanted,
+                engines=engines,
+                seeds=seeds,
+                first_seed=seed,
+                stop=stop,
+                progress=bar.update,
+            ):
+                report.results.append(result)
+                if json_file != "-":
+                    bar.clear()
+                    print(_line(result, width), flush=True)
+        except Interrupted:
+            interrupted = True
+    if json_file is not None:
+        _write(report, json_file)
+    if interrupted:
+        raise typer.Exit(130)
+    if any(result.status == "failed" for result in report.results):
+        raise typer.Exit(1)
+
+
+def _line(result: checker.RuleResult, width: int) -> str:
+    status = "FAILED" if result.status == "failed" else result.status
+    seeds = f"{result.seeds} seed{'s' if result.seeds != 1 else ''}"
+    detail = (
+        f"seed {result.seed}: {result.detail}; again: {result.command}"
+        if result.command
+        else f"{seeds}: {result.detail}"
+    )
+    return (
+        f"{result.design:{width}}  {result.engine:7}  "
+        f"{result.number} {result.rule:10}  {status:8}  {detail}"
+    )
+
+
+def _write(report: _Report, file: str) -> None:
+    text = msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+    if file == "-":
+        sys.stdout.buffer.write(text)
+        return
+    try:
+        write_atomically(Path(file), text)
+    except OSError as error:
+        raise InputError(f"--json {file}: {error.strerror}") from None
+
+
+def new(
+    kind: Annotated[str, typer.Argument(metavar="|".join(design.SKELETONS), help="What it is.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE.c", help="Where to write it.")],
+) -> None:
+    """Write the skeleton of a design: it works, and says in comments what each part is for.
+
+    Example: emu new rmap mine.c
+    """
+    design.write_skeleton(kind, file)
+    shown = file if file.is_absolute() else f"./{file}"
+    print(f"{file}: emu check {shown}   then   emu run --rmap single,{shown}", file=sys.stderr)
