@@ -159,6 +159,22 @@ def test_planted_bugs_are_found_and_happen_again(bug: planted.Bug, tmp_path: Pat
     assert len(explore_report.explain(result)) > 5
 
 
+@pytest.mark.parametrize(
+    "path", sorted((planted.ROOT / "tests" / "broken").glob("*.c")), ids=lambda path: path.stem
+)
+def test_designs_that_each_break_a_rule_are_found_too(path: Path) -> None:
+    with ExitStack() as cleanup, StopFlag() as stop:
+        wanted = [each for each in explore.scenarios() if each.kind == "rmap"]
+        units = explore.make_units([str(path)], wanted, cleanup)
+        units = [replace(unit, schedules=4000, shorten_seconds=0.1) for unit in units]
+        found = [
+            result.finding.kind
+            for result in explore.check(units, seconds=120.0, stop=stop)
+            if result.finding
+        ]
+    assert found != []
+
+
 def test_there_are_enough_of_them() -> None:
     assert len({bug.name for bug in planted.BUGS}) >= 25
 

@@ -145,7 +145,9 @@ static void split_walk(uint32_t cpu)
 		protect(0, 1, EMU_PROT_READ);
 	} else if (cpu == 1) {
 		current->mm = world->mm[1];
-		protect(1, 1, EMU_PROT_READ | EMU_PROT_WRITE);
+		/* The border between two moves down, and up again. */
+		protect(1, 1, EMU_PROT_READ | EMU_PROT_EXEC);
+		protect(1, 1, EMU_PROT_READ);
 	} else {
 		walk(libc(), 0, 3, false);
 	}
@@ -271,6 +273,19 @@ static void merge_nodes(uint32_t cpu)
 	current->mm = NULL;
 }
 
+/* The same, the lower one being of the higher CPU. */
+static void merge_nodes_back(uint32_t cpu)
+{
+	current->mm = world->mm[0];
+	if (cpu == 1) {
+		map(1, 1, EMU_PROT_READ | EMU_PROT_EXEC, libc(), 1);
+		protect(2, 1, EMU_PROT_READ | EMU_PROT_EXEC);
+	} else {
+		walk(libc(), 0, 3, cpu == 2);
+	}
+	current->mm = NULL;
+}
+
 static void free_address(uint32_t cpu)
 {
 	current->mm = world->mm[0];
@@ -378,6 +393,7 @@ const struct emu_scenario emu_rmap_scenarios[] = {
 	RMAP("threads-fork", 3, one_process, threads_fork, world_end,
 	     "a fork copies what another CPU maps, and a walk"),
 	RMAP("merge-nodes", 3, one_process, merge_nodes, world_end, "VMAs of two CPUs become one, and a walk"),
+	RMAP("merge-nodes-back", 3, one_process, merge_nodes_back, world_end, "the other way round, and two walks"),
 	RMAP("free-address", 3, one_process, free_address, no_overlap, "three threads ask for free addresses"),
 	RMAP("two-files", 3, two_files_setup, two_files, world_end,
 	     "forks of two files in two orders, and walks of both"),

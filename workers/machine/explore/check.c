@@ -287,6 +287,7 @@ int emu_explore_start(const struct emu_explore_config *c)
 	if (c->policy == EMU_POLICY_EXHAUSTIVE && dpor_start(c->preemptions))
 		return emu_set_error(-ENOMEM, "no memory for the search");
 	policy_reset(c->seed, c->depth);
+	memory_files_done(emu_arena->boot_objects);
 	faults(true);
 	n = run_alone(setup);
 	faults(false);

@@ -249,9 +249,9 @@ void memory_begin(void);
 void memory_destroy(void);
 const struct object *object_at(uintptr_t addr);
 uint32_t object_number(const struct object *object);
-/* Objects that the run has made and not freed: how many more than at its start; one of them. */
-int64_t live_objects(void);
-const struct object *leaked_object(void);
+/* An object that the run, or for the files a design, has made and not freed; NULL: none. */
+const struct object *leaked_object(bool files_too);
+void memory_files_done(int64_t boot);
 
 /* policy.c */
 uint64_t next_random(void);

@@ -34,6 +34,7 @@ static uint32_t nr_objects, max_objects, base_objects;
 static uint32_t *freed; /* objects of setup() that the run has freed */
 static uint32_t nr_freed, max_freed;
 static int64_t nr_live, base_live;
+static uint32_t first_of_files, end_of_files; /* objects that the design made for the files */
 
 static void *grow(void *old, uint64_t bytes)
 {
@@ -234,11 +235,6 @@ uint32_t emu_object_bytes(const void *ptr)
 	return o ? o->bytes : 0;
 }
 
-int64_t live_objects(void)
-{
-	return nr_live - base_live;
-}
-
 int64_t emu_live_objects(void)
 {
 	return nr_live;
@@ -258,10 +254,19 @@ uint64_t emu_bytes_per_vma(void)
 	return sizeof(struct vm_area_struct);
 }
 
-/* An object that is still there though the run began without it; NULL: none. */
-const struct object *leaked_object(void)
+/* What is there now belongs to the files: all but the first `boot` objects. */
+void memory_files_done(int64_t boot)
+{
+	first_of_files = (uint32_t)boot;
+	end_of_files = nr_objects;
+}
+
+const struct object *leaked_object(bool files_too)
 {
 	for (uint32_t i = base_objects; i < nr_objects; i++)
+		if (!objects[i].is_free)
+			return &objects[i];
+	for (uint32_t i = first_of_files; i < end_of_files && files_too; i++)
 		if (!objects[i].is_free)
 			return &objects[i];
 	return NULL;

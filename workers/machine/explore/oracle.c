@@ -783,6 +783,7 @@ static int look(struct vm_area_struct *vma, void *arg)
 /* On the main stack: nobody runs any more. */
 void oracle_end_run(void)
 {
+	const struct object *leaked;
 	bool empty = true;
 
 	for (uint32_t i = 0; i < x.nr_cpus; i++) {
@@ -812,10 +813,11 @@ void oracle_end_run(void)
 		for (uint32_t i = 0; i < emu_arena->nr_files && empty && design->destroy; i++)
 			design->destroy(&emu_arena->files[i]);
 	}
-	if (empty && leaked_object()) {
+	leaked = empty ? leaked_object(x.scenario->kind == EMU_SCENARIO_RMAP) : NULL;
+	if (leaked) {
 		char name[100];
 
-		address_name(leaked_object()->addr, name, sizeof(name));
-		fail(EMU_FOUND_LEAK, "%s, allocated by CPU%d, is never freed", name, leaked_object()->cpu);
+		address_name(leaked->addr, name, sizeof(name));
+		fail(EMU_FOUND_LEAK, "%s, allocated by CPU%d, is never freed", name, leaked->cpu);
 	}
 }
