@@ -9,6 +9,7 @@ static struct mm_struct *mm_alloc(void)
 	struct mm_struct *mm = emu_zalloc(sizeof(*mm), emu_node_id());
 
 	emu_mm->init(mm);
+	emu_mm_register(mm);
 	return mm;
 }
 
@@ -49,6 +50,7 @@ EMU_NOINLINE void exit_mmap(struct mm_struct *mm)
 	emu_mm->write_unlock(mm);
 	EMU_ASSERT(!mm->map_count && !mm->total_vm, "%u VMAs, %llu pages left", mm->map_count,
 		   (unsigned long long)mm->total_vm);
+	emu_mm_unregister(mm);
 	free_pgd(mm);
 	if (emu_mm->destroy)
 		emu_mm->destroy(mm);
