@@ -183,6 +183,8 @@ class CellTotals:
     memory_bytes: int
     rmap_bytes_per_file: int
     bytes_per_vma: int
+    batches: bool
+    """Can the rmap design do what its parameter batch asks?"""
 
 
 def compile_design(source: Path, machine: str, directory: Path) -> Path:
@@ -450,6 +452,7 @@ def run(plan: Plan, stop: StopFlag, tick: Callable[[float], None]) -> CellTotals
                     memory_bytes=memory,
                     rmap_bytes_per_file=core.rmap_bytes_per_file(),
                     bytes_per_vma=core.bytes_per_vma(),
+                    batches=core.design_batches(),
                 )
     finally:
         core.design_unload()

@@ -24,7 +24,9 @@ def test_there_is_a_recording_of_each_workload() -> None:
     }
 
 
-@pytest.mark.parametrize("design", ["single", "numa-locks"])
+@pytest.mark.parametrize(
+    "design", ["single", "numa-locks", "single:batch=none", "dynamic:batch=exit+fork+exec"]
+)
 @pytest.mark.parametrize("name", RECORDED)
 def test_replay_ends_in_the_real_maps(name: str, design: str) -> None:
     workload_name, list_name, calls, *_ = name.split(".")

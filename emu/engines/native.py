@@ -267,6 +267,9 @@ def fill_in(result: CellResult, plan: Plan, totals: CellTotals) -> None:
     result.memory = Memory(
         rmap_bytes_per_file=totals.rmap_bytes_per_file, bytes_per_vma=totals.bytes_per_vma
     )
+    if not totals.batches:
+        sentence = f"{plan.rmap.name} links one VMA at a time, whatever batch says."
+        result.note = f"{result.note} {sentence}" if result.note else sentence
     result.host.events = totals.calls
     result.host.peak_rss_bytes = totals.memory_bytes
     result.host.start_s = totals.start_s

@@ -239,6 +239,7 @@ def run_cell(plan: Plan, machine: Topology) -> _Ran:
             memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             rmap_bytes_per_file=core.rmap_bytes_per_file(),
             bytes_per_vma=core.bytes_per_vma(),
+            batches=core.design_batches(),
         )
         core.design_unload()
         return _Ran(totals, lines, stats.accesses)

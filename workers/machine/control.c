@@ -173,8 +173,10 @@ int emu_list_add(const struct emu_call *calls, uint32_t n)
 					     calls[i].arg);
 	for (uint32_t i = 0; i < n; i++)
 		arena->has_micro |= calls[i].op > EMU_CALL_PACE;
-	if (n)
+	if (n) {
 		memcpy(arena->calls + arena->nr_calls, calls, n * sizeof(*calls));
+		emu_program_find_groups(arena->calls + arena->nr_calls, n);
+	}
 	arena->lists[arena->nr_lists] = (struct emu_list){ arena->calls + arena->nr_calls, n };
 	arena->nr_calls += n;
 	return (int)arena->nr_lists++;

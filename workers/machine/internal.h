@@ -39,6 +39,7 @@ struct emu_cpu {
 	uint32_t nr_parents;
 	bool in_phase, in_ping_pong;
 	uint64_t ping_pong_turn;
+	const struct emu_call *first_done, *last_done; /* batch=exit+fork+exec: what an earlier call has done already */
 	uint64_t walk_due_ns;	 /* the first of its walkers' */
 	_Atomic uint32_t mms_locked; /* guards mms, and the page tables of what is in it */
 	struct mm_struct *mms;	     /* made on this CPU; with walkers only */

@@ -78,17 +78,149 @@ static bool work_is_in_kernel(uint32_t op)
 	return op == EMU_CALL_EXEC || op == EMU_CALL_FORK || op == EMU_CALL_EXIT;
 }
 
-static int64_t run_call(const struct emu_call *call, bool strict);
+/*
+ * batch=exit+fork+exec. A loader maps a library whole and then maps its segments over that, each in a call of its own.
+ * Here they are one call, of an interface that is not there: first and last VMA are what they would have come to, but
+ * that a later mprotect of a part (RELRO) finds that part to be a VMA already.
+ */
+static bool is_within(const struct emu_call *call, uint64_t start, uint64_t end)
+{
+	return call->addr >= start && call->len <= end - start && call->addr - start <= end - start - call->len;
+}
+
+/* Where the mapping goes; 0: not known before. */
+static uint64_t place_of(const struct emu_call *call)
+{
+	if (call->flags & (EMU_MAP_FIXED | EMU_MAP_FIXED_NOREPLACE))
+		return call->addr;
+	return call->expect == EMU_NO_EXPECT ? 0 : call->expect;
+}
+
+void emu_program_find_groups(struct emu_call *calls, uint32_t n)
+{
+	for (uint32_t i = 0, next; i < n; i = next) {
+		uint64_t start = place_of(&calls[i]), end = start + page_align(calls[i].len);
+
+		next = i + 1;
+		if (calls[i].op != EMU_CALL_MMAP || calls[i].arg < 0 || calls[i].flags & EMU_MAP_SPECIAL || !start)
+			continue;
+		while (next < n && is_within(&calls[next], start, end) &&
+		       (calls[next].op == EMU_CALL_MUNMAP ||
+			(calls[next].op == EMU_CALL_MMAP && calls[next].flags & EMU_MAP_FIXED &&
+			 !(calls[next].flags & EMU_MAP_SPECIAL))))
+			next++;
+		calls[i].followers = next - i - 1;
+	}
+}
+
+struct segments {
+	struct map_segment segment[MAP_SEGMENTS_MAX];
+	uint32_t n;
+};
+
+static bool segments_insert(struct segments *s, uint32_t at, struct map_segment segment)
+{
+	if (s->n == MAP_SEGMENTS_MAX)
+		return false;
+	memmove(&s->segment[at + 1], &s->segment[at], (s->n - at) * sizeof(segment));
+	s->segment[at] = segment;
+	s->n++;
+	return true;
+}
+
+/* A border at addr, if that is inside a segment. */
+static bool segments_cut(struct segments *s, uint64_t addr)
+{
+	for (uint32_t i = 0; i < s->n; i++) {
+		struct map_segment upper = s->segment[i];
+
+		if (addr <= upper.start || addr >= upper.end)
+			continue;
+		upper.pgoff += (addr - upper.start) >> EMU_PAGE_SHIFT;
+		upper.start = s->segment[i].end = addr;
+		return segments_insert(s, i + 1, upper);
+	}
+	return true;
+}
+
+static bool segments_apply(struct segments *s, const struct emu_call *call)
+{
+	uint64_t start = place_of(call), end = call->addr + page_align(call->len);
+	uint32_t at = 0, kept = 0;
+
+	if (call->op == EMU_CALL_MUNMAP)
+		start = call->addr;
+	else
+		end = start + page_align(call->len);
+	if (!segments_cut(s, start) || !segments_cut(s, end))
+		return false;
+	for (uint32_t i = 0; i < s->n; i++)
+		if (s->segment[i].end <= start || s->segment[i].start >= end)
+			s->segment[kept++] = s->segment[i];
+	s->n = kept;
+	while (at < s->n && s->segment[at].start < start)
+		at++;
+	return call->op == EMU_CALL_MUNMAP ||
+	       segments_insert(s, at,
+			       (struct map_segment){ start, end, calc_vm_flags(call->prot, call->flags), file_of(call),
+						     call->offset >> EMU_PAGE_SHIFT });
+}
+
+/* `call` with its followers. `later`, up to `end`: what the program calls after it. -ESTALE: one by one, then. */
+static int64_t map_at_once(struct emu_cpu *cpu, const struct emu_call *call, const struct emu_call *later,
+			   const struct emu_call *end)
+{
+	uint64_t start = place_of(call), brk = 0;
+	struct segments s = { .n = 0 };
+	int64_t ret;
+
+	for (const struct emu_call *c = call; c <= call + call->followers; c++) {
+		if (!segments_apply(&s, c))
+			return -ESTALE;
+		if (c->flags & EMU_MAP_BRK)
+			brk = place_of(c) + page_align(c->len);
+	}
+	for (; later < end && later->op != EMU_CALL_EXEC && later->op != EMU_CALL_FORK && later->op != EMU_CALL_EXIT; later++)
+		if (later->op == EMU_CALL_MPROTECT && is_within(later, start, start + page_align(call->len)) &&
+		    (!segments_cut(&s, later->addr) || !segments_cut(&s, later->addr + page_align(later->len))))
+			return -ESTALE;
+	ret = emu_map_segments(start, page_align(call->len), call->addr, call->flags, s.segment, s.n, brk);
+	if (ret >= 0) {
+		cpu->first_done = call + 1;
+		cpu->last_done = call + call->followers;
+	}
+	return ret;
+}
+
+static int64_t run_call(const struct emu_call *call, const struct emu_call *end, bool strict);
+
+/* A call, after which the program goes on from `later` to `end`; or nothing, if an earlier one has done it. */
+static int64_t run_or_skip(const struct emu_call *call, const struct emu_call *later, const struct emu_call *end,
+			   bool strict, bool *skipped)
+{
+	struct emu_cpu *cpu = emu_this_cpu();
+	int64_t ret = -ESTALE;
+
+	*skipped = call >= cpu->first_done && call <= cpu->last_done;
+	if (unlikely(*skipped))
+		return 0;
+	if (emu_batch == EMU_BATCH_EXEC && call->followers && current->mm) {
+		cpu->first_done = cpu->last_done = NULL;
+		ret = map_at_once(cpu, call, later, end);
+	}
+	return ret == -ESTALE ? run_call(call, end, strict) : ret;
+}
 
 /* What the kernel maps while it executes a new image. */
-static EMU_NOINLINE int64_t load_elf_binary(const struct emu_call *call, bool strict)
+static EMU_NOINLINE int64_t load_elf_binary(const struct emu_call *call, const struct emu_call *end, bool strict)
 {
 	EMU_CALL_SITE();
 	const struct emu_list *list = &emu_arena->lists[call->arg];
 
 	exec_mmap(call->addr);
 	for (uint32_t i = 0; i < list->nr; i++) {
-		int64_t ret = run_call(&list->calls[i], strict);
+		bool skipped;
+		int64_t ret = run_or_skip(&list->calls[i], call + 1, end, strict, &skipped);
 
 		if (ret < 0)
 			return ret;
@@ -196,7 +328,8 @@ static int64_t run_micro(struct emu_cpu *cpu, uint32_t op)
 	return 0;
 }
 
-static int64_t run_call(const struct emu_call *call, bool strict)
+/* `end`: of the list that the call is in. */
+static int64_t run_call(const struct emu_call *call, const struct emu_call *end, bool strict)
 {
 	struct emu_cpu *cpu = emu_this_cpu();
 	int64_t ret = 0;
@@ -205,7 +338,7 @@ static int64_t run_call(const struct emu_call *call, bool strict)
 		return emu_set_error(-ESRCH, "%s without a process: exec comes first", call_names[call->op]);
 	switch ((enum emu_call_op)call->op) {
 	case EMU_CALL_EXEC:
-		return load_elf_binary(call, strict);
+		return load_elf_binary(call, end, strict);
 	case EMU_CALL_FORK:
 		if (cpu->nr_parents == EMU_MM_STACK)
 			return emu_set_error(-EAGAIN, "more than %u processes wait for a child on this CPU", EMU_MM_STACK);
@@ -271,6 +404,7 @@ int emu_program_run(uint32_t list_nr, bool record, uint32_t *failed)
 		const struct emu_call *call = &list->calls[i];
 		uint32_t op = latency_op[call->op];
 		uint64_t start_ns;
+		bool skipped;
 		int64_t ret;
 
 		/* The coordinator looks here when this CPU is gone. */
@@ -288,7 +422,9 @@ int emu_program_run(uint32_t list_nr, bool record, uint32_t *failed)
 		start_ns = emu_clock_ns();
 		if (work_is_in_kernel(call->op))
 			work(call->work_ns);
-		ret = run_call(call, strict);
+		ret = run_or_skip(call, call + 1, list->calls + list->nr, strict, &skipped);
+		if (skipped)
+			continue;
 		if (ret < 0) {
 			*failed = i;
 			return (int)ret;

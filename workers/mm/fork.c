@@ -13,10 +13,20 @@ static struct mm_struct *mm_alloc(void)
 	return mm;
 }
 
+/* Pages are copied when the child's VMA is in i_mmap, after its parent: a truncate meets them there. */
+static void link_children(struct link_vma_file_batch *vb)
+{
+	link_file_vma_batch_final(vb);
+	for (uint32_t i = 0; i < vb->count; i++)
+		copy_page_range(vb->vmas[i], vb->prevs[i]);
+	vb->count = 0;
+}
+
 EMU_NOINLINE struct mm_struct *dup_mmap(struct mm_struct *oldmm)
 {
 	EMU_CALL_SITE();
 	struct mm_struct *mm = mm_alloc();
+	struct link_vma_file_batch vb = { 0 };
 	struct vm_area_struct *vma, *copy;
 
 	emu_mm->write_lock(oldmm);
@@ -27,12 +37,17 @@ EMU_NOINLINE struct mm_struct *dup_mmap(struct mm_struct *oldmm)
 	mm->brk = oldmm->brk;
 	for (vma = emu_mm->find(oldmm, 0, NULL); vma; vma = emu_mm->find(oldmm, vma->vm_end, NULL)) {
 		copy = vm_area_alloc(mm, vma->vm_start, vma->vm_end, vma->vm_flags, vma->vm_file, vma->vm_pgoff);
-		/* After its parent: a truncate that walks now must meet the parent's PTEs first. */
-		if (vma_mapping(vma))
-			emu_rmap->insert_after(vma_mapping(vma), copy, vma);
 		mm_link(mm, copy);
-		copy_page_range(copy, vma);
+		if (!vma_mapping(vma)) {
+			copy_page_range(copy, vma);
+			continue;
+		}
+		if (emu_batch < EMU_BATCH_FORK || !link_file_vma_batch_fits(&vb, vma))
+			link_children(&vb);
+		vb.vmas[vb.count] = copy;
+		vb.prevs[vb.count++] = vma;
 	}
+	link_children(&vb);
 	emu_mm->write_unlock(mm);
 	emu_mm->write_unlock(oldmm);
 	return mm;

@@ -6,7 +6,7 @@
 
 #include <errno.h>
 
-static uint32_t calc_vm_flags(uint32_t prot, uint32_t flags)
+uint32_t calc_vm_flags(uint32_t prot, uint32_t flags)
 {
 	uint32_t vm_flags = prot & VM_ACCESS; /* PROT_* and VM_* agree on these bits */
 
@@ -102,6 +102,50 @@ int64_t emu_sys_mmap(uint64_t addr, uint64_t len, uint32_t prot, uint32_t flags,
 		if (flags & EMU_MAP_BRK)
 			mm->start_brk = mm->brk = (uint64_t)found + len;
 	}
+	emu_mm->write_unlock(mm);
+	return found;
+}
+
+EMU_NOINLINE int64_t emu_map_segments(uint64_t addr, uint64_t len, uint64_t hint, uint32_t flags,
+				      const struct map_segment *segments, uint32_t n, uint64_t brk)
+{
+	EMU_CALL_SITE();
+	struct link_vma_file_batch vb = { 0 };
+	struct mm_struct *mm = current->mm;
+	struct vm_area_struct *old, *prev;
+	int64_t found;
+
+	emu_mm->write_lock(mm);
+	found = get_unmapped_area(mm, hint, len, flags);
+	if (found != (int64_t)addr) {
+		emu_mm->write_unlock(mm);
+		return -ESTALE;
+	}
+	old = vms_gather_munmap_vmas(mm, addr, addr + len);
+	for (const struct map_segment *s = segments; s < segments + n; s++) {
+		struct vm_area_struct *vma;
+
+		if (!s->file) {
+			emu_mm->find(mm, s->start, &prev);
+			if (vma_merge(mm, prev, s->start, s->end, s->vm_flags, NULL, 0))
+				continue;
+		}
+		vma = vm_area_alloc(mm, s->start, s->end, s->vm_flags, s->file, s->pgoff);
+		mm_link(mm, vma);
+		if (!vma_mapping(vma))
+			continue;
+		if (!link_file_vma_batch_fits(&vb, vma)) {
+			link_file_vma_batch_final(&vb);
+			vb.count = 0;
+		}
+		vb.prevs[vb.count] = NULL;
+		vb.vmas[vb.count++] = vma;
+	}
+	link_file_vma_batch_final(&vb);
+	if (old)
+		vms_complete_munmap_vmas(mm, old);
+	if (brk)
+		mm->start_brk = mm->brk = brk;
 	emu_mm->write_unlock(mm);
 	return found;
 }

@@ -9,6 +9,7 @@
 
 const struct mm_ops *emu_mm;
 const struct rmap_ops *emu_rmap;
+uint32_t emu_batch = EMU_BATCH_EXIT;
 
 struct vm_area_struct *vm_area_alloc(struct mm_struct *mm, uint64_t start, uint64_t end, uint32_t flags,
 				     struct address_space *file, uint64_t pgoff)
@@ -191,10 +192,27 @@ EMU_NOINLINE struct vm_area_struct *vma_merge(struct mm_struct *mm, struct vm_ar
 	return vp.vma;
 }
 
-/* Up to UNLINK_BATCH VMAs of one file, to be unlinked under one hold of its lock. */
+void link_file_vma_batch_final(struct link_vma_file_batch *vb)
+{
+	struct address_space *mapping = vb->count ? vma_mapping(vb->vmas[0]) : NULL;
+	bool forked = vb->count && vb->prevs[0];
+
+	if (vb->count > 1 && emu_rmap->insert_batch) {
+		emu_rmap->insert_batch(mapping, vb->vmas, forked ? vb->prevs : NULL, vb->count);
+		return;
+	}
+	for (uint32_t i = 0; i < vb->count; i++) {
+		if (forked)
+			emu_rmap->insert_after(mapping, vb->vmas[i], vb->prevs[i]);
+		else
+			emu_rmap->insert(mapping, vb->vmas[i]);
+	}
+}
+
+/* Up to FILE_BATCH VMAs of one file, to be unlinked under one hold of its lock. */
 struct unlink_vma_file_batch {
 	uint32_t count;
-	struct vm_area_struct *vmas[UNLINK_BATCH];
+	struct vm_area_struct *vmas[FILE_BATCH];
 };
 
 static EMU_NOINLINE void unlink_file_vma_batch_final(struct unlink_vma_file_batch *vb)
@@ -210,7 +228,7 @@ static void unlink_file_vma_batch_add(struct unlink_vma_file_batch *vb, struct v
 {
 	if (!vma_mapping(vma))
 		return;
-	if (vb->count == UNLINK_BATCH || (vb->count && vma_mapping(vb->vmas[0]) != vma_mapping(vma)))
+	if (vb->count == (emu_batch == EMU_BATCH_NONE ? 1 : FILE_BATCH) || (vb->count && vma_mapping(vb->vmas[0]) != vma_mapping(vma)))
 		unlink_file_vma_batch_final(vb);
 	vb->vmas[vb->count++] = vma;
 }

@@ -71,7 +71,9 @@ struct emu_call { /* 64 bytes, all constant while CPUs run */
 	uint64_t offset;  /* bytes */
 	uint64_t expect;  /* MMAP, BRK: the address that the real kernel returned; EMU_NO_EXPECT: not checked */
 	uint64_t work_ns; /* computing: inside exec, fork and exit and part of their latency; before other calls */
-	uint64_t reserved;
+	/* Set by emu_list_add(): so many calls from the next on only divide further what this one maps. */
+	uint32_t followers;
+	uint32_t reserved;
 };
 
 /* What a cell is made with. `bytes` = sizeof of this struct as the caller knows it; checked. */
@@ -142,6 +144,8 @@ EMU_EXPORT uint32_t emu_machine_id(void);
 /* kind: 0 rmap, 1 mm. params: "k=v,k=v" or NULL. */
 EMU_EXPORT int emu_design_load(uint32_t kind, const char *path, const char *params);
 EMU_EXPORT void emu_design_unload(void);
+/* Can the loaded rmap design do what `batch`, a parameter of all of them, asks? */
+EMU_EXPORT bool emu_design_batches(void);
 /* One line "name=value: help" a parameter of the loaded design; returns the length needed. */
 EMU_EXPORT int emu_design_params(uint32_t kind, char *buf, size_t size);
 
