@@ -470,7 +470,7 @@ static void stress(const char *design, const char *params, bool penalty, uint64_
 	run_machine(design, params, penalty, seed);
 	ASSERT(refuses_walks == !atomic_load(&shared->walks), "%llu walks",
 	       (unsigned long long)atomic_load(&shared->walks));
-	ASSERT(refuses_walks || atomic_load(&shared->unmapped), "walks have unmapped nothing");
+	ASSERT(refuses_walks || calls_per_cpu < 1000 || atomic_load(&shared->unmapped), "walks have unmapped nothing");
 	for (uint32_t cpu = 0; cpu < CPUS; cpu++)
 		for (uint32_t i = 0; i < emu_nr_lock_classes() * EMU_SITES_MAX; i++)
 			acquired += emu_cpu_lock_stats(cpu)[i].acquired;

@@ -9,7 +9,7 @@
 
 #include <emu/rmap.h>
 
-#define EMU_MM_VERSION 1u
+#define EMU_MM_VERSION 2u
 
 struct mm_ops {
 	const char *name;

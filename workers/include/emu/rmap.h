@@ -14,7 +14,7 @@
 
 #include <emu/mm.h>
 
-#define EMU_RMAP_VERSION 1u
+#define EMU_RMAP_VERSION 2u
 
 /* A parameter that the user may set: --rmap cpu-locks:cpus=8. The loader checks the range and writes *value. */
 struct emu_param {
