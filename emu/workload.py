@@ -40,6 +40,8 @@ address that the real kernel returned; a replay checks it. Flags that mean nothi
     [[phase]]       a program that runs again and again for a share of the duration (kind "time"),
                     or once. unit: the operation that counts, "iteration" or a call of the program
 
+    base            another workload, by name or path: what is not said here is as there
+
 A run is: load, a warm-up with the first phase's program, the phases, and exit.
 """
 
@@ -560,13 +562,32 @@ class _Reader:
             raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
         except (tomllib.TOMLDecodeError, RecursionError) as error:
             raise InputError(f"{path}: not valid TOML: {error}") from None
+        self.calls_path = path
         self.line_of_call = _lines_of_calls(self.text)
+        if "base" in self.raw:
+            self.read_base(self.raw.pop("base"))
         self.file_numbers: dict[str, int] = {}
         self.pages: list[int] = []
         self.list_numbers: dict[str, int] = {}
         self.images: dict[str, _Image] = {}
         self.work_ns: dict[str, int] = {}
         self.touch = "none"
+
+    def read_base(self, name: object) -> None:
+        """Take over what this file does not say itself. Tables are not mixed."""
+        if not isinstance(name, str):
+            raise self.error("base", f"the name of a workload or a path, not {name!r}", "base")
+        is_path = "/" in name or name.endswith(".toml")
+        if not is_path and name not in names():
+            what = f"no workload '{name}'{_nearest(name, names())}; there are: {', '.join(names())}"
+            raise self.error("base", what, "base")
+        base = _Reader(self.path.parent / name if is_path else _folder() / f"{name}.toml")
+        if base.calls_path != base.path:
+            raise self.error("base", f"{name} has a base itself", "base")
+        if {"image", "program"} & self.raw.keys():
+            raise self.error("base", "images and programs are those of the base", "base")
+        self.raw = base.raw | self.raw
+        self.calls_path, self.line_of_call = base.path, base.line_of_call
 
     def error(self, place: str, what: str, key: str = "") -> InputError:
         line = _line_of_key(self.text, key) if key else None
@@ -711,10 +732,11 @@ class _Reader:
 
     def place(self, section: str, index: int) -> str:
         line = self.line_of_call.get((section, index))
-        return f"{self.path.name}{f':{line}' if line else ''}: [{section}] calls[{index}]"
+        name = self.calls_path.name
+        return f"{name}{f':{line}' if line else ''}: [{section}] calls[{index}]"
 
     def call_error(self, section: str, index: int, text: str, what: str) -> InputError:
-        return InputError(f"{self.path.parent / self.place(section, index)}: {text}: {what}")
+        return InputError(f"{self.calls_path.parent / self.place(section, index)}: {text}: {what}")
 
     def read_calls(self, section: str, texts: Sequence[str]) -> list[Call]:
         calls: list[Call] = []

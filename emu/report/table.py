@@ -163,6 +163,10 @@ def _print_scaling(groups: Sequence[Sequence[CellResult]], run: Run, console: Co
         per_s = f"{_unit(good[0])}/s"
         console.print(_scaling(groups, per_s, console))
         console.print()
+        if good[0].walkers:
+            console.print(Text("What a walk takes (p50):", style="bold"))
+            console.print(_walk_scaling(groups, console))
+            console.print()
         for row in _rows(good):
             by_cpus = {group[0].cpus: _Row(row.name, group) for group in _groups(row.cells)}
             top = max(by_cpus, key=lambda cpus: by_cpus[cpus].median)
@@ -197,6 +201,58 @@ def _scaling(groups: Sequence[Sequence[CellResult]], per_s: str, console: Consol
                 of_base = f"{row.median / base.median:.2f}" if row and base and base.median else "-"
                 values.append(Text(of_base))
         table.add_row(str(group[0].cpus), *values)
+    return table
+
+
+def _walk_scaling(groups: Sequence[Sequence[CellResult]], console: Console) -> Table:
+    """Walkers and numbers of CPUs down, designs across."""
+    names = list(dict.fromkeys(cell.rmap for group in groups for cell in group))
+    table = _table(console, "walker", "CPUs", *names)
+    first = next(cell for group in groups for cell in group if cell.ok)
+    for number in range(len(first.walkers)):
+        for group in groups:
+            rows = {row.name: row for row in _rows(group)}
+            values = [_p50(rows[name], number) if name in rows else "-" for name in names]
+            table.add_row(_walker_name(first, number), str(group[0].cpus), *values)
+    return table
+
+
+def _walker_name(cell: CellResult, number: int) -> str:
+    walker = cell.walkers[number]
+    return f"{walker.kind} of {walker.file.rpartition('/')[2]}"
+
+
+def _p50(row: _Row, number: int) -> str:
+    """The median of the repeats in which it has walked; else why it has not."""
+    walkers = [cell.walkers[number] for cell in row.cells]
+    took = [walker.latency_ns.p50 for walker in walkers if walker.done]
+    if took:
+        return format_ns(statistics.median(took))
+    if any(walker.refused for walker in walkers):
+        return "refused"
+    return "lost" if any(walker.lost for walker in walkers) else "-"
+
+
+def _walks(rows: Sequence[_Row], console: Console) -> Table:
+    """Walkers down; of each design how often it walked, what that took and what it came to."""
+    columns = ("rmap", "done", "refused", "lost", "p50", "max", "VMAs/walk", "PTEs/walk")
+    table = _table(console, "walker", *columns)
+    for number in range(len(rows[0].cells[0].walkers)):
+        for row in rows:
+            walkers = [cell.walkers[number] for cell in row.cells]
+            done = sum(walker.done for walker in walkers)
+            longest = max(walker.latency_ns.max for walker in walkers)
+            table.add_row(
+                _walker_name(row.cells[0], number),
+                row.name,
+                f"{done:,}",
+                f"{sum(walker.refused for walker in walkers):,}",
+                f"{sum(walker.lost for walker in walkers):,}",
+                _p50(row, number) if done else "-",
+                format_ns(longest) if done else "-",
+                f"{sum(walker.vmas for walker in walkers) / done:,.1f}" if done else "-",
+                f"{sum(walker.pages for walker in walkers) / done:,.1f}" if done else "-",
+            )
     return table
 
 
@@ -241,6 +297,9 @@ def _print_group(cells: Sequence[CellResult], run: Run, console: Console) -> Non
         console.print()
         console.print(_latencies(rows, console))
         console.print()
+        if first.walkers:
+            console.print(_walks(rows, console))
+            console.print()
         for line in _waiting(rows):
             console.print(line, soft_wrap=True)
         console.print(_verdict(rows), soft_wrap=True)
