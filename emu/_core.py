@@ -130,6 +130,14 @@ class Walker(ctypes.Structure):
     )
 
 
+class Memory(ctypes.Structure):
+    """``struct emu_memory``: bytes."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_uint64) for name in ("cold_file", "mapped_file", "used_file", "vma")
+    )
+
+
 class PhaseStatus(ctypes.Structure):
     """``struct emu_phase_status``."""
 
@@ -276,8 +284,7 @@ _PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "emu_maps": (_I64, _STR, _U64),
     "emu_list_run": (_INT, _U32, ctypes.POINTER(_U32)),
     "emu_file_vmas": (_U64, _U32),
-    "emu_rmap_bytes_per_file": (_U64,),
-    "emu_bytes_per_vma": (_U64,),
+    "emu_measure_memory": (_INT, ctypes.POINTER(Memory)),
     "emu_check_drained": (_INT,),
     "emu_op_name": (_STR, _U32),
     "emu_call_name": (_STR, _U32),
@@ -389,6 +396,17 @@ class Core:
     def hists(self, cpu: int) -> NDArray[np.void]:
         """The CPU's histograms in the arena, by LAT_NAMES: a view, not a copy."""
         return _view(self._lib.emu_cpu_hists(cpu), HIST_DTYPE, (len(LAT_NAMES),))
+
+    def memory(self) -> dict[str, int]:
+        """What the rmap design takes of the arena, as results have it. After check_drained()."""
+        memory = Memory()
+        self._check(self._lib.emu_measure_memory(ctypes.byref(memory)), "")
+        return {
+            "rmap_bytes_per_file": memory.cold_file,
+            "rmap_bytes_per_mapped_file": memory.mapped_file,
+            "rmap_bytes_per_used_file": memory.used_file,
+            "bytes_per_vma": memory.vma,
+        }
 
     def walker(self, number: int) -> tuple[Walker, NDArray[np.void]]:
         """What a walker has done in the last phase, and its latencies (HIST_DTYPE): views."""

@@ -181,8 +181,8 @@ class CellTotals:
     calls: int
     start_s: float
     memory_bytes: int
-    rmap_bytes_per_file: int
-    bytes_per_vma: int
+    rmap_memory: dict[str, int]
+    """The fields of results.Memory."""
     batches: bool
     """Can the rmap design do what its parameter batch asks?"""
 
@@ -450,8 +450,7 @@ def run(plan: Plan, stop: StopFlag, tick: Callable[[float], None]) -> CellTotals
                     calls=calls,
                     start_s=start_s,
                     memory_bytes=memory,
-                    rmap_bytes_per_file=core.rmap_bytes_per_file(),
-                    bytes_per_vma=core.bytes_per_vma(),
+                    rmap_memory=core.memory(),
                     batches=core.design_batches(),
                 )
     finally:

@@ -88,10 +88,16 @@ class Line(msgspec.Struct, kw_only=True):
 
 
 class Memory(msgspec.Struct, kw_only=True):
-    """What a design's index costs."""
+    """What a design's index costs: bytes of the arena, of the file that takes most."""
 
     rmap_bytes_per_file: int = 0
+    """Of a file that was never mapped."""
+    rmap_bytes_per_mapped_file: int = 0
+    """Once it is mapped, by one process."""
+    rmap_bytes_per_used_file: int = 0
+    """After the run: with what the design has put up for a file in use."""
     bytes_per_vma: int = 0
+    """A VMA with its share of an index."""
 
 
 class Host(msgspec.Struct, kw_only=True):

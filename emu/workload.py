@@ -135,7 +135,7 @@ _SIGNATURES = {
 }
 _OPTIONAL = {"fault": "PROT_READ"}
 """What the last argument is where it is left out."""
-_TOUCH_FLAGS = {"none": 0, "first": 0x40000000, "all": 0x80000000}
+TOUCH_FLAGS = {"none": 0, "first": 0x40000000, "all": 0x80000000}
 """EMU_MAP_TOUCH, EMU_MAP_TOUCH_ALL."""
 _IMAGE_OPS = ("mmap", "munmap", "mprotect")
 _TIME_UNITS = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9}
@@ -151,7 +151,8 @@ CALL_DTYPE = np.dtype(
         ("offset", np.uint64),
         ("expect", np.uint64),
         ("work_ns", np.uint64),
-        ("reserved", np.uint64),
+        ("followers", np.uint32),
+        ("reserved", np.uint32),
     ]
 )
 """struct emu_call."""
@@ -804,7 +805,7 @@ class _Reader:
             entry["arg"], entry["addr"], entry["len"] = arg, call.addr, call.length
             entry["offset"], entry["expect"], entry["work_ns"] = call.offset, expect, call.work_ns
             if call.op in ("exec", "fork") or (call.op == "mmap" and call.name):
-                entry["flags"] |= _TOUCH_FLAGS[self.touch]
+                entry["flags"] |= TOUCH_FLAGS[self.touch]
             if call.op == "pace":
                 entry["len"], entry["work_ns"] = call.work_ns, 0
         array.setflags(write=False)

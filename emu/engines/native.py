@@ -264,9 +264,7 @@ def fill_in(result: CellResult, plan: Plan, totals: CellTotals) -> None:
             result.ops_per_s = done.ops / done.seconds if done.ops else 0.0
             result.wait_share, result.locks = done.wait_share, done.locks
             result.walkers = done.walkers
-    result.memory = Memory(
-        rmap_bytes_per_file=totals.rmap_bytes_per_file, bytes_per_vma=totals.bytes_per_vma
-    )
+    result.memory = Memory(**totals.rmap_memory)
     if not totals.batches:
         sentence = f"{plan.rmap.name} links one VMA at a time, whatever batch says."
         result.note = f"{result.note} {sentence}" if result.note else sentence

@@ -229,6 +229,7 @@ def run_cell(plan: Plan, machine: Topology) -> _Ran:
             core.check_drained()
         except _core.CoreError as error:
             raise CellFailed(f"after the drain phase {error}") from None
+        memory = core.memory()
         stats = _core.VirtualStats()
         core.virtual_stats(ctypes.byref(stats))
         core.virtual_end()
@@ -237,8 +238,7 @@ def run_cell(plan: Plan, machine: Topology) -> _Ran:
             calls=calls,
             start_s=start_s,
             memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            rmap_bytes_per_file=core.rmap_bytes_per_file(),
-            bytes_per_vma=core.bytes_per_vma(),
+            rmap_memory=memory,
             batches=core.design_batches(),
         )
         core.design_unload()

@@ -176,6 +176,8 @@ def _print_scaling(groups: Sequence[Sequence[CellResult]], run: Run, console: Co
         most = max(good, key=lambda cell: cell.cpus).cpus
         for line in _waiting(_rows(cell for cell in good if cell.cpus == most), f" on {most} CPUs"):
             console.print(line, soft_wrap=True)
+        console.print()
+        console.print(_memory(_rows(cell for cell in good if cell.cpus == most), console))
     for note in dict.fromkeys(cell.note for cell in cells if cell.note):
         console.print(Text(f"Note: {note}", style="yellow"), soft_wrap=True)
 
@@ -201,6 +203,22 @@ def _scaling(groups: Sequence[Sequence[CellResult]], per_s: str, console: Consol
                 of_base = f"{row.median / base.median:.2f}" if row and base and base.median else "-"
                 values.append(Text(of_base))
         table.add_row(str(group[0].cpus), *values)
+    return table
+
+
+def _memory(rows: Sequence[_Row], console: Console) -> Table:
+    """What each design takes of the arena, of the file that takes most."""
+    columns = ("never mapped", "mapped once", "after the run", "bytes per VMA")
+    table = _table(console, "bytes per file", *columns)
+    for row in rows:
+        memory = [cell.memory for cell in row.cells]
+        table.add_row(
+            row.name,
+            f"{max(m.rmap_bytes_per_file for m in memory):,}",
+            f"{max(m.rmap_bytes_per_mapped_file for m in memory):,}",
+            f"{max(m.rmap_bytes_per_used_file for m in memory):,}",
+            f"{max(m.bytes_per_vma for m in memory):,}",
+        )
     return table
 
 
@@ -303,6 +321,8 @@ def _print_group(cells: Sequence[CellResult], run: Run, console: Console) -> Non
         for line in _waiting(rows):
             console.print(line, soft_wrap=True)
         console.print(_verdict(rows), soft_wrap=True)
+        console.print()
+        console.print(_memory(rows, console))
     if first.note:
         console.print(Text(f"Note: {first.note}", style="yellow"), soft_wrap=True)
 

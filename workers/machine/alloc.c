@@ -295,7 +295,3 @@ int64_t emu_live_bytes(void)
 	return sum;
 }
 
-uint64_t emu_bytes_per_vma(void)
-{
-	return class_bytes[class_for(sizeof(struct vm_area_struct))];
-}

@@ -195,21 +195,19 @@ int emu_list_add(const struct emu_call *calls, uint32_t n)
 		emu_fail_jmp = NULL;             \
 	} while (0)
 
-/* As new files to the rmap design. The caller is attached to a CPU. */
+/* As a new one to the rmap design. The caller is attached to a CPU. */
+static void init_file(struct address_space *file)
+{
+	memset(file->i_mmap, 0, sizeof(file->i_mmap));
+	init_rwsem(&file->invalidate_lock, lock_class("invalidate_lock", file->name));
+	emu_rmap->init(file);
+}
+
 static int init_files(void)
 {
-	struct emu_arena *arena = emu_arena;
-
 	WITH_FAIL(err, {
-		for (uint32_t i = 0; i < arena->nr_files; i++) {
-			int64_t before = emu_live_bytes();
-
-			memset(arena->files[i].i_mmap, 0, sizeof(arena->files[i].i_mmap));
-			init_rwsem(&arena->files[i].invalidate_lock,
-				   lock_class("invalidate_lock", arena->files[i].name));
-			emu_rmap->init(&arena->files[i]);
-			arena->rmap_bytes_per_file = emu_rmap->size + (uint64_t)(emu_live_bytes() - before);
-		}
+		for (uint32_t i = 0; i < emu_arena->nr_files; i++)
+			init_file(&emu_arena->files[i]);
 	});
 	return 0;
 }
@@ -362,11 +360,6 @@ struct emu_hist *emu_cpu_hists(uint32_t cpu)
 	return emu_arena->cpus[cpu].hists;
 }
 
-uint64_t emu_rmap_bytes_per_file(void)
-{
-	return emu_arena->rmap_bytes_per_file;
-}
-
 static int count_vma(struct vm_area_struct *vma, void *arg)
 {
 	(void)vma;
@@ -402,6 +395,16 @@ static int check_micro(void)
 	return 0;
 }
 
+/* Returns the bytes that the rmap design had for it. */
+static uint64_t destroy_file(struct address_space *file)
+{
+	int64_t before = emu_live_bytes();
+
+	if (emu_rmap->destroy)
+		emu_rmap->destroy(file);
+	return emu_rmap->size + (uint64_t)(before - emu_live_bytes());
+}
+
 int emu_check_drained(void)
 {
 	struct emu_arena *arena = emu_arena;
@@ -420,8 +423,11 @@ int emu_check_drained(void)
 	}
 	if (!err) {
 		/* A design may have allocated more for a file since boot; that goes with the file. Then all start anew. */
-		for (uint32_t i = 0; i < arena->nr_files && emu_rmap->destroy; i++)
-			emu_rmap->destroy(&arena->files[i]);
+		for (uint32_t i = 0; i < arena->nr_files; i++) {
+			uint64_t bytes = destroy_file(&arena->files[i]);
+
+			arena->used_file_bytes = bytes > arena->used_file_bytes ? bytes : arena->used_file_bytes;
+		}
 		if (emu_live_objects() != arena->boot_objects)
 			err = emu_set_error(-EBUSY, "the arena leaks %lld objects",
 					    (long long)(emu_live_objects() - arena->boot_objects));
@@ -430,4 +436,58 @@ int emu_check_drained(void)
 	}
 	current = caller;
 	return err;
+}
+
+/* VMAs that a file is given to see what an index takes for each: enough to fill nodes that hold several. */
+#define MEASURED_VMAS 512u
+
+static uint64_t live_bytes_since(int64_t before)
+{
+	return (uint64_t)(emu_live_bytes() - before);
+}
+
+static void grow(uint64_t *most, uint64_t bytes)
+{
+	*most = bytes > *most ? bytes : *most;
+}
+
+static void measure_file(struct address_space *file, struct emu_memory *m)
+{
+	struct vm_area_struct *vmas[MEASURED_VMAS];
+	uint64_t cold, first, vma;
+	int64_t before;
+
+	cold = destroy_file(file);
+	init_file(file);
+	grow(&m->cold_file, cold);
+
+	before = emu_live_bytes();
+	for (uint32_t i = 0; i < MEASURED_VMAS; i++)
+		vmas[i] = vm_area_alloc(NULL, 0, file->nr_pages << EMU_PAGE_SHIFT, VM_READ, file, 0);
+	vma = live_bytes_since(before) / MEASURED_VMAS;
+	before = emu_live_bytes();
+	emu_rmap->insert(file, vmas[0]);
+	first = live_bytes_since(before);
+	grow(&m->mapped_file, cold + first);
+	for (uint32_t i = 1; i < MEASURED_VMAS; i++)
+		emu_rmap->insert(file, vmas[i]);
+	grow(&m->vma, vma + (live_bytes_since(before) - first) / (MEASURED_VMAS - 1));
+	for (uint32_t i = 0; i < MEASURED_VMAS; i++) {
+		emu_rmap->remove(file, &vmas[i], 1);
+		vm_area_free(vmas[i]);
+	}
+}
+
+int emu_measure_memory(struct emu_memory *memory)
+{
+	struct task_struct *caller = current;
+
+	*memory = (struct emu_memory){ .used_file = emu_arena->used_file_bytes };
+	emu_cpu_attach(0);
+	WITH_FAIL(err, {
+		for (uint32_t i = 0; i < emu_arena->nr_files; i++)
+			measure_file(&emu_arena->files[i], memory);
+	});
+	current = caller;
+	return 0;
 }

@@ -81,7 +81,7 @@ struct emu_arena {
 	struct emu_micro *micro;
 	struct emu_walker *walkers;
 	uint32_t nr_walkers;
-	uint64_t rmap_bytes_per_file;
+	uint64_t used_file_bytes; /* see struct emu_memory */
 
 	/* Lock classes; class_lock guards them. Class 0 is nobody's. */
 	_Atomic uint32_t class_lock;

@@ -187,10 +187,18 @@ EMU_EXPORT int64_t emu_maps(char *buf, uint64_t size);
 /* Runs a list once on the calling CPU; on failure *failed is the index of the call. */
 EMU_EXPORT int emu_list_run(uint32_t list, uint32_t *failed);
 
-/* VMAs linked to a file right now, by walking (0 where the rmap design refuses a walk); and what memory costs. */
+/* VMAs linked to a file right now, by walking; 0 where the rmap design refuses a walk. */
 EMU_EXPORT uint64_t emu_file_vmas(uint32_t file);
-EMU_EXPORT uint64_t emu_rmap_bytes_per_file(void);
-EMU_EXPORT uint64_t emu_bytes_per_vma(void);
+
+/* Bytes of the arena that the rmap design takes, of the file that takes most; a VMA with its share of an index. */
+struct emu_memory {
+	uint64_t cold_file;   /* never mapped */
+	uint64_t mapped_file; /* once mapped */
+	uint64_t used_file;   /* at the end of the run, unmapped again: what a design has put up for a file in use */
+	uint64_t vma;
+};
+/* After emu_check_drained(). */
+EMU_EXPORT int emu_measure_memory(struct emu_memory *memory);
 
 /*
  * All trees empty, no lock held, no addition of a micro workload lost, no arena object live that was not before boot,
