@@ -29,9 +29,9 @@ address that the real kernel returned; a replay checks it. Flags that mean nothi
     load            the program that a CPU starts with; it leaves one process, or none where no
                     program has any: line_write(), rwsem_read() and the others of MICRO_OPS
     touch           which pages a program uses of the files that it maps, by exec, fork or mmap:
-                    "first", the first page of each mapping, with what a fault brings along; "all";
-                    or "none", which makes no faults but those of fault(). Writes where it may, else
-                    reads. Default: "first" with walkers, else "none"
+                    "first", the first page of each mapping, with what a fault brings along; "all",
+                    every 16th page; or "none", which makes no faults but those of fault(). Writes
+                    where it may, else reads. Default: "first" with walkers, else "none"
     [[walker]]      a background task that walks a file every so often, on one of the CPUs (cpu,
                     modulo their number; default: walkers on CPUs 0, 1 ...) between two calls of its
                     program. kind: "truncate", "reclaim" or "migrate"; file; every; first and last,

@@ -29,7 +29,7 @@
 #define EMU_MAP_SPECIAL 0x10000000u /* vdso, vvar: never merged */
 #define EMU_MAP_BRK 0x20000000u	    /* the end of this mapping is where the heap starts (start_brk) */
 /* Ours, of calls: afterwards the program uses the files mapped by exec, fork or mmap, the first page of each mapping (a
- * fault, with what it brings along), or everywhere; writes where it may, else reads. */
+ * fault, with what it brings along), or every 16th page; writes where it may, else reads. */
 #define EMU_MAP_TOUCH 0x40000000u
 #define EMU_MAP_TOUCH_ALL 0x80000000u
 
