@@ -17,8 +17,9 @@
 static const char *const op_names[EMU_LAT_NR] = { "iteration", "exec",	   "fork", "exit",  "mmap",
 						  "munmap",    "mprotect", "brk",  "fault", "walk", "micro" };
 static const char *const call_names[EMU_CALL_NR] = { "exec",	 "fork", "exit", "mmap", "munmap",
-						     "mprotect", "brk",	 "fault", "work", "pace", "line_write", "line_fetch_add",
-						     "line_ping_pong", "rwsem_write", "rwsem_read", "rwsem_mixed" };
+						     "mprotect", "brk",	 "fault", "work", "pace",
+						     "line_write", "line_fetch_add", "line_ping_pong",
+						     "rwsem_write", "rwsem_read", "rwsem_mixed" };
 
 static const uint32_t latency_op[EMU_CALL_NR] = {
 	[EMU_CALL_EXEC] = EMU_LAT_EXEC,		[EMU_CALL_FORK] = EMU_LAT_FORK,	    [EMU_CALL_EXIT] = EMU_LAT_EXIT,
@@ -180,7 +181,7 @@ static int64_t map_at_once(struct emu_cpu *cpu, const struct emu_call *call, con
 		if (c->flags & EMU_MAP_BRK)
 			brk = place_of(c) + page_align(c->len);
 	}
-	for (; later < end && later->op != EMU_CALL_EXEC && later->op != EMU_CALL_FORK && later->op != EMU_CALL_EXIT; later++)
+	for (; later < end && later->op > EMU_CALL_EXIT; later++) /* no exec, fork, exit */
 		if (later->op == EMU_CALL_MPROTECT && is_within(later, start, start + page_align(call->len)) &&
 		    (!segments_cut(&s, later->addr) || !segments_cut(&s, later->addr + page_align(later->len))))
 			return -ESTALE;

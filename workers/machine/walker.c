@@ -77,13 +77,17 @@ void emu_walkers_start(struct emu_cpu *cpu)
  * The list of address spaces: a list a CPU, of those that were made there. Its lock also keeps the page tables of what
  * is in it. The virtual machine needs no lock: none of this can be interrupted there.
  */
-#ifdef EMU_MACHINE_NATIVE
-#define mms_lock(cpu) emu_raw_lock(&(cpu)->mms_locked)
-#define mms_unlock(cpu) emu_raw_unlock(&(cpu)->mms_locked)
-#else
-#define mms_lock(cpu) ((void)(cpu))
-#define mms_unlock(cpu) ((void)(cpu))
-#endif
+static void mms_lock(struct emu_cpu *cpu)
+{
+	if (EMU_CPUS_AT_ONCE)
+		emu_raw_lock(&cpu->mms_locked);
+}
+
+static void mms_unlock(struct emu_cpu *cpu)
+{
+	if (EMU_CPUS_AT_ONCE)
+		emu_raw_unlock(&cpu->mms_locked);
+}
 
 void emu_mm_register(struct mm_struct *mm)
 {

@@ -228,7 +228,8 @@ static void unlink_file_vma_batch_add(struct unlink_vma_file_batch *vb, struct v
 {
 	if (!vma_mapping(vma))
 		return;
-	if (vb->count == (emu_batch == EMU_BATCH_NONE ? 1 : FILE_BATCH) || (vb->count && vma_mapping(vb->vmas[0]) != vma_mapping(vma)))
+	if (vb->count == (emu_batch == EMU_BATCH_NONE ? 1 : FILE_BATCH) ||
+	    (vb->count && vma_mapping(vb->vmas[0]) != vma_mapping(vma)))
 		unlink_file_vma_batch_final(vb);
 	vb->vmas[vb->count++] = vma;
 }
