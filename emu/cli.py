@@ -6,9 +6,11 @@ Exit status: 0 done, 1 a cell failed, 2 the input was wrong (one line on stderr)
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
@@ -18,9 +20,9 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
-from emu import _core, cli_topology, experiment, topology
+from emu import _core, cli_topology, experiment, host, topology
 from emu import record as recorder
 from emu import workload as workloads
 from emu._version import __version__
@@ -29,10 +31,14 @@ from emu.errors import EmuError, InputError
 from emu.experiment import unknown
 from emu.record import Each
 from emu.report import text
+from emu.report.export import EXPORTS
 from emu.report.table import cell_name, plain_console, print_run
-from emu.results import CellResult, Store, write_atomically
+from emu.results import CellResult, Run, write_atomically
+from emu.schedule import Progress as RunProgress
+from emu.store import Store
 
 _PROGRESS_AFTER_S = 2.0
+_LINE_EVERY_S = 30.0
 
 app = typer.Typer(
     name="emu",
@@ -55,11 +61,15 @@ def _top(
         typer.echo(context.get_help())
 
 
-@app.command()
+@app.command(epilog="Example: emu run --rmap single,numa-locks --engine virtual --cpus 1..384")
 def run(
-    experiment_file: Annotated[
-        Path | None,
-        typer.Argument(metavar="[EXPERIMENT.toml]", help="The same words as the options, in TOML."),
+    experiment_name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[EXPERIMENT]",
+            help="A TOML file with the same words as the options, the name of one that comes with "
+            "mm-emu, or a run of the store, to run it again.",
+        ),
     ] = None,
     rmap: Annotated[
         str | None,
@@ -109,6 +119,20 @@ def run(
         str | None,
         typer.Option(metavar="20ms", help="Measured time of a cell.  Default: 1s, 10ms if virtual"),
     ] = None,
+    timeout: Annotated[
+        str | None,
+        typer.Option(metavar="5m", help="A cell that takes longer fails.  Default: 30m"),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RULE", help='Leave cells out: "rmap=btree cpus=32..384".  May be repeated'
+        ),
+    ] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RULE", help='More cells: "rmap=single cpus=384".  May be repeated'),
+    ] = None,
     numa_penalty: Annotated[
         str | None,
         typer.Option(
@@ -129,11 +153,20 @@ def run(
         Path | None,
         typer.Option(metavar="DIR", help="Where runs are kept.  Default: the user's data folder"),
     ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Begin anew where a run could be gone on with.")
+    ] = False,
+    jobs: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Virtual cells at once.  Default: this machine's CPUs"),
+    ] = None,
 ) -> None:
     """Run designs side by side and compare them.
 
     Without options: three rmap designs, the execl workload, measured on this machine's CPUs and
     predicted for 1 to 384 CPUs of the hygon-12x32 server. With an option: this machine only.
+
+    What an interrupted run of the same experiment has finished is kept; the same command goes on.
     """
     if json_file and json_file != "-":
         _check_writable(Path(json_file))
@@ -141,7 +174,7 @@ def run(
     stop = StopFlag(restore=False).__enter__()
     with _ProgressBar() as bar:
         result = experiment.run(
-            experiment_file,
+            experiment_name,
             rmap=rmap,
             mm=mm,
             topology=topology,
@@ -151,11 +184,17 @@ def run(
             seed=seed,
             repeats=repeats,
             duration=duration,
+            timeout=timeout,
+            exclude=exclude or None,
+            include=include or None,
             numa_penalty=numa_penalty,
             arena_size=arena_size,
             store=store,
+            fresh=fresh,
+            jobs=jobs,
             progress=bar.update,
             on_failure=bar.say_failure,
+            on_resume=bar.say_resumed,
             stop=stop,
         )
     if json_file == "-":
@@ -170,24 +209,23 @@ def run(
         raise typer.Exit(1)
 
 
-@app.command("list")
+@app.command("list", epilog="Example: emu list designs")
 def list_(
-    what: Annotated[str, typer.Argument(metavar="designs|topologies|workloads")],
+    what: Annotated[str, typer.Argument(metavar="designs|topologies|workloads|experiments")],
 ) -> None:
     """List what there is to choose from."""
-    lists = {"designs": _designs, "topologies": _topologies, "workloads": _workloads}
+    lists = {
+        "designs": _designs,
+        "topologies": _topologies,
+        "workloads": _workloads,
+        "experiments": _experiments,
+    }
     if what not in lists:
         raise experiment.unknown("list", what, lists)
-    rows = lists[what]()
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for heading in rows[0]:
-        table.add_column(heading, overflow="fold")
-    for row in rows[1:]:
-        table.add_row(*row)
-    _console().print(table)
+    _print_table(lists[what]())
 
 
-@app.command()
+@app.command(epilog="Example: emu show last --config > again.toml; emu run again.toml")
 def show(
     name: Annotated[
         str, typer.Argument(metavar="RUN", help="Id, beginning of an id, last, or a JSON file.")
@@ -195,6 +233,10 @@ def show(
     json_file: Annotated[
         str | None, typer.Option("--json", metavar="-", help="Print the JSON instead.")
     ] = None,
+    config: Annotated[
+        bool,
+        typer.Option("--config", help="Print the experiment as TOML, complete."),
+    ] = False,
     store: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Where runs are kept.  Default: the user's data folder"),
@@ -202,12 +244,88 @@ def show(
 ) -> None:
     """Show the table of a stored run again."""
     result = Store(store).load(name)
-    if json_file is None:
+    if config:
+        sys.stdout.write(_config_of(result))
+    elif json_file is None:
         print_run(result, _console())
     elif json_file == "-":
         sys.stdout.buffer.write(result.to_json())
     else:
-        raise InputError(f"--json {json_file}: only - here; the run is a JSON file in the store")
+        raise InputError(f"--json {json_file}: only - here; emu export writes files")
+
+
+@app.command(epilog="Example: emu runs")
+def runs(
+    store: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where runs are kept.  Default: the user's data folder"),
+    ] = None,
+) -> None:
+    """List the stored runs, oldest first."""
+    rows = [("run", "experiment", "engines", "cells", "failed", "status")]
+    for each in Store(store).summaries():
+        cells = f"{each.done}/{each.total}"
+        rows.append((each.id, each.name or "-", each.engines, cells, f"{each.failed}", each.status))
+    _print_table(rows)
+
+
+@app.command(epilog="Example: emu rm 20260131-235959")
+def rm(
+    names: Annotated[list[str], typer.Argument(metavar="RUN...", help="As emu runs lists them.")],
+    store: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where runs are kept.  Default: the user's data folder"),
+    ] = None,
+) -> None:
+    """Remove stored runs."""
+    where = Store(store)
+    for run_id in [where.find_id(name) for name in names]:
+        where.remove(run_id)
+
+
+@app.command(epilog="Example: emu export last --format csv -o cells.csv")
+def export(
+    name: Annotated[
+        str, typer.Argument(metavar="RUN", help="Id, beginning of an id, last, or a JSON file.")
+    ],
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="|".join(EXPORTS),
+            help="json: all that is known; csv and parquet: a row a cell.",
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Where to.  Default: stdout"),
+    ] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where runs are kept.  Default: the user's data folder"),
+    ] = None,
+) -> None:
+    """Write a stored run for other programs."""
+    if form not in EXPORTS:
+        raise unknown("format", form, EXPORTS)
+    data = EXPORTS[form](Store(store).load(name))
+    if output is None:
+        sys.stdout.buffer.write(data)
+    else:
+        _write(output, data)
+
+
+@app.command(epilog="Example: emu system")
+def system() -> None:
+    """Show what on this machine matters to measurements, and what disturbs them."""
+    about = host.info() | host.state()
+    rows = [("what", "is")]
+    for key, value in about.items():
+        parts = value.items() if isinstance(value, dict) else [("", value)]
+        rows += [(f"{key} {part}".strip(), str(each)) for part, each in parts]
+    _print_table(rows)
+    for line in host.disturbances(about):
+        print(line)
 
 
 @app.command(epilog="Example: emu report last --format folded -o waits.folded")
@@ -253,10 +371,7 @@ def report(
     if output is None:
         sys.stdout.write(written)
         return
-    try:
-        write_atomically(output, written.encode())
-    except OSError as error:
-        raise InputError(f"{output}: {error.strerror}") from None
+    _write(output, written.encode())
 
 
 @app.command(
@@ -291,6 +406,43 @@ def _console() -> Console:
     return plain_console(sys.stdout)
 
 
+def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
+    """The first row is the heading."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for heading in rows[0]:
+        table.add_column(heading, overflow="fold")
+    for row in rows[1:]:
+        table.add_row(*row)
+    _console().print(table)
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        write_atomically(path, data)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+
+
+def _config_of(result: Run) -> str:
+    """The experiment of a run as a file, with what it was run with in comments."""
+    info = result.run
+    build = ", ".join(f"{key} {value}" for key, value in info.build.items() if value)
+    about = [
+        f"run {info.id}, {info.started}, mm-emu {info.version}",
+        f"emu {shlex.join(info.command)}",
+        f"on {info.host.get('model', '?')}, Linux {info.host.get('kernel', '?')}",
+        build,
+        *(f"{path}: SHA-256 {digest}" for path, digest in info.files.items()),
+    ]
+    return "".join(f"# {line}\n" for line in about if line) + experiment.to_toml(info.experiment)
+
+
+def _experiments() -> list[tuple[str, ...]]:
+    names = experiment.names()
+    about = [experiment.describe_file(experiment.path_of(name)) for name in names]
+    return [("experiment", "what"), *zip(names, about, strict=True)]
+
+
 def _designs() -> list[tuple[str, ...]]:
     core = _core.load("native")
     rows: list[tuple[str, ...]] = [("kind", "design", "parameters")]
@@ -321,13 +473,16 @@ def _check_writable(path: Path) -> None:
 
 
 class _ProgressBar:
-    """A bar on stderr, from 2 s on, on a terminal only. It has no thread: workers are forked."""
+    """On a terminal a bar, from 2 s on; elsewhere a line now and then. All of it goes to stderr.
+
+    It has no thread: workers are forked.
+    """
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False)
         self._bar: Progress | None = None
         self._task = TaskID(0)
-        self._began = time.monotonic()
+        self._began = self._told = time.monotonic()
 
     def __enter__(self) -> _ProgressBar:
         return self
@@ -336,26 +491,50 @@ class _ProgressBar:
         if self._bar:
             self._bar.stop()
 
-    def update(self, done: int, total: int, cell: experiment.Cell, share: float) -> None:
-        if not self._console.is_terminal or time.monotonic() - self._began < _PROGRESS_AFTER_S:
+    def update(self, now: RunProgress) -> None:
+        """Show how far the run is."""
+        left = "" if now.left_s is None else f", {_duration(now.left_s)} left"
+        if not self._console.is_terminal:
+            if time.monotonic() - self._told > _LINE_EVERY_S:
+                self._told = time.monotonic()
+                cells = f"{now.done} of {now.total} cells"
+                self._say(f"{cells}, {len(now.running)} running{left}")
+            return
+        if time.monotonic() - self._began < _PROGRESS_AFTER_S:
             return
         if not self._bar:
             self._bar = Progress(
                 TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-                BarColumn(),
+                BarColumn(bar_width=20),
                 TimeElapsedColumn(),
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", table_column=Column(no_wrap=True)),
                 console=self._console,
                 auto_refresh=False,
                 transient=True,
             )
-            self._task = self._bar.add_task("", total=total)
+            self._task = self._bar.add_task("", total=now.total)
             self._bar.start()
-        self._bar.update(self._task, completed=done + share, description=str(cell), refresh=True)
+        running = f"{len(now.running)} running{left}"
+        if now.running:
+            cell = now.running[0][0]
+            running += f": {cell.rmap} on {cell.cpus}"
+        completed = now.done + sum(share for _, share in now.running)
+        self._bar.update(self._task, completed=completed, description=running, refresh=True)
 
     def say_failure(self, cell: CellResult) -> None:
         """At once, and not only in the table at the end."""
-        self._console.print(f"emu: {cell_name(cell)}: {cell.error}", soft_wrap=True, markup=False)
+        self._say(f"{cell_name(cell)}: {cell.error}")
+
+    def say_resumed(self, run_id: str, done: int, total: int) -> None:
+        """That this is not the beginning."""
+        self._say(f"going on with run {run_id}: {done} of {total} cells are there (--fresh: anew)")
+
+    def _say(self, line: str) -> None:
+        self._console.print(f"emu: {line}", soft_wrap=True, markup=False)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 def _one_line(error: Exception) -> str:

@@ -16,7 +16,8 @@ from emu_command import children, cpu_ticks, start, wait_until
 
 import emu
 from emu import coordinator
-from emu.results import Run, Store
+from emu.results import Run
+from emu.store import Store
 
 ROOT = Path(__file__).parents[1]
 CPUS = 4

@@ -20,7 +20,7 @@ import numpy as np
 from emu import _core, coordinator, topology
 from emu import workload as workloads
 from emu.arena import MIB, Arena
-from emu.coordinator import CellFailed, CellTotals, DesignFile, Plan, StopFlag
+from emu.coordinator import CellFailed, CellTotals, Child, DesignFile, Plan, StopFlag
 from emu.engines import native
 from emu.engines._designs import find_design
 from emu.errors import InputError
@@ -157,11 +157,9 @@ class VirtualEngine:
             arena_bytes=self._experiment.arena_size,
         )
 
-    def run(
-        self, cell: Cell, stop: StopFlag, tick: Callable[[float], None]
-    ) -> tuple[CellResult, bool]:
-        """Run a cell: its result, and whether it makes sense to go on with others."""
-        plan = self._plan(cell)
+    def start(self, cell: Cell) -> VirtualJob:
+        """Start a cell in a process of its own."""
+        plan, machine = self._plan(cell), self._topologies[cell.topology]
         result = CellResult(
             rmap=cell.rmap,
             mm=cell.mm,
@@ -177,18 +175,50 @@ class VirtualEngine:
             memory=Memory(),
             host=Host(),
         )
-        began = time.monotonic()
-        tick(0.0)
+        return VirtualJob(result, plan, coordinator.Child(run_cell, plan, machine))
+
+
+class VirtualJob:
+    """See ``engines.Job``."""
+
+    def __init__(self, result: CellResult, plan: Plan, child: Child[_Ran]) -> None:
+        self.child = child
+        self._result, self._plan = result, plan
+        self._began = time.monotonic()
+
+    def finish(self) -> tuple[CellResult, bool]:
+        """What came out, once ``child`` is ready, and whether a failure was its own."""
+        return self._finished(self._fill_in)
+
+    def fail(self, error: CellFailed) -> CellResult:
+        """End it now: its result is that it failed."""
+
+        def failed() -> None:
+            raise error
+
+        return self._finished(failed)[0]
+
+    def close(self) -> None:
+        """End it now; there is no result."""
+        self.child.close()
+
+    def _finished(self, fill_in: Callable[[], None]) -> tuple[CellResult, bool]:
+        own = True
         try:
-            ran = coordinator.in_child(run_cell, plan, self._topologies[cell.topology], stop=stop)
-            native.fill_in(result, plan, ran.totals)
-            result.lines = ran.lines
-            result.host.accesses = ran.accesses
+            fill_in()
         except CellFailed as error:
-            result.status, result.error = "failed", str(error)
-        result.host.wall_s = time.monotonic() - began
-        tick(1.0)
-        return result, True
+            self._result.status, self._result.error = "failed", str(error)
+            own = not error.outside
+        finally:
+            self.child.close()
+        self._result.host.wall_s = time.monotonic() - self._began
+        return self._result, own
+
+    def _fill_in(self) -> None:
+        ran = self.child.result()
+        native.fill_in(self._result, self._plan, ran.totals)
+        self._result.lines = ran.lines
+        self._result.host.accesses = ran.accesses
 
 
 def run_cell(plan: Plan, machine: Topology) -> _Ran:

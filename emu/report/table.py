@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from emu.results import CellResult, Run
+from emu.results import KIND, CellResult, Run
 
 _SHOWN_LATENCIES = ("exec", "fork", "exit")
 _SHOWN_SHARE = 0.001
@@ -23,7 +23,6 @@ _BASELINE = "single"
 _REPEATS_TO_TELL = 3
 _DETAILED = 3
 """With more numbers of CPUs than this there is one table over all of them, not a section each."""
-_KIND = {"native": "measured", "virtual": "predicted"}
 _HEADING = {
     "native": "MEASURED on this machine (native engine)",
     "virtual": "PREDICTED by a model of the machine, in virtual time (virtual engine)",
@@ -137,7 +136,7 @@ def _title(cells: Sequence[CellResult], run: Run) -> Text:
     numbers = sorted({cell.cpus for cell in cells})
     cpus = f"{numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else f"{numbers[0]}"
     repeats = max((len(row.cells) for group in _groups(cells) for row in _rows(group)), default=0)
-    marks = [first.engine, *([_KIND[first.engine]] if first.engine in _KIND else [])]
+    marks = [first.engine, *([KIND[first.engine]] if first.engine in KIND else [])]
     if any(cell.oversubscribed for cell in cells):
         marks.append("oversubscribed")
     if first.numa_penalty:
@@ -207,7 +206,7 @@ def _print_comparison(run: Run, console: Console) -> None:
         if cell.ok:
             key = (cell.workload, cell.cpus, cell.topology, cell.mm, cell.rmap)
             found.setdefault(key, {}).setdefault(cell.engine, []).append(cell)
-    both = {key: engines for key, engines in found.items() if set(engines) >= set(_KIND)}
+    both = {key: engines for key, engines in found.items() if set(engines) >= set(KIND)}
     if not both:
         return
     console.print()
@@ -219,7 +218,7 @@ def _print_comparison(run: Run, console: Console) -> None:
     several_mm = len({key[3] for key in both}) > 1
     for (workload, cpus, topology, mm, rmap), engines in both.items():
         native, virtual = (
-            statistics.median(cell.ops_per_s for cell in engines[engine]) for engine in _KIND
+            statistics.median(cell.ops_per_s for cell in engines[engine]) for engine in KIND
         )
         unit = _unit(engines["native"][0])
         table.add_row(
