@@ -26,11 +26,13 @@ from emu import _core, cli_topology, experiment, host, topology
 from emu import record as recorder
 from emu import workload as workloads
 from emu._version import __version__
+from emu.comparison import LAYOUTS, side
+from emu.comparison import compare as compare_sides
 from emu.coordinator import StopFlag
 from emu.errors import EmuError, InputError
 from emu.experiment import unknown
 from emu.record import Each
-from emu.report import text
+from emu.report import mail, text
 from emu.report.export import EXPORTS
 from emu.report.table import cell_name, plain_console, print_run
 from emu.results import CellResult, Run, write_atomically
@@ -328,6 +330,32 @@ def system() -> None:
         print(line)
 
 
+@app.command(epilog="Example: emu compare last:single last:numa-locks --layout lkp")
+def compare(
+    base: Annotated[
+        str, typer.Argument(metavar="RUN[:DESIGN]", help="A run, or one of its designs.")
+    ],
+    other: Annotated[str, typer.Argument(metavar="RUN[:DESIGN]", help="What to compare with it.")],
+    layout: Annotated[
+        str,
+        typer.Option(
+            metavar="|".join(LAYOUTS),
+            help="As a table with intervals, as the kernel test robot, or as mmtests print it; "
+            "~: no difference.",
+        ),
+    ] = LAYOUTS[0],
+    store: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where runs are kept.  Default: the user's data folder"),
+    ] = None,
+) -> None:
+    """Compare two runs, or two designs of one: by how much, and is it more than chance?"""
+    if layout not in LAYOUTS:
+        raise unknown("layout", layout, LAYOUTS)
+    load = Store(store).load
+    print(compare_sides(side(base, load), side(other, load)).text(layout))
+
+
 @app.command(epilog="Example: emu report last --format folded -o waits.folded")
 def report(
     name: Annotated[
@@ -337,9 +365,9 @@ def report(
         str,
         typer.Option(
             "--format",
-            metavar="|".join(text.FORMATS),
-            help="Locks as /proc/lock_stat; cache lines as perf c2c; stacks of waiting for "
-            "flamegraph.pl and speedscope; a row a cell; HdrHistogram's percentiles.",
+            metavar="|".join(("text", *text.FORMATS)),
+            help="A mail of 72 columns; locks as /proc/lock_stat; cache lines as perf c2c; stacks "
+            "of waiting for flamegraph.pl and speedscope; a row a cell; percentiles.",
         ),
     ],
     output: Annotated[
@@ -359,13 +387,18 @@ def report(
         typer.Option(metavar="DIR", help="Where runs are kept.  Default: the user's data folder"),
     ] = None,
 ) -> None:
-    """Write a stored run in the layout of another tool."""
-    if form not in text.FORMATS:
-        raise unknown("format", form, text.FORMATS)
+    """Write a stored run for a mail, or in the layout of another tool."""
+    if form not in ("text", *text.FORMATS):
+        raise unknown("format", form, ("text", *text.FORMATS))
     if op is not None and form != "hgrm":
         raise InputError(f"--op {op}: only --format hgrm has operations to choose from")
-    cells = text.choose(Store(store).load(name), cell)
-    written = text.hgrm(cells, op) if form == "hgrm" else text.FORMATS[form](cells)
+    result = Store(store).load(name)
+    cells = text.choose(result, cell)
+    if form == "text":
+        result.cells = [each for _, each in cells]
+        written = mail.text(result)
+    else:
+        written = text.hgrm(cells, op) if form == "hgrm" else text.FORMATS[form](cells)
     if not written:
         print(f"emu: {name} has nothing to show as {form}", file=sys.stderr)
     if output is None:

@@ -41,6 +41,7 @@ from emu.results import CellResult, Run
 from emu.workload import line_of_key
 
 if TYPE_CHECKING:
+    from emu.comparison import Comparison, Side
     from emu.coordinator import StopFlag
     from emu.schedule import Progress
     from emu.store import Store
@@ -698,3 +699,20 @@ def load(name: str, store: str | Path | None = None) -> Run:
     from emu.store import Store
 
     return Store(Path(store) if store is not None else None).load(name)
+
+
+def compare(base: Run | str, other: Run | str, store: str | Path | None = None) -> Comparison:
+    """Two runs compared; a name is that of a stored run, or "RUN:DESIGN" for one design of it.
+
+    Returns what prints as the table of ``emu compare``. Raises InputError when there is nothing to
+    compare.
+    """
+    from emu.comparison import compare as compare_sides
+    from emu.comparison import side
+
+    def of(each: Run | str) -> Side:
+        if isinstance(each, Run):
+            return side("", lambda _: each)
+        return side(each, lambda name: load(name, store))
+
+    return compare_sides(of(base), of(other))

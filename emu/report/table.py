@@ -14,7 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from emu.host import disturbances
 from emu.results import KIND, CellResult, Run
+from emu.stats import unstable
 
 _SHOWN_LATENCIES = ("exec", "fork", "exit")
 _SHOWN_SHARE = 0.001
@@ -61,7 +63,7 @@ def print_run(run: Run, console: Console) -> None:
         if len(engines) > 1:
             console.print()
             console.print(Text(_HEADING.get(engine, engine), style="bold underline"))
-        for cells in _sweeps(cell for cell in run.cells if cell.engine == engine):
+        for cells in sweeps(cell for cell in run.cells if cell.engine == engine):
             groups = list(_groups(cells))
             if len(groups) > _DETAILED:
                 _print_scaling(groups, run, console)
@@ -69,6 +71,11 @@ def print_run(run: Run, console: Console) -> None:
                 for group in groups:
                     _print_group(group, run, console)
     _print_comparison(run, console)
+    for line in unstable(run.cells):
+        console.print(Text(line, style="yellow"), soft_wrap=True)
+    if "native" in engines and (disturbed := disturbances(info.host)):
+        line = f"What disturbs measurements here: {' '.join(disturbed)}"
+        console.print(Text(line, style="yellow"), soft_wrap=True)
     for cell in run.failed:
         console.print(
             Text(f"FAILED {cell_name(cell)}: {cell.error}", style="bold red"), soft_wrap=True
@@ -106,7 +113,7 @@ def format_ns(ns: float) -> str:
     return f"{ns:.0f} ns"
 
 
-def _sweeps(cells: Iterable[CellResult]) -> Iterator[list[CellResult]]:
+def sweeps(cells: Iterable[CellResult]) -> Iterator[list[CellResult]]:
     """Cells that differ in number of CPUs, rmap design and repeat only, in order of their first."""
     sweeps: dict[tuple[object, ...], list[CellResult]] = {}
     for cell in cells:
@@ -116,7 +123,7 @@ def _sweeps(cells: Iterable[CellResult]) -> Iterator[list[CellResult]]:
 
 
 def _groups(cells: Iterable[CellResult]) -> Iterator[list[CellResult]]:
-    """Of one of ``_sweeps``: the cells of each number of CPUs."""
+    """Of one of ``sweeps``: the cells of each number of CPUs."""
     groups: dict[int, list[CellResult]] = {}
     for cell in cells:
         groups.setdefault(cell.cpus, []).append(cell)
@@ -159,7 +166,7 @@ def _print_scaling(groups: Sequence[Sequence[CellResult]], run: Run, console: Co
     console.print()
     console.print(_title(cells, run))
     if good:
-        per_s = f"{_unit(good[0])}/s"
+        per_s = f"{unit_of(good[0])}/s"
         console.print(_scaling(groups, per_s, console))
         console.print()
         for row in _rows(good):
@@ -220,7 +227,7 @@ def _print_comparison(run: Run, console: Console) -> None:
         native, virtual = (
             statistics.median(cell.ops_per_s for cell in engines[engine]) for engine in KIND
         )
-        unit = _unit(engines["native"][0])
+        unit = unit_of(engines["native"][0])
         table.add_row(
             f"{workload} on {cpus} CPUs of {topology}{f', mm {mm}' if several_mm else ''}",
             str(rmap),
@@ -255,12 +262,13 @@ def _table(console: Console, *columns: str) -> Table:
     return table
 
 
-def _unit(cell: CellResult) -> str:
+def unit_of(cell: CellResult) -> str:
+    """What the cell's ops are."""
     return next(phase.unit for phase in cell.phases if phase.counts_ops)
 
 
 def _throughput(rows: Sequence[_Row], console: Console) -> Table:
-    unit, per = _unit(rows[0].cells[0]), _libc_locks(rows[0].cells[0])[0]
+    unit, per = unit_of(rows[0].cells[0]), _libc_locks(rows[0].cells[0])[0]
     table = _table(
         console, "rmap", f"{unit}/s", "spread", f"x {_BASELINE}", "waiting", f"libc locks/{per}"
     )
