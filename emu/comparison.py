@@ -264,7 +264,8 @@ def _mmtests(of: Comparison, differences: Sequence[Difference]) -> Iterator[str]
             _mean(sample, harmonic=each.higher_is_better) for sample in (each.base, each.other)
         ]
         gain = means[1] / means[0] - 1 if means[0] else 0.0
-        percent = f"{100 * (gain if each.higher_is_better else -gain):7.2f}%"
+        # + 0.0: no "-0.00%"
+        percent = f"{round(100 * (gain if each.higher_is_better else -gain), 2) + 0.0:7.2f}%"
         marked = f"*{percent}*" if each.differs else f"~ ({percent})"
         name = f"{each.metric}-{each.cell.replace(', ', '-').replace(' ', '')}"
         zero = f"({0:7.2f}%)"

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from emu import _core, host
+from emu import _core, host, topology
 from emu._version import __version__
 from emu.arena import MIB, memory_available
 from emu.errors import InputError
@@ -343,6 +343,8 @@ def _own_files(experiment: Experiment) -> Iterator[Path]:
         path = Path(text.partition(":")[0])
         if path.suffix in (".c", ".toml") and path.is_file():
             yield path
+    if "host" in experiment.topology and topology.host_file().is_file():
+        yield topology.host_file()
 
 
 def _sha256(paths: Sequence[Path]) -> str:

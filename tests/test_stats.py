@@ -144,8 +144,8 @@ virtual engine, predicted:
 
                           base              other
 Hmean  exec_per_s-2CPUs    102  (   0.00%)    202    *  98.07%*
-Amean  exec_p50_us-2CPUs   0.2  (   0.00%)    0.2  ~ (  -0.00%)
-Amean  exec_p99_us-2CPUs     0  (   0.00%)      0  ~ (  -0.00%)
+Amean  exec_p50_us-2CPUs   0.2  (   0.00%)    0.2  ~ (   0.00%)
+Amean  exec_p99_us-2CPUs     0  (   0.00%)      0  ~ (   0.00%)
 
 1 of 3 figures differ (p < 0.05; where nothing differs, chance lets 0.2 of so many seem to)."""
 
