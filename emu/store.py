@@ -120,7 +120,6 @@ class Summary(msgspec.Struct, frozen=True):
 
     id: str
     name: str
-    started: str
     status: str
     """As RunInfo.status, but for "killed": it says that it runs, and nobody runs it."""
     done: int
@@ -400,7 +399,6 @@ class Store:
                     Summary(
                         id=run,
                         name=str(raw.experiment.get("name", "")),
-                        started=raw.started,
                         status=status,
                         done=sum(n for state, n in counts.items() if state),
                         failed=counts.get("failed", 0),

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from emu.experiment import (
     to_toml,
 )
 from emu.report.table import format_ns
+from emu.schedule import Progress
 from emu.store import Store
 
 ROOT = Path(__file__).parents[1]
@@ -54,6 +56,7 @@ def test_lists() -> None:
     assert {"single", "numa-trees", "numa-locks", "mmap-sem-rbtree"} <= set(designs.split())
     assert {"host", "hygon-12x32"} <= set(emu("list", "topologies").stdout.split())
     assert {"execl", "spawn", "shell"} <= set(emu("list", "workloads").stdout.split())
+    assert {"i_mmap-hygon", "laptop"} <= set(emu("list", "experiments").stdout.split())
 
 
 BAD_WORKLOAD = """
@@ -276,6 +279,20 @@ def test_colour_and_bar_only_on_a_terminal() -> None:
     assert "\x1b[1m" in done.stdout
     assert "1 running" in done.stdout
     assert ": single on 1" in done.stdout  # the bar's description of the cell that runs
+
+
+def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    (matrix,) = make({"rmap": "single", "cpus": 4})
+    cell = next(matrix.cells({"host": (4,)}))
+    with cli._ProgressBar() as bar:
+        for done in range(60):
+            bar.update(Progress(done=done, total=60, running=[(cell, 0.5)], left_s=200.0 - done))
+            clock[0] += 1.0
+    assert capsys.readouterr().err == "emu: 31 of 60 cells, 1 running, 3 min left\n"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")

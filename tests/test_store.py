@@ -287,6 +287,33 @@ def test_cells_of_one_that_was_killed_are_taken_over(tmp_path: Path) -> None:
     assert rows(store, "SELECT status FROM cell") == [("ok",)]
 
 
+def test_native_cells_run_in_turns_over_the_repeats() -> None:
+    run = package.run(rmap="single,btree", cpus=[1, 2], repeats=2, duration="10ms")
+    assert [(c.cpus, c.repeat, c.rmap) for c in run.cells] == [
+        (cpus, repeat, rmap) for cpus in (1, 2) for repeat in (0, 1) for rmap in ("single", "btree")
+    ]
+    query = "SELECT repeat, cpus, rmap FROM cell ORDER BY finished_s"
+    assert rows(Store(), query) == [
+        (repeat, cpus, rmap) for repeat in (0, 1) for cpus in (1, 2) for rmap in ("single", "btree")
+    ]
+
+
+def test_native_cells_have_the_host_for_themselves(tmp_path: Path) -> None:
+    """Among the runs of a store: while somebody predicts, nobody measures."""
+    store = Store(tmp_path / "store")
+    store.prepare()
+    with store.machine(alone=False) as others:
+        assert others.take()
+        options = ("--rmap", "single", "--cpus", "1", "--duration", "10ms", "--repeats", "1")
+        process = start("run", *options, "--store", str(store.directory))
+        wait_until(lambda: store.ids())
+        time.sleep(0.5)
+        assert rows(store, "SELECT status FROM cell") == [(None,)]
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    assert rows(store, "SELECT status FROM cell") == [("ok",)]
+
+
 @pytest.mark.usefixtures("nothing_left")
 def test_control_c_ends_virtual_cells_at_once(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
