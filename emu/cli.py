@@ -35,6 +35,7 @@ from emu.record import Each
 from emu.report import mail, text
 from emu.report.export import EXPORTS
 from emu.report.table import cell_name, plain_console, print_run
+from emu.report.trace import DEFAULT_WINDOW
 from emu.results import CellResult, Run, write_atomically
 from emu.schedule import Progress as RunProgress
 from emu.store import Store
@@ -153,6 +154,20 @@ def run(
         str | None,
         typer.Option("--json", metavar="FILE|-", help="Write JSON; -: to stdout, and no table."),
     ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write a trace for ui.perfetto.dev: what each CPU did.  One virtual cell only",
+        ),
+    ] = None,
+    trace_window: Annotated[
+        str | None,
+        typer.Option(
+            metavar="START+LENGTH",
+            help=f"What of the measured phase is traced, as 2ms+500us.  Default: {DEFAULT_WINDOW}",
+        ),
+    ] = None,
     store: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Where runs are kept.  Default: the user's data folder"),
@@ -198,7 +213,9 @@ def run(
             jobs=jobs,
             progress=bar.update,
             on_failure=bar.say_failure,
-            on_resume=bar.say_resumed,
+            trace=trace,
+            trace_window=trace_window,
+            on_notice=bar.say,
             stop=stop,
         )
     if json_file == "-":
@@ -533,7 +550,7 @@ class _ProgressBar:
             if time.monotonic() - self._told > _LINE_EVERY_S:
                 self._told = time.monotonic()
                 cells = f"{now.done} of {now.total} cells"
-                self._say(f"{cells}, {len(now.running)} running{left}")
+                self.say(f"{cells}, {len(now.running)} running{left}")
             return
         if time.monotonic() - self._began < _PROGRESS_AFTER_S:
             return
@@ -558,13 +575,10 @@ class _ProgressBar:
 
     def say_failure(self, cell: CellResult) -> None:
         """At once, and not only in the table at the end."""
-        self._say(f"{cell_name(cell)}: {cell.error}")
+        self.say(f"{cell_name(cell)}: {cell.error}")
 
-    def say_resumed(self, run_id: str, done: int, total: int) -> None:
-        """That this is not the beginning."""
-        self._say(f"going on with run {run_id}: {done} of {total} cells are there (--fresh: anew)")
-
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """A line that the user should see."""
         self._console.print(f"emu: {line}", soft_wrap=True, markup=False)
 
 

@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emu.errors import InputError
+from emu.report.trace import make_window
 from emu.results import CellResult, Run
 from emu.workload import line_of_key
 
@@ -590,7 +591,9 @@ def run(
     jobs: int | None = None,
     progress: Callable[[Progress], None] | None = None,
     on_failure: Callable[[CellResult], None] | None = None,
-    on_resume: Callable[[str, int, int], None] | None = None,
+    trace: str | Path | None = None,
+    trace_window: str | None = None,
+    on_notice: Callable[[str], None] | None = None,
     stop: StopFlag | None = None,
 ) -> Run:
     """Run an experiment; arguments are the options of ``emu run`` and override those of the file.
@@ -603,8 +606,11 @@ def run(
     there is none, a new one begins. ``jobs``: virtual cells at once, at most; None: as many as this
     machine has CPUs.
 
+    ``trace``: a file for a trace of the one cell, of the virtual engine, of ``trace_window``
+    ("2ms+500us": from 2 ms after the start of the measured phase on, 500 us long).
+
     ``progress`` is called every 0.1 s or so, ``on_failure`` as soon as a cell has failed,
-    ``on_resume`` with the id of a run that is gone on with, its finished and all cells. ``stop``:
+    ``on_notice`` with a line that a user should see. ``stop``:
     a flag that the caller has put up; None: SIGINT and SIGTERM are looked after here.
 
     Returns the run, which prints as a table. Cells that failed are in it, with their error.
@@ -640,6 +646,8 @@ def run(
     elif all(value is None for value in options.values()):
         given = {"engine": BOTH}
     given = override(given, options)
+    if trace is None and trace_window is not None:
+        raise InputError(f"--trace-window {trace_window}: --trace says where the trace goes")
     return execute(
         make(given),
         given,
@@ -647,7 +655,8 @@ def run(
         name=name,
         fresh=fresh,
         jobs=jobs,
-        watchers=Watchers(progress, on_failure, on_resume),
+        trace=None if trace is None else make_window(trace, trace_window),
+        watchers=Watchers(progress, on_failure, on_notice),
         stop=stop,
     )
 

@@ -61,12 +61,42 @@ class Lock(msgspec.Struct, kw_only=True):
     sites: list[Site]
 
 
+class LineSite(msgspec.Struct, kw_only=True):
+    """What one stack of functions did to 8 bytes of a line (virtual engine)."""
+
+    site: str
+    """"outer>inner", by the functions themselves: no annotation is needed."""
+    field: str
+    """The bytes of the object, and what they are if that is known: "+0..8 count"."""
+    access: str
+    """"load", "store" or "modify" (an atomic read-modify-write)."""
+    transfers: int
+    remote_transfers: int
+    wait_ns: int
+
+
 class Line(msgspec.Struct, kw_only=True):
-    """A cache line (virtual engine)."""
+    """The cache lines of one name (virtual engine)."""
 
     symbol: str
     transfers: int
+    """Lines that came out of another CPU's cache; remote: of another node's."""
     remote_transfers: int
+    wait_ns: int
+    """Stalls on these lines, where they came from memory too."""
+    sites: list[LineSite] = []
+    """Who did that: the sites with most of it; others are left out."""
+
+
+class Wait(msgspec.Struct, kw_only=True):
+    """Spinning or sleeping on a word, by stack of functions, whatever lock it was (virtual)."""
+
+    kind: str
+    """"spin" or "sleep"."""
+    symbol: str
+    field: str
+    site: str
+    count: int
     wait_ns: int
 
 
@@ -130,6 +160,10 @@ class CellResult(msgspec.Struct, kw_only=True):
     wait_share: float = 0.0
     locks: list[Lock] = []
     lines: list[Line] = []
+    waits: list[Wait] = []
+    """The longest; of all phases, as are lines."""
+    node_transfers: list[list[int]] = []
+    """[to][from]: lines that went from node to node, all phases (virtual engine)."""
     memory: Memory
     host: Host
     phases: list[Phase] = []

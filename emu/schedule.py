@@ -34,6 +34,7 @@ from emu.store import MachineLock, Store
 if TYPE_CHECKING:
     from emu.coordinator import Deadline, StopFlag
     from emu.engines import Engine, Job, Machine
+    from emu.report.trace import Window
 
 _TICK_S = 0.1
 _OTHERS_S = 0.3
@@ -64,8 +65,13 @@ class Watchers:
     """Often."""
     on_failure: Callable[[CellResult], None] | None = None
     """As soon as a cell has failed."""
-    on_resume: Callable[[str, int, int], None] | None = None
-    """Once, when a run is gone on with: its id, cells that are there, all cells."""
+    on_notice: Callable[[str], None] | None = None
+    """When there is a line to be seen."""
+
+    def notice(self, line: str) -> None:
+        """Show it."""
+        if self.on_notice:
+            self.on_notice(line)
 
 
 def execute(
@@ -76,6 +82,7 @@ def execute(
     name: str = "",
     fresh: bool = False,
     jobs: int | None = None,
+    trace: Window | None = None,
     watchers: Watchers | None = None,
     stop: StopFlag | None = None,
 ) -> Run:
@@ -83,6 +90,7 @@ def execute(
 
     The unfinished run of the same experiment, on the same version, is gone on with; else, or with
     ``fresh``, a new one begins. ``jobs``: virtual cells at once (None: the host's CPUs).
+    ``trace``: of the only cell.
 
     A failed cell does not end the run, unless somebody else killed or stopped a worker of it. An
     interrupt (SIGINT, SIGTERM) ends it, and ``run.status`` says so.
@@ -106,6 +114,8 @@ def execute(
                 tasks.setdefault(cell, _Task(len(tasks), cell, machine, each.timeout_ns))
         if not tasks:
             raise InputError("no cell is left: the rules exclude all of them")
+        if trace:
+            _trace_the_one(list(tasks.values()), trace)
         store.prepare()
         fingerprint = _fingerprint(info)
         found = None if fresh else store.find(fingerprint)
@@ -118,8 +128,9 @@ def execute(
                 machine.prepare([c for c in cells if tasks[c].number in missing], stop)
             run = store.begin(info, list(tasks), fingerprint, fresh=fresh)
             watchers = watchers or Watchers()
-            if found == run and watchers.on_resume:
-                watchers.on_resume(run, len(tasks) - len(missing), len(tasks))
+            if found == run:
+                there = f"{len(tasks) - len(missing)} of {len(tasks)} cells are there"
+                watchers.notice(f"going on with run {run}: {there} (--fresh: anew)")
             with _Scheduler(store, run, list(tasks.values()), watchers, stop) as scheduler:
                 status = "done" if scheduler.run(jobs or info.host["cpus"]) else "stopped"
         except Interrupted:
@@ -139,6 +150,19 @@ class _Task:
     cell: Cell
     machine: Machine
     timeout_ns: int
+
+
+def _trace_the_one(tasks: Sequence[_Task], trace: Window) -> None:
+    from emu.engines.virtual import VirtualEngine
+
+    machine = tasks[0].machine
+    if len(tasks) > 1 or not isinstance(machine, VirtualEngine):
+        engines = ", ".join(dict.fromkeys(task.cell.engine for task in tasks))
+        raise InputError(
+            f"--trace {trace.file}: one cell of the virtual engine can be traced, not {len(tasks)} "
+            f"of {engines}; --engine virtual with one --rmap and one --cpus is one"
+        )
+    machine.trace = trace
 
 
 @dataclass
@@ -222,6 +246,8 @@ class _Scheduler:
                         continue
                     result, own = job.finish()
                     again = not own
+                    if job.notice:
+                        self.watchers.notice(job.notice)
                 except CellFailed as error:
                     result = job.fail(error)
                 del self.jobs[number]

@@ -177,12 +177,15 @@ def stop_after_one(**options: Any) -> None:
 def test_interrupted_and_gone_on_with_is_one_run() -> None:
     options = TINY | {"rmap": "single,btree", "cpus": "1..8"}
     stop_after_one(**options)
-    told: list[tuple[str, int, int]] = []
+    told: list[str] = []
     before = package.load("last")
     assert before.run.status == "interrupted"
     assert 0 < len(before.cells) < 8
-    whole = package.run(**options, on_resume=lambda *what: told.append(what))
-    assert told == [(before.run.id, len(before.cells), 8)]
+    whole = package.run(**options, on_notice=told.append)
+    assert told == [
+        f"going on with run {before.run.id}: {len(before.cells)} of 8 cells are there "
+        "(--fresh: anew)"
+    ]
     assert (whole.run.id, whole.run.status, len(whole.cells)) == (before.run.id, "done", 8)
     anew = package.run(**options, fresh=True)
     assert anew.run.id != whole.run.id

@@ -54,6 +54,9 @@ class ManyAtOnce(Engine, Protocol):
 class Job(Protocol):
     """A cell that runs. It is over with the first call of finish, fail or close."""
 
+    notice: str | None
+    """What a user should be told once it has finished."""
+
     @property
     def child(self) -> Child[Any]:
         """Its process."""

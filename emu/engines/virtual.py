@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import re
 import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,21 +19,20 @@ import numpy as np
 from emu import _core, coordinator, topology
 from emu import workload as workloads
 from emu.arena import MIB, Arena
-from emu.coordinator import CellFailed, CellTotals, Child, DesignFile, Plan, StopFlag
-from emu.engines import native
+from emu.coordinator import CellFailed, CellTotals, Child, DesignFile, PhaseTotals, Plan, StopFlag
+from emu.engines import _sites, native
 from emu.engines._designs import find_design
+from emu.engines._slices import Recorder
 from emu.errors import InputError
 from emu.experiment import Cell, Experiment
-from emu.results import CellResult, Host, Latency, Line, Memory
+from emu.report import trace
+from emu.results import CellResult, Host, Latency, Line, Memory, Wait
 from emu.topology import Topology
 
 _OUTSTANDING_STORES = 10
 """Line fill buffers of a core: how many stores are on their way before one stalls."""
-_LINES = 1000
-"""Lines that are looked at for the report: those with the longest waits."""
 _EVENT_LIMIT = 20_000_000_000
 """Accesses of a phase after which it counts as hung; ten minutes of the host's time."""
-_OF_CPU = re.compile(r" of CPU \d+$")
 
 
 def _array(values: Sequence[int]) -> ctypes.Array[ctypes.c_uint32]:
@@ -93,7 +91,10 @@ class _Ran:
 
     totals: CellTotals
     lines: list[Line]
+    waits: list[Wait]
+    node_transfers: list[list[int]]
     accesses: int
+    trace: trace.Trace | None
 
 
 class VirtualEngine:
@@ -113,6 +114,8 @@ class VirtualEngine:
         }
         self._cleanup = contextlib.ExitStack()
         self._designs: dict[tuple[str, str], DesignFile] = {}
+        self.trace: trace.Window | None = None
+        """Of each cell that is run, over the last one's."""
 
     def _cpus(self, machine: Topology) -> tuple[int, ...]:
         wanted = self._experiment.cpus or (machine.nr_cpus,)
@@ -175,15 +178,24 @@ class VirtualEngine:
             memory=Memory(),
             host=Host(),
         )
-        return VirtualJob(result, plan, coordinator.Child(run_cell, plan, machine))
+        child = coordinator.Child(run_cell, plan, machine, self.trace)
+        return VirtualJob(result, plan, child, self.trace, str(cell))
 
 
 class VirtualJob:
     """See ``engines.Job``."""
 
-    def __init__(self, result: CellResult, plan: Plan, child: Child[_Ran]) -> None:
+    def __init__(
+        self,
+        result: CellResult,
+        plan: Plan,
+        child: Child[_Ran],
+        window: trace.Window | None,
+        name: str,
+    ) -> None:
         self.child = child
-        self._result, self._plan = result, plan
+        self.notice: str | None = None
+        self._result, self._plan, self._window, self._name = result, plan, window, name
         self._began = time.monotonic()
 
     def finish(self) -> tuple[CellResult, bool]:
@@ -217,12 +229,20 @@ class VirtualJob:
     def _fill_in(self) -> None:
         ran = self.child.result()
         native.fill_in(self._result, self._plan, ran.totals)
-        self._result.lines = ran.lines
+        self._result.lines, self._result.waits = ran.lines, ran.waits
+        self._result.node_transfers = ran.node_transfers
         self._result.host.accesses = ran.accesses
+        if self._window and ran.trace:
+            trace.write(ran.trace, self._plan.node_of_cpu, self._name, self._window.file)
+            if ran.trace.full_ns is not None:
+                self.notice = (
+                    f"--trace {self._window.file}: there was room up to "
+                    f"{ran.trace.full_ns / 1000:.3f} us of the phase; what ended later is missing"
+                )
 
 
-def run_cell(plan: Plan, machine: Topology) -> _Ran:
-    """Run one cell in this process, which has loaded no core yet.
+def run_cell(plan: Plan, machine: Topology, window: trace.Window | None = None) -> _Ran:
+    """Run one cell in this process, which has loaded no core yet. Traced: its first recorded phase.
 
     Raises CellFailed, CoreError, or InputError for a design.
     """
@@ -238,7 +258,8 @@ def run_cell(plan: Plan, machine: Topology) -> _Ran:
     with Arena.anonymous(size) as arena:
         coordinator.set_up(core, replace(plan, arena_bytes=size), arena)
         core.virtual_config(ctypes.byref(cost_model(machine, cpus)))
-        phases, calls = [], 0
+        phases: list[PhaseTotals] = []
+        calls, traced = 0, None
 
         def phase(number: int, once: bool, record: bool = False, duration_ns: int = 0) -> None:
             nonlocal calls
@@ -249,10 +270,13 @@ def run_cell(plan: Plan, machine: Topology) -> _Ran:
         phase(workload.load_list, once=True)
         start_s = time.monotonic() - began
         for each in workload.phases:
+            recorder = Recorder(core, window) if window and each.record and not phases else None
             phase(each.list, each.once, each.record, round(plan.duration_ns * each.share))
+            if recorder:
+                traced = recorder.finish()
             if each.record:
                 phases.append(coordinator.gather(core, plan, each.name))
-        lines = _lines(core)
+        lines, waits, node_transfers = _sites.read(core, plan.nr_nodes)
         phase(workload.drain_list, once=True)
         try:
             core.check_drained()
@@ -270,19 +294,4 @@ def run_cell(plan: Plan, machine: Topology) -> _Ran:
             bytes_per_vma=core.bytes_per_vma(),
         )
         core.design_unload()
-        return _Ran(totals, lines, stats.accesses)
-
-
-def _lines(core: _core.Core) -> list[Line]:
-    """Lines that were waited for, those of one name together, longest waits first."""
-    found = (_core.VirtualLine * _LINES)()
-    by_symbol: dict[str, Line] = {}
-    for raw in found[: core.virtual_lines(found, _LINES)]:
-        symbol = _OF_CPU.sub("", core.text_of("virtual_symbol", raw.offset))
-        line = by_symbol.setdefault(
-            symbol, Line(symbol=symbol, transfers=0, remote_transfers=0, wait_ns=0)
-        )
-        line.transfers += raw.transfers
-        line.remote_transfers += raw.remote_transfers
-        line.wait_ns += raw.wait_ps // 1000
-    return sorted(by_symbol.values(), key=lambda line: (-line.wait_ns, line.symbol))
+        return _Ran(totals, lines, waits, node_transfers, stats.accesses, traced)
