@@ -48,6 +48,8 @@ _WATCH_S = 0.1
 _HANG_S = 10.0
 """A CPU that does nothing for so long after its time is up hangs. A busy host takes far less."""
 _REHEARSAL_BYTES = 256 * MIB
+_WORDS_BYTES = 1 << 20
+"""Of what a process wrote on stderr, at most; its last line is what counts."""
 _FORK = multiprocess.get_context("fork")
 _T = TypeVar("_T")
 
@@ -223,23 +225,22 @@ def rehearse(plan: Plan, stop: StopFlag) -> None:
     """
     context = _context(plan.machine)
     ours, theirs = context.Pipe(duplex=False)
-    with tempfile.NamedTemporaryFile(prefix="emu-") as silence:
-        arguments = (plan, theirs, silence.name, os.getpid())
-        process = context.Process(target=_rehearse, args=arguments, daemon=True)
-        _start(process)
-        theirs.close()
-        try:
-            give_up = time.monotonic() + _HANG_S
-            while not ours.poll(0.05) and time.monotonic() < give_up:
-                stop.check()
-            problem = ours.recv() if ours.poll(0) else None
-        except EOFError:
-            problem = None
-        finally:
-            process.kill()
-            process.join()
-            process.close()
-            ours.close()
+    arguments = (plan, theirs, os.devnull, os.getpid())
+    process = context.Process(target=_rehearse, args=arguments, daemon=True)
+    _start(process)
+    theirs.close()
+    try:
+        give_up = time.monotonic() + _HANG_S
+        while not ours.poll(0.05) and time.monotonic() < give_up:
+            stop.check()
+        problem = ours.recv() if ours.poll(0) else None
+    except EOFError:
+        problem = None
+    finally:
+        process.kill()
+        process.join()
+        process.close()
+        ours.close()
     if problem:
         raise InputError(problem)
 
@@ -289,17 +290,17 @@ class Child(Generic[_T]):
         context = multiprocess.get_context("spawn") if _core.is_any_loaded() else _FORK
         self.connection, theirs = context.Pipe(duplex=False)
         """Can be waited for (``multiprocess.connection.wait``): there is a result."""
-        self._words = tempfile.NamedTemporaryFile(prefix="emu-")  # noqa: SIM115
+        # What it writes on stderr; memory, so that nothing is left however we end.
+        self._words = os.memfd_create("emu-words")
+        words = f"/proc/{os.getpid()}/fd/{self._words}"
         self._process = context.Process(
-            target=_child,
-            args=(work, arguments, theirs, self._words.name, os.getpid()),
-            daemon=True,
+            target=_child, args=(work, arguments, theirs, words, os.getpid()), daemon=True
         )
         try:
             _start(self._process)
         except BaseException:
             self.connection.close()
-            self._words.close()
+            os.close(self._words)
             raise
         finally:
             theirs.close()
@@ -318,7 +319,8 @@ class Child(Generic[_T]):
         except EOFError:
             self._process.join()
             status = self._process.exitcode
-            last = Path(self._words.name).read_text(errors="replace").strip().splitlines()[-1:]
+            words = os.pread(self._words, _WORDS_BYTES, 0).decode(errors="replace")
+            last = words.strip().splitlines()[-1:]
             reason = last[0].removeprefix("emu: ") if last else f"exit status {status}"
             outside = status in (-signal.SIGKILL, -signal.SIGTERM)
             raise CellFailed(f"the virtual machine died: {reason}", outside=outside) from None
@@ -333,7 +335,7 @@ class Child(Generic[_T]):
         self._process.join()
         self._process.close()
         self.connection.close()
-        self._words.close()
+        os.close(self._words)
 
     def __enter__(self) -> Self:
         return self

@@ -207,7 +207,7 @@ def parse_duration(text: str, option: str = "duration", *, most_m: int = 60) -> 
 
 def format_duration(ns: int) -> str:
     """The shortest text that parse_duration reads back to ``ns``."""
-    for unit in ("s", "ms", "us"):
+    for unit in ("m", "s", "ms", "us"):
         if ns % _UNITS_NS[unit] == 0:
             return f"{ns // _UNITS_NS[unit]}{unit}"
     return f"{ns}ns"

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from emu.experiment import Cell
 
 _FILE = "store.sqlite"
+_LOCK_FILE = "host.lock"
 _SCHEMA_VERSION = 1
 _APPLICATION_ID = 0x656D7531  # "emu1"
 _BUSY_S = 30.0
@@ -162,7 +163,8 @@ class Store:
 
     def _check_directory(self) -> None:
         """Nobody else may lead us elsewhere."""
-        for path in (self.directory, *(self.directory / f"{_FILE}{s}" for s in ("", "-wal"))):
+        files = (_FILE, f"{_FILE}-wal", _LOCK_FILE)
+        for path in (self.directory, *(self.directory / name for name in files)):
             try:
                 info = path.lstat()
             except FileNotFoundError:
@@ -238,11 +240,11 @@ class Store:
     @contextlib.contextmanager
     def machine(self, *, alone: bool) -> Iterator[MachineLock]:
         """The lock by which a native cell has the host for itself among runs of this store."""
-        fd = os.open(
-            self.directory / "host.lock",
-            os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC,
-            0o600,
-        )
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            fd = os.open(self.directory / _LOCK_FILE, flags, 0o600)
+        except OSError as error:
+            raise EmuError(f"{self.directory / _LOCK_FILE}: {error.strerror}") from None
         try:
             yield MachineLock(fd, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         finally:

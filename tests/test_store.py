@@ -351,12 +351,16 @@ def test_a_symbolic_link_is_refused(tmp_path: Path) -> None:
     real = Store(tmp_path / "real")
     begun(real)
     (tmp_path / "link").symlink_to(real.directory)
-    (tmp_path / "other").mkdir()
+    for name in ("other", "third"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "third" / "host.lock").symlink_to(real.directory / "store.sqlite")
     (tmp_path / "other" / "store.sqlite").symlink_to(real.directory / "store.sqlite")
+    for name in ("link", "other", "third"):
+        with pytest.raises(InputError, match="is a symbolic link"):
+            Store(tmp_path / name).prepare()
     for name in ("link", "other"):
-        for use in (Store.prepare, Store.ids):
-            with pytest.raises(InputError, match="is a symbolic link"):
-                use(Store(tmp_path / name))
+        with pytest.raises(InputError, match="is a symbolic link"):
+            Store(tmp_path / name).ids()
 
 
 def test_a_directory_that_anybody_may_write_is_refused(tmp_path: Path) -> None:
