@@ -9,7 +9,6 @@ import os
 import shlex
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
@@ -19,10 +18,9 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Column, Table
+from rich.table import Table
 
-from emu import _core, cli_host, cli_topology, experiment, host, topology
+from emu import _core, cli_check, cli_host, cli_topology, experiment, host, topology
 from emu import record as recorder
 from emu import workload as workloads
 from emu._version import __version__
@@ -31,17 +29,15 @@ from emu.comparison import compare as compare_sides
 from emu.coordinator import StopFlag
 from emu.errors import EmuError, InputError
 from emu.experiment import unknown
+from emu.progress import ProgressBar
 from emu.record import Each
 from emu.report import mail, text
 from emu.report.export import EXPORTS
 from emu.report.table import cell_name, plain_console, print_run
 from emu.report.trace import DEFAULT_WINDOW
-from emu.results import CellResult, Run, write_atomically
-from emu.schedule import Progress as RunProgress
+from emu.results import Run, write_atomically
+from emu.schedule import Progress
 from emu.store import Store
-
-_PROGRESS_AFTER_S = 2.0
-_LINE_EVERY_S = 30.0
 
 app = typer.Typer(
     name="emu",
@@ -50,6 +46,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cli_topology.app)
+app.command()(cli_check.check)
+app.command()(cli_check.new)
 app.command()(cli_host.calibrate)
 app.command()(cli_host.compare_kernel)
 
@@ -191,7 +189,7 @@ def run(
         _check_writable(Path(json_file))
     # Until the very end: a second Ctrl-C must not cut off the output.
     stop = StopFlag(restore=False).__enter__()
-    with _ProgressBar() as bar:
+    with ProgressBar() as bar:
         result = experiment.run(
             experiment_name,
             rmap=rmap,
@@ -211,8 +209,8 @@ def run(
             store=store,
             fresh=fresh,
             jobs=jobs,
-            progress=bar.update,
-            on_failure=bar.say_failure,
+            progress=lambda now: bar.update(*_how_far(now)),
+            on_failure=lambda cell: bar.say(f"{cell_name(cell)}: {cell.error}"),
             trace=trace,
             trace_window=trace_window,
             on_notice=bar.say,
@@ -524,66 +522,16 @@ def _check_writable(path: Path) -> None:
         raise InputError(f"--json {path}: no file can be written there")
 
 
-class _ProgressBar:
-    """On a terminal a bar, from 2 s on; elsewhere a line now and then. All of it goes to stderr.
-
-    It has no thread: workers are forked.
-    """
-
-    def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
-        self._bar: Progress | None = None
-        self._task = TaskID(0)
-        self._began = self._told = time.monotonic()
-
-    def __enter__(self) -> _ProgressBar:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._bar:
-            self._bar.stop()
-
-    def update(self, now: RunProgress) -> None:
-        """Show how far the run is."""
-        left = "" if now.left_s is None else f", {_duration(now.left_s)} left"
-        if not self._console.is_terminal:
-            if time.monotonic() - self._told > _LINE_EVERY_S:
-                self._told = time.monotonic()
-                cells = f"{now.done} of {now.total} cells"
-                self.say(f"{cells}, {len(now.running)} running{left}")
-            return
-        if time.monotonic() - self._began < _PROGRESS_AFTER_S:
-            return
-        if not self._bar:
-            self._bar = Progress(
-                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-                BarColumn(bar_width=20),
-                TimeElapsedColumn(),
-                TextColumn("{task.description}", table_column=Column(no_wrap=True)),
-                console=self._console,
-                auto_refresh=False,
-                transient=True,
-            )
-            self._task = self._bar.add_task("", total=now.total)
-            self._bar.start()
-        running = f"{len(now.running)} running{left}"
-        if now.running:
-            cell = now.running[0][0]
-            running += f": {cell.rmap} on {cell.cpus}"
-        completed = now.done + sum(share for _, share in now.running)
-        self._bar.update(self._task, completed=completed, description=running, refresh=True)
-
-    def say_failure(self, cell: CellResult) -> None:
-        """At once, and not only in the table at the end."""
-        self.say(f"{cell_name(cell)}: {cell.error}")
-
-    def say(self, line: str) -> None:
-        """A line that the user should see."""
-        self._console.print(f"emu: {line}", soft_wrap=True, markup=False)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+def _how_far(now: Progress) -> tuple[float, int, str]:
+    """Cells that are done, parts of them included; all cells; and what is going on."""
+    what = f"{len(now.running)} running"
+    if now.left_s is not None:
+        minutes = now.left_s / 60
+        what += f", {now.left_s:.0f} s left" if minutes < 2 else f", {minutes:.0f} min left"
+    if now.running:
+        cell = now.running[0][0]
+        what += f": {cell.rmap} on {cell.cpus}"
+    return now.done + sum(share for _, share in now.running), now.total, what
 
 
 def _one_line(error: Exception) -> str:

@@ -34,6 +34,7 @@ from emu.experiment import (
     split_names,
     to_toml,
 )
+from emu.progress import ProgressBar
 from emu.report.table import format_ns
 from emu.schedule import Progress
 from emu.store import Store
@@ -288,11 +289,12 @@ def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     (matrix,) = make({"rmap": "single", "cpus": 4})
     cell = next(matrix.cells({"host": (4,)}))
-    with cli._ProgressBar() as bar:
+    with ProgressBar() as bar:
         for done in range(60):
-            bar.update(Progress(done=done, total=60, running=[(cell, 0.5)], left_s=200.0 - done))
+            now = Progress(done=done, total=60, running=[(cell, 0.5)], left_s=200.0 - done)
+            bar.update(*cli._how_far(now))
             clock[0] += 1.0
-    assert capsys.readouterr().err == "emu: 31 of 60 cells, 1 running, 3 min left\n"
+    assert capsys.readouterr().err == "emu: 31 of 60, 1 running, 3 min left: single on 4\n"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
