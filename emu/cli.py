@@ -438,11 +438,20 @@ def record(
         str,
         typer.Option(metavar="run|exec|fork", help="What an iteration is."),
     ] = "run",
+    anonymise: Annotated[
+        bool,
+        typer.Option("--anonymise", help="Files are file1, file2 ...; the command is not told."),
+    ] = False,
 ) -> None:
-    """Record a command's memory and process calls with strace, as a workload to run."""
+    """Record a command's memory and process calls with strace, as a workload to run.
+
+    Example: emu record -o build.toml -- make -j4; emu run --workload ./build.toml --cpus 1,2
+    """
     if each not in get_args(Each):
         raise unknown("iteration", each, get_args(Each))
-    recording = recorder.record(command, name=name or output.stem, each=cast(Each, each))
+    recording = recorder.record(
+        command, name=name or output.stem, each=cast(Each, each), anonymise=anonymise
+    )
     try:
         output.write_text(recording.toml)
     except OSError as error:
