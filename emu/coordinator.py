@@ -25,14 +25,15 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Any, Generic, NoReturn, Self, TypeVar
 
 import msgspec
 import multiprocess
+import multiprocess.connection
 import numpy as np
 import zmq
 from numpy.typing import NDArray
@@ -50,6 +51,8 @@ _WATCH_S = 0.1
 _HANG_S = 10.0
 """A CPU that does nothing for so long after its time is up hangs. A busy host takes far less."""
 _REHEARSAL_BYTES = 256 * MIB
+_WORDS_BYTES = 1 << 20
+"""Of what a process wrote on stderr, at most; its last line is what counts."""
 _FORK = multiprocess.get_context("fork")
 _T = TypeVar("_T")
 
@@ -103,6 +106,21 @@ class StopFlag:
         if self._restore:
             for number, handler in self._old.items():
                 signal.signal(number, handler)
+
+
+class Deadline(StopFlag):
+    """A StopFlag that also fails the cell once its time is up."""
+
+    def __init__(self, stop: StopFlag, timeout_ns: int) -> None:
+        super().__init__()
+        self._stop, self._timeout_s = stop, timeout_ns / 1e9
+        self._end_s = time.monotonic() + self._timeout_s
+
+    def check(self) -> None:
+        """Raises Interrupted once a signal has come, CellFailed once the time is up."""
+        self._stop.check()
+        if time.monotonic() > self._end_s:
+            raise CellFailed(f"not done after {self._timeout_s:g} s (--timeout)")
 
 
 @dataclass(frozen=True)
@@ -263,23 +281,22 @@ def rehearse(plan: Plan, stop: StopFlag) -> None:
     """
     context = _context(plan.machine)
     ours, theirs = context.Pipe(duplex=False)
-    with tempfile.NamedTemporaryFile(prefix="emu-") as silence:
-        arguments = (plan, theirs, silence.name, os.getpid())
-        process = context.Process(target=_rehearse, args=arguments, daemon=True)
-        _start(process)
-        theirs.close()
-        try:
-            give_up = time.monotonic() + _HANG_S
-            while not ours.poll(0.05) and time.monotonic() < give_up:
-                stop.check()
-            problem = ours.recv() if ours.poll(0) else None
-        except EOFError:
-            problem = None
-        finally:
-            process.kill()
-            process.join()
-            process.close()
-            ours.close()
+    arguments = (plan, theirs, os.devnull, os.getpid())
+    process = context.Process(target=_rehearse, args=arguments, daemon=True)
+    _start(process)
+    theirs.close()
+    try:
+        give_up = time.monotonic() + _HANG_S
+        while not ours.poll(0.05) and time.monotonic() < give_up:
+            stop.check()
+        problem = ours.recv() if ours.poll(0) else None
+    except EOFError:
+        problem = None
+    finally:
+        process.kill()
+        process.join()
+        process.close()
+        ours.close()
     if problem:
         raise InputError(problem)
 
@@ -318,6 +335,79 @@ def _rehearse_alone(plan: Plan) -> str | None:
     return None
 
 
+class Child(Generic[_T]):
+    """``work(*arguments)`` in a process of its own; a context manager that ends it.
+
+    Nothing that it loads or maps stays here. It begins afresh where another machine is loaded here,
+    and is a fork otherwise. When it dies it is called ``what``.
+    """
+
+    def __init__(
+        self, work: Callable[..., _T], *arguments: Any, what: str = "the virtual machine"
+    ) -> None:
+        context = multiprocess.get_context("spawn") if _core.is_any_loaded() else _FORK
+        self.connection, theirs = context.Pipe(duplex=False)
+        """Can be waited for (``multiprocess.connection.wait``): there is a result."""
+        self._what = what
+        # What it writes on stderr; memory, so that nothing is left however we end.
+        self._words = os.memfd_create("emu-words")
+        words = f"/proc/{os.getpid()}/fd/{self._words}"
+        self._process = context.Process(
+            target=_child, args=(work, arguments, theirs, words, os.getpid()), daemon=True
+        )
+        try:
+            _start(self._process)
+        except BaseException:
+            self.connection.close()
+            os.close(self._words)
+            raise
+        finally:
+            theirs.close()
+
+    def ready(self, wait_s: float = 0) -> bool:
+        """Will ``result`` answer at once? Waits for at most ``wait_s``."""
+        return bool(self.connection.poll(wait_s))
+
+    def result(self) -> _T:
+        """What the work returned.
+
+        Raises what it raised if that is an EmuError, CellFailed when the process died.
+        """
+        try:
+            answer = self.connection.recv()
+        except EOFError:
+            self._process.join()
+            status = self._process.exitcode
+            words = os.pread(self._words, _WORDS_BYTES, 0).decode(errors="replace")
+            last = words.strip().splitlines()[-1:]
+            reason = last[0].removeprefix("emu: ") if last else f"exit status {status}"
+            outside = status in (-signal.SIGKILL, -signal.SIGTERM)
+            raise CellFailed(f"{self._what} died: {reason}", outside=outside) from None
+        if isinstance(answer, EmuError):
+            raise answer
+        result: _T = answer
+        return result
+
+    def close(self) -> None:
+        """End the process, whatever it is at."""
+        self._process.kill()
+        self._process.join()
+        self._process.close()
+        self.connection.close()
+        os.close(self._words)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
 def in_child(
     work: Callable[..., _T],
     *arguments: Any,
@@ -325,43 +415,40 @@ def in_child(
     what: str = "the virtual machine",
     limit_s: float = float("inf"),
 ) -> _T:
-    """What ``work(*arguments)`` returns, from a process of its own, called ``what`` when it dies.
+    """What ``work(*arguments)`` returns, from a process of its own.
 
-    Nothing that it loads or maps stays here. It begins afresh where another machine is loaded here,
-    and is a fork otherwise.
-
-    Raises what ``work`` raises if that is an EmuError, CellFailed when it dies or takes longer than
-    ``limit_s``, Interrupted.
+    Raises as ``Child.result``, CellFailed when it takes longer than ``limit_s``, Interrupted.
     """
-    context = multiprocess.get_context("spawn") if _core.is_any_loaded() else _FORK
-    ours, theirs = context.Pipe(duplex=False)
-    with tempfile.NamedTemporaryFile(prefix="emu-") as words:
-        process = context.Process(
-            target=_child, args=(work, arguments, theirs, words.name, os.getpid()), daemon=True
-        )
-        _start(process)
-        theirs.close()
+    give_up = time.monotonic() + limit_s
+    with Child(work, *arguments, what=what) as child:
+        while not child.ready(0.05):
+            stop.check()
+            if time.monotonic() > give_up:
+                raise CellFailed(f"{what} hangs: no result after {limit_s:.0f} s")
+        return child.result()
+
+
+def first_ready(children: Sequence[Child[Any]], wait_s: float) -> None:
+    """Wait until one of them has a result, for at most ``wait_s``."""
+    multiprocess.connection.wait([child.connection for child in children], wait_s)
+
+
+def commit_of(directory: Path) -> str | None:
+    """The git commit that is checked out in a directory, "+changes" behind it if there are any."""
+    words = []
+    for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
         try:
-            give_up = time.monotonic() + limit_s
-            while not ours.poll(0.05):
-                stop.check()
-                if time.monotonic() > give_up:
-                    raise CellFailed(f"{what} hangs: no result after {limit_s:.0f} s")
-            answer = ours.recv()
-        except EOFError:
-            process.join()
-            last = Path(words.name).read_text(errors="replace").strip().splitlines()[-1:]
-            reason = last[0].removeprefix("emu: ") if last else f"exit status {process.exitcode}"
-            raise CellFailed(f"{what} died: {reason}") from None
-        finally:
-            process.kill()
-            process.join()
-            process.close()
-            ours.close()
-    if isinstance(answer, EmuError):
-        raise answer
-    result: _T = answer
-    return result
+            done = subprocess.run(
+                ["git", "-C", str(directory), *command],
+                capture_output=True,
+                text=True,
+                timeout=5,
+                check=True,
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        words.append(done.stdout.strip())
+    return words[0] + ("+changes" if words[1] else "")
 
 
 def _child(

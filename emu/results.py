@@ -1,4 +1,4 @@
-"""What a run measured, as it is written in JSON, and the store that keeps runs.
+"""What a run measured, as it is written in JSON and kept in the store.
 
 The fields are the JSON's keys. Keys may be added, never renamed. Times are nanoseconds where the
 name ends in ``_ns`` and seconds where it ends in ``_s``.
@@ -7,6 +7,7 @@ name ends in ``_ns`` and seconds where it ends in ``_s``.
 from __future__ import annotations
 
 import contextlib
+import html
 import os
 import secrets
 import tempfile
@@ -19,6 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emu.errors import InputError
+
+KIND = {"native": "measured", "virtual": "predicted"}
+"""What the figures of an engine are."""
 
 
 class Latency(msgspec.Struct, kw_only=True):
@@ -152,6 +156,10 @@ class Host(msgspec.Struct, kw_only=True):
     """From the first fork until all CPUs were ready."""
     accesses: int = 0
     """Memory accesses that were modelled (virtual engine)."""
+    other_cpus: float = 0.0
+    """CPUs of the host that were busy with something else meanwhile (native engine)."""
+    stolen_cpus: float = 0.0
+    """CPUs that the hypervisor kept from the host meanwhile (native engine)."""
 
 
 class Phase(msgspec.Struct, kw_only=True):
@@ -219,10 +227,16 @@ class RunInfo(msgspec.Struct, kw_only=True):
     version: str
     command: list[str]
     status: str = "running"
-    """"running", "done" or "interrupted"; a run that is killed stays "running"."""
+    """"running", "done", "interrupted", or "stopped" when somebody else killed or stopped a worker;
+    a run that is killed stays "running"."""
     experiment: dict[str, Any]
     """The whole matrix with every default filled in: as TOML it would run the same again."""
     host: dict[str, Any]
+    """The machine that it began on; with the native engine also what ``emu system`` shows."""
+    build: dict[str, Any] = {}
+    """Compiler, flags, digest of the core, and the commit of the checkout where there is one."""
+    files: dict[str, str] = {}
+    """Absolute path and SHA-256 of the user's own designs, workloads and topologies."""
 
 
 class Run(msgspec.Struct, kw_only=True):
@@ -242,6 +256,24 @@ class Run(msgspec.Struct, kw_only=True):
         Raises InputError for a field that cells do not have.
         """
         return np.array([_dig(cell, field) for cell in self.cells])
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A flat row for each cell: what was run, throughput, locks, latencies, memory."""
+        from emu.report.text import choose, row
+
+        return [row(number, cell) for number, cell in choose(self, None)]
+
+    def to_pandas(self) -> Any:
+        """The rows as a pandas.DataFrame. Raises InputError without pandas."""
+        try:
+            import pandas
+        except ImportError:
+            raise InputError("pandas is not installed: pip install pandas") from None
+        return pandas.DataFrame(self.rows())
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the tables as they are printed."""
+        return f"<pre>{html.escape(str(self))}</pre>"
 
     def to_json(self) -> bytes:
         """The JSON document, with a newline at the end."""
@@ -294,54 +326,3 @@ def read_run(path: Path) -> Run:
         raise InputError(f"{path}: {error.strerror}") from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not the result of a run: {error}") from None
-
-
-class Store:
-    """A directory of runs, one JSON file each, each written in one piece."""
-
-    def __init__(self, directory: Path | None = None) -> None:
-        if directory is None:
-            data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-            directory = Path(data).expanduser() / "mm-emu" / "runs"
-        self.directory = directory
-
-    def prepare(self) -> None:
-        """Make the directory. Raises InputError when nothing can be written there."""
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            probe = self.directory / f".probe-{secrets.token_hex(4)}"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise InputError(
-                f"{self.directory}: {error.strerror}; --store names another directory for results"
-            ) from None
-
-    def save(self, run: Run) -> Path:
-        """Write the run, over what was written of it before. May raise OSError."""
-        path = self.directory / f"{run.run.id}.json"
-        write_atomically(path, run.to_json())
-        return path
-
-    def ids(self) -> list[str]:
-        """The runs, oldest first."""
-        return sorted(path.stem for path in self.directory.glob("[!.]*.json"))
-
-    def load(self, name: str) -> Run:
-        """A run by its id, the beginning of its id, "last", or the path of a file.
-
-        Raises InputError when there is no such run or more than one.
-        """
-        if name.endswith(".json") or "/" in name:
-            return read_run(Path(name))
-        ids = self.ids()
-        if name == "last":
-            found = ids[-1:]
-        else:
-            found = [name] if name in ids else [i for i in ids if i.startswith(name)]
-        if len(found) == 1:
-            return read_run(self.directory / f"{found[0]}.json")
-        if found:
-            raise InputError(f"{name!r} begins more than one run: {', '.join(found)}")
-        known = f"the latest are {', '.join(ids[-3:])}" if ids else "there is none yet"
-        raise InputError(f"no run {name!r} in {self.directory}; {known}")

@@ -591,7 +591,7 @@ class _Reader:
         self.calls_path, self.line_of_call = base.path, base.line_of_call
 
     def error(self, place: str, what: str, key: str = "") -> InputError:
-        line = _line_of_key(self.text, key) if key else None
+        line = line_of_key(self.text, key) if key else None
         where = f"{self.path}:{line}" if line else f"{self.path}"
         return InputError(f"{where}: {f'{place}: ' if place else ''}{what}")
 
@@ -900,7 +900,7 @@ def _lines_of_calls(text: str) -> dict[tuple[str, int], int]:
     return lines
 
 
-def _line_of_key(text: str, key: str) -> int | None:
+def line_of_key(text: str, key: str) -> int | None:
     """The line of the first `key =` or `[key]`, `[key.name]`, `[name.key]`."""
     word = rf"[\"']?{re.escape(key)}[\"']?"
     for number, line in enumerate(text.splitlines(), 1):

@@ -19,7 +19,7 @@ import numpy as np
 from emu import _core, coordinator, topology
 from emu import workload as workloads
 from emu.arena import MIB, Arena
-from emu.coordinator import CellFailed, CellTotals, DesignFile, PhaseTotals, Plan, StopFlag
+from emu.coordinator import CellFailed, CellTotals, Child, DesignFile, PhaseTotals, Plan, StopFlag
 from emu.engines import _sites, native
 from emu.engines._designs import find_design
 from emu.engines._slices import Recorder
@@ -119,8 +119,6 @@ class VirtualEngine:
         self._designs: dict[tuple[str, str], DesignFile] = {}
         self.trace: trace.Window | None = None
         """Of each cell that is run, over the last one's."""
-        self.trace_full_ns: int | None = None
-        """When the last trace had no more room, from the start of its phase; None: it had."""
 
     def _cpus(self, machine: Topology) -> tuple[int, ...]:
         wanted = self._experiment.cpus or (machine.nr_cpus,)
@@ -164,11 +162,9 @@ class VirtualEngine:
             nr_hw_cpus=min(cell.cpus, machine.nr_cpus),
         )
 
-    def run(
-        self, cell: Cell, stop: StopFlag, tick: Callable[[float], None]
-    ) -> tuple[CellResult, bool]:
-        """Run a cell: its result, and whether it makes sense to go on with others."""
-        plan = self._plan(cell)
+    def start(self, cell: Cell) -> VirtualJob:
+        """Start a cell in a process of its own."""
+        plan, machine = self._plan(cell), self._topologies[cell.topology]
         result = CellResult(
             rmap=cell.rmap,
             mm=cell.mm,
@@ -186,27 +182,71 @@ class VirtualEngine:
             memory=Memory(),
             host=Host(),
         )
-        began = time.monotonic()
-        tick(0.0)
+        child = coordinator.Child(run_cell, plan, machine, self.trace)
+        return VirtualJob(result, plan, child, self.trace, str(cell))
+
+
+class VirtualJob:
+    """See ``engines.Job``."""
+
+    def __init__(
+        self,
+        result: CellResult,
+        plan: Plan,
+        child: Child[_Ran],
+        window: trace.Window | None,
+        name: str,
+    ) -> None:
+        self.child = child
+        self.notice: str | None = None
+        self._result, self._plan, self._window, self._name = result, plan, window, name
+        self._began = time.monotonic()
+
+    def finish(self) -> tuple[CellResult, bool]:
+        """What came out, once ``child`` is ready, and whether a failure was its own."""
+        return self._finished(self._fill_in)
+
+    def fail(self, error: CellFailed) -> CellResult:
+        """End it now: its result is that it failed."""
+
+        def failed() -> None:
+            raise error
+
+        return self._finished(failed)[0]
+
+    def close(self) -> None:
+        """End it now; there is no result."""
+        self.child.close()
+
+    def _finished(self, fill_in: Callable[[], None]) -> tuple[CellResult, bool]:
+        own = True
         try:
-            machine = self._topologies[cell.topology]
-            ran = coordinator.in_child(run_cell, plan, machine, self.trace, stop=stop)
-            native.fill_in(result, plan, ran.totals)
-            result.lines, result.waits = ran.lines, ran.waits
-            result.node_transfers = ran.node_transfers
-            if self.trace and ran.trace:
-                trace.write(ran.trace, plan.node_of_cpu, str(cell), self.trace.file)
-                self.trace_full_ns = ran.trace.full_ns
-            for phase, by_cpu in zip(result.phases, ran.by_cpu, strict=True):
-                phase.time_stack = time_stack(by_cpu)
-                if phase.counts_ops:
-                    result.time_stack, result.by_cpu = phase.time_stack, by_cpu
-            result.host.accesses = ran.accesses
+            fill_in()
         except CellFailed as error:
-            result.status, result.error = "failed", str(error)
-        result.host.wall_s = time.monotonic() - began
-        tick(1.0)
-        return result, True
+            self._result.status, self._result.error = "failed", str(error)
+            own = not error.outside
+        finally:
+            self.child.close()
+        self._result.host.wall_s = time.monotonic() - self._began
+        return self._result, own
+
+    def _fill_in(self) -> None:
+        ran = self.child.result()
+        native.fill_in(self._result, self._plan, ran.totals)
+        self._result.lines, self._result.waits = ran.lines, ran.waits
+        self._result.node_transfers = ran.node_transfers
+        for phase, by_cpu in zip(self._result.phases, ran.by_cpu, strict=True):
+            phase.time_stack = time_stack(by_cpu)
+            if phase.counts_ops:
+                self._result.time_stack, self._result.by_cpu = phase.time_stack, by_cpu
+        self._result.host.accesses = ran.accesses
+        if self._window and ran.trace:
+            trace.write(ran.trace, self._plan.node_of_cpu, self._name, self._window.file)
+            if ran.trace.full_ns is not None:
+                self.notice = (
+                    f"--trace {self._window.file}: there was room up to "
+                    f"{ran.trace.full_ns / 1000:.3f} us of the phase; what ended later is missing"
+                )
 
 
 def run_cell(plan: Plan, machine: Topology, window: trace.Window | None = None) -> _Ran:

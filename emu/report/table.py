@@ -14,7 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from emu.results import CellResult, Run
+from emu.host import disturbances
+from emu.results import KIND, CellResult, Run
+from emu.stats import unstable
 
 _SHOWN_LATENCIES = ("exec", "fork", "exit")
 _SHOWN_SHARE = 0.001
@@ -23,7 +25,6 @@ _BASELINE = "single"
 _REPEATS_TO_TELL = 3
 _DETAILED = 3
 """With more numbers of CPUs than this there is one table over all of them, not a section each."""
-_KIND = {"native": "measured", "virtual": "predicted"}
 _HEADING = {
     "native": "MEASURED on this machine (native engine)",
     "virtual": "PREDICTED by a model of the machine, in virtual time (virtual engine)",
@@ -62,7 +63,7 @@ def print_run(run: Run, console: Console) -> None:
         if len(engines) > 1:
             console.print()
             console.print(Text(_HEADING.get(engine, engine), style="bold underline"))
-        for cells in _sweeps(cell for cell in run.cells if cell.engine == engine):
+        for cells in sweeps(cell for cell in run.cells if cell.engine == engine):
             groups = list(_groups(cells))
             if len(groups) > _DETAILED:
                 _print_scaling(groups, run, console)
@@ -70,6 +71,11 @@ def print_run(run: Run, console: Console) -> None:
                 for group in groups:
                     _print_group(group, run, console)
     _print_comparison(run, console)
+    for line in unstable(run.cells):
+        console.print(Text(line, style="yellow"), soft_wrap=True)
+    if "native" in engines and (disturbed := disturbances(info.host)):
+        line = f"What disturbs measurements here: {' '.join(disturbed)}"
+        console.print(Text(line, style="yellow"), soft_wrap=True)
     for cell in run.failed:
         console.print(
             Text(f"FAILED {cell_name(cell)}: {cell.error}", style="bold red"), soft_wrap=True
@@ -107,7 +113,7 @@ def format_ns(ns: float) -> str:
     return f"{ns:.0f} ns"
 
 
-def _sweeps(cells: Iterable[CellResult]) -> Iterator[list[CellResult]]:
+def sweeps(cells: Iterable[CellResult]) -> Iterator[list[CellResult]]:
     """Cells that differ in number of CPUs, rmap design and repeat only, in order of their first."""
     sweeps: dict[tuple[object, ...], list[CellResult]] = {}
     for cell in cells:
@@ -117,7 +123,7 @@ def _sweeps(cells: Iterable[CellResult]) -> Iterator[list[CellResult]]:
 
 
 def _groups(cells: Iterable[CellResult]) -> Iterator[list[CellResult]]:
-    """Of one of ``_sweeps``: the cells of each number of CPUs."""
+    """Of one of ``sweeps``: the cells of each number of CPUs."""
     groups: dict[int, list[CellResult]] = {}
     for cell in cells:
         groups.setdefault(cell.cpus, []).append(cell)
@@ -137,7 +143,7 @@ def _title(cells: Sequence[CellResult], run: Run) -> Text:
     numbers = sorted({cell.cpus for cell in cells})
     cpus = f"{numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else f"{numbers[0]}"
     repeats = max((len(row.cells) for group in _groups(cells) for row in _rows(group)), default=0)
-    marks = [first.engine, *([_KIND[first.engine]] if first.engine in _KIND else [])]
+    marks = [first.engine, *([KIND[first.engine]] if first.engine in KIND else [])]
     if any(cell.oversubscribed for cell in cells):
         marks.append("oversubscribed")
     if first.numa_penalty:
@@ -160,7 +166,7 @@ def _print_scaling(groups: Sequence[Sequence[CellResult]], run: Run, console: Co
     console.print()
     console.print(_title(cells, run))
     if good:
-        per_s = f"{_unit(good[0])}/s"
+        per_s = f"{unit_of(good[0])}/s"
         console.print(_scaling(groups, per_s, console))
         console.print()
         if good[0].walkers:
@@ -283,7 +289,7 @@ def _print_comparison(run: Run, console: Console) -> None:
         if cell.ok:
             key = (cell.workload, cell.cpus, cell.topology, cell.mm, cell.rmap)
             found.setdefault(key, {}).setdefault(cell.engine, []).append(cell)
-    both = {key: engines for key, engines in found.items() if set(engines) >= set(_KIND)}
+    both = {key: engines for key, engines in found.items() if set(engines) >= set(KIND)}
     if not both:
         return
     console.print()
@@ -295,9 +301,9 @@ def _print_comparison(run: Run, console: Console) -> None:
     several_mm = len({key[3] for key in both}) > 1
     for (workload, cpus, topology, mm, rmap), engines in both.items():
         native, virtual = (
-            statistics.median(cell.ops_per_s for cell in engines[engine]) for engine in _KIND
+            statistics.median(cell.ops_per_s for cell in engines[engine]) for engine in KIND
         )
-        unit = _unit(engines["native"][0])
+        unit = unit_of(engines["native"][0])
         table.add_row(
             f"{workload} on {cpus} CPUs of {topology}{f', mm {mm}' if several_mm else ''}",
             str(rmap),
@@ -338,12 +344,13 @@ def _table(console: Console, *columns: str) -> Table:
     return table
 
 
-def _unit(cell: CellResult) -> str:
+def unit_of(cell: CellResult) -> str:
+    """What the cell's ops are."""
     return next(phase.unit for phase in cell.phases if phase.counts_ops)
 
 
 def _throughput(rows: Sequence[_Row], console: Console) -> Table:
-    unit, per = _unit(rows[0].cells[0]), _libc_locks(rows[0].cells[0])[0]
+    unit, per = unit_of(rows[0].cells[0]), _libc_locks(rows[0].cells[0])[0]
     table = _table(
         console, "rmap", f"{unit}/s", "spread", f"x {_BASELINE}", "waiting", f"libc locks/{per}"
     )
