@@ -117,6 +117,13 @@ def run(
             "Default: off",
         ),
     ] = None,
+    isolate: Annotated[
+        bool | None,
+        typer.Option(
+            "--isolate",
+            help="Without the locks and lines of the rest of the kernel: i_mmap's alone.",
+        ),
+    ] = None,
     arena_size: Annotated[
         str | None,
         typer.Option(metavar="SIZE", help="Shared memory, as 512M.  Default: what is needed"),
@@ -152,6 +159,7 @@ def run(
             repeats=repeats,
             duration=duration,
             numa_penalty=numa_penalty,
+            isolate=isolate,
             arena_size=arena_size,
             store=store,
             progress=bar.update,

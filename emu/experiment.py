@@ -79,6 +79,8 @@ class Experiment:
     repeats: int = 3
     duration_ns: int = 1_000_000_000
     numa_penalty: bool = False
+    isolate: bool = False
+    """Without the locks and lines of the rest of the kernel (``emu.background``)."""
     arena_size: int = 0
     """0: from the number of CPUs and the workload."""
 
@@ -243,6 +245,7 @@ _READERS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
     "repeats": ("repeats", lambda key, value: _integer(key, value, 1, MAX_REPEATS)),
     "duration": ("duration_ns", lambda _, value: parse_duration(value)),
     "numa_penalty": ("numa_penalty", _switch),
+    "isolate": ("isolate", _switch),
     "arena_size": ("arena_size", lambda _, value: parse_size(value)),
 }
 
@@ -333,7 +336,8 @@ def _describe(experiment: Experiment, cpus: Mapping[str, tuple[int, ...]]) -> di
     del values["engine"]
     values["duration"] = format_duration(values.pop("duration_ns"))
     values["cpus"] = sorted(set(itertools.chain.from_iterable(cpus.values())))
-    values["numa_penalty"] = "on" if values["numa_penalty"] else "off"
+    for key in ("numa_penalty", "isolate"):
+        values[key] = "on" if values[key] else "off"
     size = values.pop("arena_size")
     if size:
         values["arena_size"] = str(size)
@@ -441,6 +445,7 @@ def run(
     repeats: int | None = None,
     duration: str | None = None,
     numa_penalty: bool | str | None = None,
+    isolate: bool | str | None = None,
     arena_size: str | int | None = None,
     store: str | Path | None = None,
     progress: Progress | None = None,
@@ -469,6 +474,7 @@ def run(
         "repeats": repeats,
         "duration": duration,
         "numa_penalty": numa_penalty,
+        "isolate": isolate,
         "arena_size": arena_size,
     }
     given: dict[str, Any] = {}

@@ -82,7 +82,9 @@ class NativeEngine:
         self._experiment = experiment
         self._host = topology.host()
         self._topologies = {name: topology.load(name) for name in experiment.topology}
-        self._workloads = {name: workloads.load(name) for name in experiment.workload}
+        self._workloads = {
+            name: workloads.load(name, isolate=experiment.isolate) for name in experiment.workload
+        }
         self.cpus: Mapping[str, tuple[int, ...]] = {
             name: self._cpus(machine) for name, machine in self._topologies.items()
         }
