@@ -267,6 +267,7 @@ _VIRTUAL_PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "emu_virtual_run_phase": (_INT,),
     "emu_virtual_stats": (None, ctypes.POINTER(VirtualStats)),
     "emu_virtual_cpu": (None, _U32, ctypes.POINTER(VirtualCpu)),
+    "emu_virtual_lines_reset": (None,),
     "emu_virtual_lines": (_U32, ctypes.POINTER(VirtualLine), _U32),
     "emu_virtual_symbol": (_INT, _U64, _STR, ctypes.c_size_t),
     "emu_virtual_end": (None,),

@@ -28,7 +28,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -208,6 +208,11 @@ class Uses:
             self._known[key] = len(self._rows)
             self._rows.extend(rows)
         return self._known[key], len(rows), alone_ns
+
+    def scaled(self, factor: float) -> Uses:
+        """With all holds `factor` times as long."""
+        entries = [replace(each, hold_ns=round(each.hold_ns * factor)) for each in self.entries]
+        return replace(self, entries=entries)
 
     def entry_table(self) -> NDArray[np.void]:
         """Of BACKGROUND_DTYPE."""

@@ -29,12 +29,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from emu import uncertainty as uncertainties
 from emu._version import __version__
 from emu.errors import InputError
-from emu.results import CellResult, Run, RunInfo, Store, new_run_id
+from emu.results import CellResult, Run, RunInfo, Store, Uncertainty, new_run_id
 
 if TYPE_CHECKING:
     from emu.coordinator import StopFlag
+    from emu.engines import VirtualEngine
 
 MAX_CPUS = 4096
 """More CPUs than this are surely a slip of the hand: each is a process here."""
@@ -365,6 +367,7 @@ def execute(
     progress: Progress | None = None,
     on_failure: Callable[[CellResult], None] | None = None,
     stop: StopFlag | None = None,
+    uncertainty: int = 0,
 ) -> Run:
     """Run all cells, engine after engine, and keep them in the store (None: nowhere).
 
@@ -373,6 +376,9 @@ def execute(
 
     A failed cell does not end the run, unless somebody else killed or stopped a worker of it. An
     interrupt (SIGINT, SIGTERM) ends it, and ``run.status`` says so.
+
+    ``uncertainty``: then also run what the virtual engine runs on so many machines whose numbers
+    are drawn (``emu.uncertainty``).
 
     Raises InputError before any cell runs when one of the experiments cannot be run.
     """
@@ -424,12 +430,43 @@ def execute(
                     on_failure(result)
                 if not go_on:
                     break
+            if uncertainty:
+                for machine, its_cells in zip(machines, cells, strict=True):
+                    if isinstance(machine, engines.VirtualEngine):
+                        run.uncertainty += _uncertainty(machine, its_cells, uncertainty, stop)
             run.run.status = "done"
         except Interrupted:
             run.run.status = "interrupted"
     if store and run.cells:
         store.save(run)
     return run
+
+
+def check_draws(number: int) -> None:
+    """Raises InputError for a number of draws that makes no sense."""
+    _integer("uncertainty", number, uncertainties.MIN_DRAWS, uncertainties.MAX_DRAWS)
+
+
+def _uncertainty(
+    engine: VirtualEngine, cells: Sequence[Cell], draws: int, stop: StopFlag
+) -> Iterator[Uncertainty]:
+    """For each setting in which several designs ran: the first repeat, on drawn machines."""
+    settings: dict[tuple[object, ...], list[Cell]] = {}
+    for cell in cells:
+        if cell.repeat == 0:
+            key = (cell.workload, cell.topology, cell.mm, cell.cpus)
+            settings.setdefault(key, []).append(cell)
+    for designs in settings.values():
+        by_name = {cell.rmap: cell for cell in designs}
+        if len(by_name) > 1:
+            first = designs[0]
+            yield uncertainties.evaluate(
+                engine.machine(first),
+                list(by_name),
+                draws,
+                first.seed,
+                lambda machine, name, by_name=by_name: engine.run_on(machine, by_name[name], stop),
+            )
 
 
 def run(
@@ -447,6 +484,7 @@ def run(
     numa_penalty: bool | str | None = None,
     isolate: bool | str | None = None,
     arena_size: str | int | None = None,
+    uncertainty: int = 0,
     store: str | Path | None = None,
     progress: Progress | None = None,
     on_failure: Callable[[CellResult], None] | None = None,
@@ -455,6 +493,8 @@ def run(
     """Run an experiment; arguments are the options of ``emu run`` and override those of the file.
 
     Without any: the native engine on this machine and the virtual one on a server with 384 CPUs.
+
+    ``uncertainty``: on how many drawn machines to run the virtual engine's cells besides.
 
     ``progress`` is called every 0.1 s or so, ``on_failure`` as soon as a cell has failed. ``stop``:
     a flag that the caller has put up; None: SIGINT and SIGTERM are looked after here.
@@ -483,8 +523,21 @@ def run(
     elif all(value is None for value in options.values()):
         given = {"engine": BOTH}
     matrices = make(override(given, options))
-    where = Store(Path(store) if store is not None else None)
-    return execute(matrices, store=where, progress=progress, on_failure=on_failure, stop=stop)
+    if uncertainty:
+        check_draws(uncertainty)
+        if not any(each.engine == "virtual" and len(each.rmap) > 1 for each in matrices):
+            raise InputError(
+                "--uncertainty: is of speed-ups that the virtual engine predicts; "
+                "it needs --engine virtual and two designs"
+            )
+    return execute(
+        matrices,
+        store=Store(Path(store) if store is not None else None),
+        progress=progress,
+        on_failure=on_failure,
+        stop=stop,
+        uncertainty=uncertainty,
+    )
 
 
 def load(name: str, store: str | Path | None = None) -> Run:

@@ -66,6 +66,16 @@ class Line(msgspec.Struct, kw_only=True):
     wait_ns: int
 
 
+class Bottleneck(msgspec.Struct, kw_only=True):
+    """What the CPUs waited for most. ``share``: of all CPU time of the phase that counts."""
+
+    name: str
+    """Of the lock with its file, or of the line."""
+    kind: str
+    """"lock" or "line"."""
+    share: float
+
+
 class Memory(msgspec.Struct, kw_only=True):
     """What a design's index costs."""
 
@@ -122,6 +132,8 @@ class CellResult(msgspec.Struct, kw_only=True):
     wait_share: float = 0.0
     locks: list[Lock] = []
     lines: list[Line] = []
+    bottleneck: Bottleneck | None = None
+    """None: nothing was waited for, as far as the engine sees lines."""
     memory: Memory
     host: Host
     phases: list[Phase] = []
@@ -130,6 +142,27 @@ class CellResult(msgspec.Struct, kw_only=True):
     def ok(self) -> bool:
         """Did the cell run to its end?"""
         return self.status == "ok"
+
+
+_PART_OF_LOCKS = ("osq_node", "qspin_node", "task")
+"""Lines that waiters for locks spin on: their wait is the lock's."""
+
+
+def find_bottleneck(cell: CellResult) -> Bottleneck | None:
+    """The lock, or the line that is no lock's, with the longest waits."""
+    time_ns = cell.cpus * cell.seconds * 1e9
+    locks = {f"{lock.name} {lock.file or ''}".strip(): lock.wait_ns for lock in cell.locks}
+    lines = {
+        line.symbol: line.wait_ns
+        for line in cell.lines
+        if line.symbol not in locks and line.symbol not in _PART_OF_LOCKS
+    }
+    waits = [(ns, "lock", name) for name, ns in locks.items()]
+    waits += [(ns, "line", name) for name, ns in lines.items()]
+    longest = max(waits, default=None)
+    if longest is None or not longest[0] or not time_ns:
+        return None
+    return Bottleneck(name=longest[2], kind=longest[1], share=longest[0] / time_ns)
 
 
 class RunInfo(msgspec.Struct, kw_only=True):
@@ -146,11 +179,38 @@ class RunInfo(msgspec.Struct, kw_only=True):
     host: dict[str, Any]
 
 
+class DesignUncertainty(msgspec.Struct, kw_only=True):
+    """The speed-up of a design over the first one, over all draws."""
+
+    rmap: str
+    p10: float
+    median: float
+    p90: float
+    min: float
+    max: float
+    hangs_on: dict[str, float]
+    """The topology's numbers it hangs on most: their rank correlations with it, strongest first."""
+
+
+class Uncertainty(msgspec.Struct, kw_only=True):
+    """What is not known of the machine, as intervals of the speed-ups (``emu.uncertainty``)."""
+
+    topology: str
+    cpus: int
+    workload: str
+    mm: str
+    baseline: str
+    draws: int
+    seed: int
+    designs: list[DesignUncertainty]
+
+
 class Run(msgspec.Struct, kw_only=True):
     """The results of an experiment. ``print(run)`` shows the table that ``emu run`` prints."""
 
     run: RunInfo
     cells: list[CellResult]
+    uncertainty: list[Uncertainty] = []
 
     def __str__(self) -> str:
         from emu.report.table import plain_text

@@ -152,6 +152,8 @@ class Kernel(_Table, frozen=True):
     ipi_send_ns: Cost
     ipi_round_trip_ns: Cost
     time_slice_ns: Cost
+    work_scale: Cost | None = None
+    """Time of a workload's computing against the box that its [work] is from; without: the same."""
 
 
 class Costs(_Table, frozen=True):

@@ -26,6 +26,8 @@ address that the real kernel returned; a replay checks it. Flags that mean nothi
     [private_files] the same, but each CPU has a file of its own by that name
     [work.OP]       the rest of the kernel and of user space, with its source: time to compute
                     inside each exec, fork or exit, or (call) before every other call of a program
+    waiting         processes that each CPU's process leaves behind when it is loaded, forked from
+                    one another: they keep their mappings and do nothing until the end
     load            the program that a CPU starts with; it leaves one process, or none where no
                     program has any: line_write(), rwsem_read() and the others of MICRO_OPS
     kernel          whose locks besides i_mmap's the calls take: "linux", or none; see background.py
@@ -394,6 +396,15 @@ class Workload:
     uses: background.Uses = field(default_factory=background.Uses)
     """What the calls use of the rest of the kernel."""
 
+    def scaled(self, factor: float) -> Workload:
+        """With all computing `factor` times as long, also what background entries hold."""
+        lists = []
+        for calls in self.lists:
+            calls = calls.copy()
+            calls["work_ns"] = np.round(calls["work_ns"] * factor).astype(np.uint64)
+            lists.append(_read_only(calls))
+        return replace(self, lists=tuple(lists), uses=self.uses.scaled(factor))
+
     @property
     def counting_phase(self) -> str:
         """The phase whose operations are the run's: the first that is recorded."""
@@ -483,6 +494,7 @@ class _File(_Table, frozen=True):
     work_jitter: float = 0.1
     work: dict[str, Any] = {}
     private_files: dict[str, Any] = {}
+    waiting: int = 0
     kernel: str = ""
     background: list[Any] = []
 
@@ -548,6 +560,9 @@ class _Reader:
         if not 0 <= file.work_jitter < 1:
             what = f"{file.work_jitter:g} is not between 0 and 1 (0.1: each time varies by 10 %)"
             raise self.error("work_jitter", what, "work_jitter")
+        if not 0 <= file.waiting < MAX_PROCESSES:
+            what = f"{file.waiting} is not from 0 to {MAX_PROCESSES - 1} processes"
+            raise self.error("waiting", what, "waiting")
         self.read_files(file.files, "files")
         shared = len(self.pages)
         self.read_files(file.private_files, "private_files")
@@ -575,14 +590,20 @@ class _Reader:
             calls.append(())
         else:
             self.check_load(file.load, parsed[f"program.{file.load}"])
-            lists.append(self.encode("drain", [Call("exit")]))
-            calls.append((CallPlace("exit()", f"{self.path.name}: drain"),))
+            lists.append(self.encode("drain", [Call("exit")] * (1 + file.waiting)))
+            calls.append((CallPlace("exit()", f"{self.path.name}: drain"),) * (1 + file.waiting))
+        if file.waiting:
+            forks = self.encode("load", [Call("fork")] * file.waiting)
+            lists.append(_read_only(np.concatenate([lists[load], forks])))
+            places = [CallPlace("fork()", f"{self.path.name}: waiting")] * file.waiting
+            calls.append((*calls[load], *places))
+            load = len(lists) - 1
         return Workload(
             name=file.name,
             description=file.description,
             files=tuple(map(File, self.file_numbers, self.pages)),
             lists=tuple(lists),
-            list_names=(*sections, "drain"),
+            list_names=(*sections, "drain", *(["load"] if file.waiting else [])),
             load_list=load,
             phases=tuple(self.read_phases(file.phase, parsed)),
             drain_list=len(sections),
@@ -728,8 +749,7 @@ class _Reader:
                 alone_ns += self.alone_ns[f"image.{call.name}"]
             if not section.startswith("image."):
                 entry["work_ns"] = max(0, int(entry["work_ns"]) - round(alone_ns))
-        array.setflags(write=False)
-        return array
+        return _read_only(array)
 
     def check_brk(self, lists: Mapping[str, Sequence[Call]]) -> None:
         """A heap begins in one place, and every image has one if any program calls brk."""
@@ -793,6 +813,11 @@ class _Reader:
         share = 0.0 if measured.once else WARM_UP_SHARE
         yield measured._replace(name="warm-up", record=False, share=share)
         yield from phases
+
+
+def _read_only(array: NDArray[np.void]) -> NDArray[np.void]:
+    array.setflags(write=False)
+    return array
 
 
 def _background_ops(call: Call) -> tuple[str, ...]:

@@ -27,7 +27,16 @@ from emu.engines._designs import find_design
 from emu.errors import InputError
 from emu.experiment import Cell, Experiment
 from emu.histogram import Histogram
-from emu.results import CellResult, Host, Latency, Lock, Memory, Phase, Site
+from emu.results import (
+    CellResult,
+    Host,
+    Latency,
+    Lock,
+    Memory,
+    Phase,
+    Site,
+    find_bottleneck,
+)
 from emu.topology import Topology
 
 _WORKER_BYTES = 4 * MIB
@@ -199,6 +208,7 @@ class NativeEngine:
         go_on = True
         try:
             fill_in(result, plan, coordinator.run(plan, stop, tick))
+            result.bottleneck = find_bottleneck(result)
         except CellFailed as error:
             result.status, result.error = "failed", str(error)
             go_on = not error.outside

@@ -25,7 +25,7 @@ from emu.engines import native
 from emu.engines._designs import find_design
 from emu.errors import InputError
 from emu.experiment import Cell, Experiment
-from emu.results import CellResult, Host, Latency, Line, Memory
+from emu.results import CellResult, Host, Latency, Line, Memory, find_bottleneck
 from emu.topology import Topology
 
 _OUTSTANDING_STORES = 10
@@ -141,13 +141,28 @@ class VirtualEngine:
         """Remove compiled designs."""
         self._cleanup.close()
 
+    def run_on(self, machine: Topology, cell: Cell, stop: StopFlag) -> CellResult:
+        """Run a cell on a machine that differs from the cell's own in its numbers only."""
+        own = self._topologies[cell.topology]
+        self._topologies[cell.topology] = machine
+        try:
+            return self.run(cell, stop, lambda _: None)[0]
+        finally:
+            self._topologies[cell.topology] = own
+
+    def machine(self, cell: Cell) -> Topology:
+        """What the cell's topology stands for."""
+        return self._topologies[cell.topology]
+
     def _plan(self, cell: Cell) -> Plan:
         machine = self._topologies[cell.topology]
         return Plan(
             machine="virtual",
             rmap=self._designs["rmap", cell.rmap],
             mm=self._designs["mm", cell.mm],
-            workload=self._workloads[cell.workload],
+            workload=self._workloads[cell.workload].scaled(
+                machine.value("kernel.work_scale") or 1.0
+            ),
             node_of_cpu=machine.node_of_cpu[: cell.cpus].tolist(),
             nr_nodes=machine.nr_nodes,
             host_cpu_of_cpu=[],
@@ -185,6 +200,7 @@ class VirtualEngine:
             ran = coordinator.in_child(run_cell, plan, self._topologies[cell.topology], stop=stop)
             native.fill_in(result, plan, ran.totals)
             result.lines = ran.lines
+            result.bottleneck = find_bottleneck(result)
             result.host.accesses = ran.accesses
         except CellFailed as error:
             result.status, result.error = "failed", str(error)
@@ -220,11 +236,16 @@ def run_cell(plan: Plan, machine: Topology) -> _Ran:
 
         phase(workload.load_list, once=True)
         start_s = time.monotonic() - began
+        lines: list[Line] = []
         for each in workload.phases:
+            counts = each.name == workload.counting_phase
+            if counts:
+                core.virtual_lines_reset()
             phase(each.list, each.once, each.record, round(plan.duration_ns * each.share))
+            if counts:
+                lines = _lines(core)
             if each.record:
                 phases.append(coordinator.gather(core, plan, each.name))
-        lines = _lines(core)
         phase(workload.drain_list, once=True)
         try:
             core.check_drained()

@@ -96,6 +96,8 @@ EMU_EXPORT int emu_virtual_run(void (*fn)(void *arg), void *arg);
 
 EMU_EXPORT void emu_virtual_stats(struct emu_virtual_stats *stats);
 EMU_EXPORT void emu_virtual_cpu(uint32_t cpu, struct emu_virtual_cpu *out);
+/* Lines have not been waited for from here on. */
+EMU_EXPORT void emu_virtual_lines_reset(void);
 /* The n lines with the longest waits, longest first; returns how many there were to give. */
 EMU_EXPORT uint32_t emu_virtual_lines(struct emu_virtual_line *lines, uint32_t n);
 /* What lies at an arena offset: "i_mmap_rwsem libc.so", "task", "slab-192"; returns the length needed. */

@@ -288,6 +288,15 @@ void emu_virtual_cpu(uint32_t cpu, struct emu_virtual_cpu *out)
 	out->access_ps = out->clock_ps - out->compute_ps - out->stall_ps - out->spin_ps - out->sleep_ps;
 }
 
+void emu_virtual_lines_reset(void)
+{
+	for (uint64_t i = 0; i < vm.full_span >> 6; i++)
+		if (vm.lines[i].version) {
+			vm.transits[i].wait_ps = 0;
+			vm.transits[i].transfers = vm.transits[i].remote_transfers = 0;
+		}
+}
+
 uint32_t emu_virtual_lines(struct emu_virtual_line *lines, uint32_t n)
 {
 	uint64_t delta = vm.base - (uintptr_t)emu_arena;
