@@ -6,7 +6,7 @@
     kind = "spinlock"           # or rwsem, mutex (for writing), atomic (no lock: a shared word)
     per = "machine"             # or node, file: one instance for each
     times = { exec = 2, exit = 2 }   # uses in each such call; 0.1: in one of ten
-    lines = 6                   # shared lines that each holder reads and writes; of an atomic: words
+    lines = 6                   # shared lines that a holder reads and writes; of an atomic: words
     hold = "100ns"              # computing meanwhile
     holds = ""                  # another entry, used once while this one is held
     source = "where the numbers come from, or the reasoning"
@@ -30,7 +30,7 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 import numpy as np

@@ -307,7 +307,7 @@ def record(
 def validate(
     row: Annotated[
         list[str] | None,
-        typer.Option(metavar="ID", help="A row of published results; again for more.  Default: all"),
+        typer.Option(metavar="ID", help="A published result; again for more.  Default: all"),
     ] = None,
     duration: Annotated[
         str, typer.Option(metavar="40ms", help="Measured time of a cell, virtual.")

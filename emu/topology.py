@@ -802,7 +802,9 @@ def _assumed(reference: Machine, like: str) -> Costs:
     for section in _SECTIONS:
         table, spare = getattr(reference, section), getattr(generic, section)
         costs: Mapping[str, Cost] = {
-            name: getattr(table, name) or getattr(spare, name) for name in table.__struct_fields__
+            name: cost
+            for name in table.__struct_fields__
+            if (cost := getattr(table, name) or getattr(spare, name))
         }
         tables[section] = type(table)(
             **{

@@ -131,17 +131,20 @@ def points(row: Result, calibrations: Sequence[Calibration] = ()) -> list[Point]
             published = row.value if row.range else [row.value[index]]
         else:
             published = [row.value]
+        cpus = row.cpus[index] if isinstance(row.cpus, list) else row.cpus
         found.append(
             Point(
                 row=row.id,
                 measure=row.measure,
                 topology=row.topology,
-                cpus=row.cpus[index] if isinstance(row.cpus, list) else row.cpus,
+                cpus=cpus,
                 workload=row.workload[index] if isinstance(row.workload, list) else row.workload,
                 design=row.design,
                 published=published,
                 bound=row.bound,
-                calibrated_on=any(row.id in each.on for each in calibrations),
+                calibrated_on=any(
+                    {row.id, f"{row.id}:{cpus}"} & set(each.on) for each in calibrations
+                ),
             )
         )
     return found

@@ -539,13 +539,13 @@ class _Reader:
         """`raw` as a `kind`, whose keys and types it must have."""
         if not isinstance(raw, dict):
             raise self.error(place, f"this must be a table, not {raw!r}")
-        fields = {field.name: field for field in msgspec.structs.fields(kind)}
+        fields = {each.name: each for each in msgspec.structs.fields(kind)}
         for key in raw:
             if key not in fields:
                 what = f"unknown key '{key}'{_nearest(key, fields)}; valid: {', '.join(fields)}"
                 raise self.error(place, what, key)
-        for name, field in fields.items():
-            if field.required and name not in raw:
+        for name, each in fields.items():
+            if each.required and name not in raw:
                 raise self.error(place, f"'{name}' is missing")
         try:
             return msgspec.convert(raw, kind)
