@@ -36,7 +36,8 @@ from emu.results import CellResult, Run, RunInfo, Store, Uncertainty, new_run_id
 
 if TYPE_CHECKING:
     from emu.coordinator import StopFlag
-    from emu.engines import VirtualEngine
+    from emu.engines.virtual import VirtualEngine
+    from emu.topology import Topology
 
 MAX_CPUS = 4096
 """More CPUs than this are surely a slip of the hand: each is a process here."""
@@ -384,6 +385,7 @@ def execute(
     """
     from emu import engines
     from emu.coordinator import Interrupted, StopFlag
+    from emu.engines import virtual
 
     with contextlib.ExitStack() as cleanup:
         stop = stop or cleanup.enter_context(StopFlag())
@@ -432,7 +434,7 @@ def execute(
                     break
             if uncertainty:
                 for machine, its_cells in zip(machines, cells, strict=True):
-                    if isinstance(machine, engines.VirtualEngine):
+                    if isinstance(machine, virtual.VirtualEngine):
                         run.uncertainty += _uncertainty(machine, its_cells, uncertainty, stop)
             run.run.status = "done"
         except Interrupted:
@@ -458,15 +460,14 @@ def _uncertainty(
             settings.setdefault(key, []).append(cell)
     for designs in settings.values():
         by_name = {cell.rmap: cell for cell in designs}
-        if len(by_name) > 1:
-            first = designs[0]
-            yield uncertainties.evaluate(
-                engine.machine(first),
-                list(by_name),
-                draws,
-                first.seed,
-                lambda machine, name, by_name=by_name: engine.run_on(machine, by_name[name], stop),
-            )
+        if len(by_name) < 2:
+            continue
+
+        def rate(machine: Topology, name: str, by_name: dict[str, Cell] = by_name) -> CellResult:
+            return engine.run_on(machine, by_name[name], stop)
+
+        first = designs[0]
+        yield uncertainties.evaluate(engine.machine(first), list(by_name), draws, first.seed, rate)
 
 
 def run(

@@ -205,12 +205,13 @@ class Uncertainty(msgspec.Struct, kw_only=True):
     designs: list[DesignUncertainty]
 
 
-class Run(msgspec.Struct, kw_only=True):
+class Run(msgspec.Struct, kw_only=True, omit_defaults=True):
     """The results of an experiment. ``print(run)`` shows the table that ``emu run`` prints."""
 
     run: RunInfo
     cells: list[CellResult]
     uncertainty: list[Uncertainty] = []
+    """With --uncertainty only."""
 
     def __str__(self) -> str:
         from emu.report.table import plain_text

@@ -74,7 +74,7 @@ def ranks(values: Sequence[float]) -> NDArray[np.float64]:
     array = np.asarray(values, dtype=np.float64)
     smaller = (array[:, None] > array[None, :]).sum(axis=1)
     equal = (array[:, None] == array[None, :]).sum(axis=1)
-    return smaller + (equal - 1) / 2
+    return np.asarray(smaller + (equal - 1) / 2, dtype=np.float64)
 
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:

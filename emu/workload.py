@@ -595,8 +595,8 @@ class _Reader:
         if file.waiting:
             forks = self.encode("load", [Call("fork")] * file.waiting)
             lists.append(_read_only(np.concatenate([lists[load], forks])))
-            places = [CallPlace("fork()", f"{self.path.name}: waiting")] * file.waiting
-            calls.append((*calls[load], *places))
+            fork = CallPlace("fork()", f"{self.path.name}: waiting")
+            calls.append((*calls[load], *[fork] * file.waiting))
             load = len(lists) - 1
         return Workload(
             name=file.name,

@@ -70,8 +70,8 @@ static int config_check(const struct emu_config *c)
 	if (c->numa_penalty && !c->penalty_ns)
 		return emu_set_error(-EINVAL, "numa_penalty without penalty_ns");
 	if (c->nr_private_files > c->nr_files / c->nr_cpus)
-		return emu_set_error(-EINVAL, "%u files cannot be %u for each of %u CPUs", c->nr_files, c->nr_private_files,
-				     c->nr_cpus);
+		return emu_set_error(-EINVAL, "%u files cannot be %u for each of %u CPUs", c->nr_files,
+				     c->nr_private_files, c->nr_cpus);
 	if (c->work_jitter_permille > 1000)
 		return emu_set_error(-EINVAL, "work_jitter_permille is %u, at most 1000", c->work_jitter_permille);
 	return 0;
@@ -192,10 +192,11 @@ int emu_background_add(const struct emu_background *entry)
 
 	if (n == arena->config.nr_backgrounds)
 		return emu_set_error(-ENOSPC, "more than %u background entries", n);
-	if (entry->kind > EMU_BACKGROUND_ATOMIC || entry->per > EMU_PER_FILE || !memchr(entry->name, 0, sizeof(entry->name)) ||
-	    entry->inner >= (int32_t)arena->config.nr_backgrounds || (entry->inner >= 0 && entry->inner <= (int32_t)n))
-		return emu_set_error(-EINVAL, "background entry %u: kind %u, per %u, inner %d", n, entry->kind, entry->per,
-				     entry->inner);
+	if (entry->kind > EMU_BACKGROUND_ATOMIC || entry->per > EMU_PER_FILE ||
+	    !memchr(entry->name, 0, sizeof(entry->name)) || entry->inner >= (int32_t)arena->config.nr_backgrounds ||
+	    (entry->inner >= 0 && entry->inner <= (int32_t)n))
+		return emu_set_error(-EINVAL, "background entry %u: kind %u, per %u, inner %d", n, entry->kind,
+				     entry->per, entry->inner);
 	arena->backgrounds[n] = *entry;
 	return (int)arena->nr_backgrounds++;
 }
@@ -287,31 +288,37 @@ struct background *emu_background_of(uint32_t entry, int32_t file)
 	return *background_place(entry, 0);
 }
 
-/* On node 0, where files are, or on its own node. The caller is attached to a CPU. */
-static int init_backgrounds(void)
+static void create_instances(uint32_t e)
 {
 	struct emu_arena *arena = emu_arena;
+	const struct emu_background *entry = &arena->backgrounds[e];
+	uint32_t nr = entry->per == EMU_PER_NODE ? arena->config.nr_nodes : 1;
 
+	if (entry->per != EMU_PER_FILE) {
+		for (uint32_t n = 0; n < nr; n++)
+			*background_place(e, n) = background_create(entry, NULL, entry->lines, n);
+		return;
+	}
+	/* On node 0, where files are. */
+	for (uint32_t u = 0; u < arena->nr_uses; u++) {
+		const struct address_space *file;
+		uint32_t lines = entry->lines;
+
+		if (arena->uses[u].entry != e || *background_place(e, (uint32_t)arena->uses[u].file))
+			continue;
+		file = &arena->files[arena->uses[u].file];
+		if (lines > file->nr_pages)
+			lines = (uint32_t)file->nr_pages;
+		*background_place(e, file->id) = background_create(entry, file->name, lines, 0);
+	}
+}
+
+/* The caller is attached to a CPU. */
+static int init_backgrounds(void)
+{
 	WITH_FAIL(err, {
-		for (uint32_t e = 0; e < arena->nr_backgrounds; e++) {
-			const struct emu_background *entry = &arena->backgrounds[e];
-
-			if (entry->per != EMU_PER_FILE)
-				for (uint32_t n = 0; n < (entry->per == EMU_PER_NODE ? arena->config.nr_nodes : 1); n++)
-					*background_place(e, n) =
-						background_create(entry, NULL, entry->lines, n);
-			for (uint32_t u = 0; u < arena->nr_uses; u++) {
-				const struct emu_use *use = &arena->uses[u];
-				const struct address_space *file = &arena->files[entry->per == EMU_PER_FILE ? use->file : 0];
-				uint32_t lines = entry->lines;
-
-				if (use->entry != e || entry->per != EMU_PER_FILE || *background_place(e, file->id))
-					continue;
-				if (lines > file->nr_pages)
-					lines = (uint32_t)file->nr_pages;
-				*background_place(e, file->id) = background_create(entry, file->name, lines, 0);
-			}
-		}
+		for (uint32_t e = 0; e < emu_arena->nr_backgrounds; e++)
+			create_instances(e);
 	});
 	return 0;
 }
@@ -355,8 +362,8 @@ static int check_background(uint32_t entry, uint32_t place)
 	}
 	found = background_uses(b);
 	if (found != expected)
-		return emu_set_error(-EBUSY, "%s was used %llu times and its lines saw %lld", arena->backgrounds[entry].name,
-				     (unsigned long long)expected, (long long)found);
+		return emu_set_error(-EBUSY, "%s was used %llu times and its lines saw %lld",
+				     arena->backgrounds[entry].name, (unsigned long long)expected, (long long)found);
 	return 0;
 }
 

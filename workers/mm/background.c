@@ -2,8 +2,8 @@
 /*
  * background.c - the rest of the kernel, as far as CPUs meet in it: see background.h.
  *
- * Which entries there are, how often a call uses each and how long it holds them is data of the workload. Nothing here
- * knows what they stand for.
+ * Which entries there are, how often a call uses each and how long it holds them is data of the workload. Nothing
+ * here knows what they stand for.
  */
 #include "background.h"
 
@@ -97,10 +97,10 @@ uint64_t background_uses(const struct background *b)
 bool background_symbol(const struct background *b, const void *at, char *buf, size_t size)
 {
 	uintptr_t offset = (uintptr_t)at - (uintptr_t)b;
-	const char *data = b->kind == EMU_BACKGROUND_ATOMIC || offset < offsetof(struct background, lines) ? "" : " data";
+	bool guarded = b->kind != EMU_BACKGROUND_ATOMIC && offset >= offsetof(struct background, lines);
 
 	if (offset >= sizeof(*b) + b->nr_lines * sizeof(b->lines[0]))
 		return false;
-	snprintf(buf, size, "%s%s%s%s", b->name, data, b->file ? " " : "", b->file ? b->file : "");
+	snprintf(buf, size, "%s%s%s%s", b->name, guarded ? " data" : "", b->file ? " " : "", b->file ? b->file : "");
 	return true;
 }

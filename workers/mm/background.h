@@ -2,9 +2,10 @@
 /*
  * background.h - locks and lines of the rest of the kernel, which a workload names (background.c). Not for designs.
  *
- * An entry (struct emu_background, control.h) is a kind of lock, or a set of shared words; it has one instance for the
- * machine, for each node or for each file. Instances live from emu_boot() on. What is guarded by a lock is a number of
- * lines, all of which every holder reads and writes: so the time that it is held follows from where they come from.
+ * An entry (struct emu_background, control.h) is a kind of lock, or a set of shared words; it has one instance for
+ * the machine, for each node or for each file. Instances live from emu_boot() on. What is guarded by a lock is a
+ * number of lines, all of which every holder reads and writes: so the time that it is held follows from where they
+ * come from.
  */
 #ifndef EMU_MM_BACKGROUND_H
 #define EMU_MM_BACKGROUND_H
@@ -27,7 +28,7 @@ void background_use(struct background *b, struct background *inner);
 uint64_t background_uses(const struct background *b);
 bool background_has_lines(const struct background *b);
 
-/* What lies at an address of the instance, for reports: "name file" of a shared word, or ... data; false: not in it. */
+/* What lies at an address of the instance, for reports: "name data file", "name file"; false: not in it. */
 bool background_symbol(const struct background *b, const void *at, char *buf, size_t size);
 
 #endif
