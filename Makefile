@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TOOLS := $(VENV)/.tools
+PEERS := $(VENV)/.peers
 SOURCES := pyproject.toml $(wildcard README.md) LICENSE \
 	$(shell find emu workers topologies -type f -not -path '*/__pycache__/*' 2>/dev/null)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -41,7 +42,7 @@ fix: $(TOOLS) ## what ruff can put right by itself
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
-bench: $(TOOLS) ## what locks, trees and histograms cost on this machine, as ratios inside one run
+bench: $(TOOLS) $(PEERS) ## what locks, trees, histograms and the virtual machine cost here, as ratios inside one run
 	@mkdir -p build
 	@{ $(BIN)/cmake -S workers -B build/bench -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
 		-DEMU_BENCH=ON -DEMU_WERROR=ON && $(BIN)/cmake --build build/bench; } > build/bench.log 2>&1 \
@@ -79,4 +80,10 @@ $(TOOLS): $(BIN)/python pyproject.toml
 	@$(BIN)/python -c 'import tomllib; print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["dev"]))' \
 		> $(VENV)/tools.txt
 	@$(PIP) install -r $(VENV)/tools.txt
+	@touch $@
+
+$(PEERS): $(BIN)/python pyproject.toml
+	@$(BIN)/python -c 'import tomllib; print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["bench"]))' \
+		> $(VENV)/peers.txt
+	@$(PIP) install -r $(VENV)/peers.txt
 	@touch $@

@@ -208,9 +208,35 @@ class VirtualCpu(ctypes.Structure):
 class VirtualLine(ctypes.Structure):
     """``struct emu_virtual_line``."""
 
-    _fields_ = tuple(
-        (name, ctypes.c_uint64) for name in ("offset", "wait_ps", "transfers", "remote_transfers")
+    _fields_ = (
+        ("wait_ps", ctypes.c_uint64),
+        ("transfers", ctypes.c_uint64),
+        ("remote_transfers", ctypes.c_uint64),
+        ("symbol", ctypes.c_char * 120),
     )
+
+
+SITE_KINDS = ("load", "store", "modify", "spin", "sleep")
+"""``enum emu_site_kind``."""
+
+SITE_DTYPE = np.dtype(
+    [
+        *((name, np.uint32) for name in ("line", "stack", "kind", "offset")),
+        *((name, np.uint64) for name in ("count", "remote", "wait_ps")),
+    ]
+)
+"""``struct emu_virtual_site``."""
+
+SLICE_KINDS = ("call", "wait", "spin", "sleep", "hold")
+"""``enum emu_slice_kind``."""
+
+SLICE_DTYPE = np.dtype(
+    [
+        *((name, np.uint64) for name in ("start_ns", "end_ns", "at")),
+        *((name, np.uint32) for name in ("cpu", "kind", "what", "site", "stack", "unused")),
+    ]
+)
+"""``struct emu_virtual_slice``."""
 
 
 class CoreError(EmuError):
@@ -267,8 +293,13 @@ _VIRTUAL_PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "emu_virtual_run_phase": (_INT,),
     "emu_virtual_stats": (None, ctypes.POINTER(VirtualStats)),
     "emu_virtual_cpu": (None, _U32, ctypes.POINTER(VirtualCpu)),
-    "emu_virtual_lines_reset": (None,),
     "emu_virtual_lines": (_U32, ctypes.POINTER(VirtualLine), _U32),
+    "emu_virtual_sites": (_U32, _PTR, _U32),
+    "emu_virtual_field": (_INT, _U32, _U32, _STR, ctypes.c_size_t),
+    "emu_virtual_stack_path": (_INT, _U32, _STR, ctypes.c_size_t),
+    "emu_virtual_node_transfers": (None, _PTR),
+    "emu_virtual_slices": (None, _PTR, _U64, _U64, _U64),
+    "emu_virtual_sliced": (_U64, ctypes.POINTER(_U64)),
     "emu_virtual_symbol": (_INT, _U64, _STR, ctypes.c_size_t),
     "emu_virtual_end": (None,),
 }

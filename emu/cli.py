@@ -31,6 +31,7 @@ from emu.experiment import unknown
 from emu.record import Each
 from emu.report import text
 from emu.report.table import cell_name, plain_console, print_run
+from emu.report.trace import DEFAULT_WINDOW
 from emu.results import CellResult, Store, write_atomically
 
 _PROGRESS_AFTER_S = 2.0
@@ -143,6 +144,20 @@ def run(
         str | None,
         typer.Option("--json", metavar="FILE|-", help="Write JSON; -: to stdout, and no table."),
     ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write a trace for ui.perfetto.dev: what each CPU did.  One virtual cell only",
+        ),
+    ] = None,
+    trace_window: Annotated[
+        str | None,
+        typer.Option(
+            metavar="START+LENGTH",
+            help=f"What of the measured phase is traced, as 2ms+500us.  Default: {DEFAULT_WINDOW}",
+        ),
+    ] = None,
     store: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Where runs are kept.  Default: the user's data folder"),
@@ -176,6 +191,9 @@ def run(
             store=store,
             progress=bar.update,
             on_failure=bar.say_failure,
+            trace=trace,
+            trace_window=trace_window,
+            on_notice=bar.say,
             stop=stop,
         )
     if json_file == "-":
@@ -420,7 +438,10 @@ class _ProgressBar:
 
     def say_failure(self, cell: CellResult) -> None:
         """At once, and not only in the table at the end."""
-        self._console.print(f"emu: {cell_name(cell)}: {cell.error}", soft_wrap=True, markup=False)
+        self.say(f"{cell_name(cell)}: {cell.error}")
+
+    def say(self, line: str) -> None:
+        self._console.print(f"emu: {line}", soft_wrap=True, markup=False)
 
 
 def _one_line(error: Exception) -> str:

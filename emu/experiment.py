@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 from emu import uncertainty as uncertainties
 from emu._version import __version__
 from emu.errors import InputError
+from emu.report.trace import Window, make_window
 from emu.results import CellResult, Run, RunInfo, Store, Uncertainty, new_run_id
 
 if TYPE_CHECKING:
@@ -367,6 +368,8 @@ def execute(
     store: Store | None,
     progress: Progress | None = None,
     on_failure: Callable[[CellResult], None] | None = None,
+    trace: Window | None = None,
+    on_notice: Callable[[str], None] | None = None,
     stop: StopFlag | None = None,
     uncertainty: int = 0,
 ) -> Run:
@@ -385,7 +388,7 @@ def execute(
     """
     from emu import engines
     from emu.coordinator import Interrupted, StopFlag
-    from emu.engines import virtual
+    from emu.engines.virtual import VirtualEngine
 
     with contextlib.ExitStack() as cleanup:
         stop = stop or cleanup.enter_context(StopFlag())
@@ -398,6 +401,18 @@ def execute(
             list(each.cells(machine.cpus))
             for each, machine in zip(experiments, machines, strict=True)
         ]
+        tracer: VirtualEngine | None = None
+        if trace:
+            number = sum(map(len, cells))
+            if number == 1 and isinstance(machines[0], VirtualEngine):
+                tracer = machines[0]
+                tracer.trace = trace
+            else:
+                raise InputError(
+                    f"--trace {trace.file}: one cell of the virtual engine can be traced, not "
+                    f"{number} of {', '.join(each.engine for each in experiments)}; "
+                    "--engine virtual with one --rmap and one --cpus is one"
+                )
         if store:
             store.prepare()
         run = Run(
@@ -430,11 +445,17 @@ def execute(
                     store.save(run)
                 if not result.ok and on_failure:
                     on_failure(result)
+                if trace and tracer and tracer.trace_full_ns is not None and on_notice:
+                    on_notice(
+                        f"--trace {trace.file}: there was room up to "
+                        f"{tracer.trace_full_ns / 1000:.3f} us of the phase; what ended later is "
+                        "missing"
+                    )
                 if not go_on:
                     break
             if uncertainty:
                 for machine, its_cells in zip(machines, cells, strict=True):
-                    if isinstance(machine, virtual.VirtualEngine):
+                    if isinstance(machine, VirtualEngine):
                         run.uncertainty += _uncertainty(machine, its_cells, uncertainty, stop)
             run.run.status = "done"
         except Interrupted:
@@ -489,6 +510,9 @@ def run(
     store: str | Path | None = None,
     progress: Progress | None = None,
     on_failure: Callable[[CellResult], None] | None = None,
+    trace: str | Path | None = None,
+    trace_window: str | None = None,
+    on_notice: Callable[[str], None] | None = None,
     stop: StopFlag | None = None,
 ) -> Run:
     """Run an experiment; arguments are the options of ``emu run`` and override those of the file.
@@ -497,7 +521,11 @@ def run(
 
     ``uncertainty``: on how many drawn machines to run the virtual engine's cells besides.
 
-    ``progress`` is called every 0.1 s or so, ``on_failure`` as soon as a cell has failed. ``stop``:
+    ``trace``: a file for a trace of the one cell, of the virtual engine, of ``trace_window``
+    ("2ms+500us": from 2 ms after the start of the measured phase on, 500 us long).
+
+    ``progress`` is called every 0.1 s or so, ``on_failure`` as soon as a cell has failed,
+    ``on_notice`` with a line that a user should see. ``stop``:
     a flag that the caller has put up; None: SIGINT and SIGTERM are looked after here.
 
     Returns the run, which prints as a table. Cells that failed are in it, with their error.
@@ -531,11 +559,16 @@ def run(
                 "--uncertainty: is of speed-ups that the virtual engine predicts; "
                 "it needs --engine virtual and two designs"
             )
+    where = Store(Path(store) if store is not None else None)
+    if trace is None and trace_window is not None:
+        raise InputError(f"--trace-window {trace_window}: --trace says where the trace goes")
     return execute(
         matrices,
-        store=Store(Path(store) if store is not None else None),
+        store=where,
         progress=progress,
         on_failure=on_failure,
+        trace=None if trace is None else make_window(trace, trace_window),
+        on_notice=on_notice,
         stop=stop,
         uncertainty=uncertainty,
     )

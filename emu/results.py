@@ -11,6 +11,7 @@ import os
 import secrets
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +58,42 @@ class Lock(msgspec.Struct, kw_only=True):
     sites: list[Site]
 
 
+class LineSite(msgspec.Struct, kw_only=True):
+    """What one stack of functions did to 8 bytes of a line (virtual engine)."""
+
+    site: str
+    """"outer>inner", by the functions themselves: no annotation is needed."""
+    field: str
+    """The bytes of the object, and what they are if that is known: "+0..8 count"."""
+    access: str
+    """"load", "store" or "modify" (an atomic read-modify-write)."""
+    transfers: int
+    remote_transfers: int
+    wait_ns: int
+
+
 class Line(msgspec.Struct, kw_only=True):
-    """A cache line (virtual engine)."""
+    """The cache lines of one name (virtual engine)."""
 
     symbol: str
     transfers: int
+    """Lines that came out of another CPU's cache; remote: of another node's."""
     remote_transfers: int
+    wait_ns: int
+    """Stalls on these lines, where they came from memory too."""
+    sites: list[LineSite] = []
+    """Who did that: the sites with most of it; others are left out."""
+
+
+class Wait(msgspec.Struct, kw_only=True):
+    """Spinning or sleeping on a word, by stack of functions, whatever lock it was (virtual)."""
+
+    kind: str
+    """"spin" or "sleep"."""
+    symbol: str
+    field: str
+    site: str
+    count: int
     wait_ns: int
 
 
@@ -134,6 +165,10 @@ class CellResult(msgspec.Struct, kw_only=True):
     lines: list[Line] = []
     bottleneck: Bottleneck | None = None
     """None: nothing was waited for, as far as the engine sees lines."""
+    waits: list[Wait] = []
+    """The longest; of all phases, as are lines."""
+    node_transfers: list[list[int]] = []
+    """[to][from]: lines that went from node to node, all phases (virtual engine)."""
     memory: Memory
     host: Host
     phases: list[Phase] = []
@@ -148,19 +183,21 @@ _PART_OF_LOCKS = ("osq_node", "qspin_node", "task")
 """Lines that waiters for locks spin on: their wait is the lock's."""
 
 
-def find_bottleneck(cell: CellResult) -> Bottleneck | None:
-    """The lock, or the line that is no lock's, with the longest waits."""
+def find_bottleneck(cell: CellResult, line_waits: Mapping[str, int]) -> Bottleneck | None:
+    """The lock, or the line that is no lock's, with the longest waits in the phase that counts.
+
+    ``line_waits``: ns by name of the line, as far as the engine knows.
+    """
     time_ns = cell.cpus * cell.seconds * 1e9
     locks = {f"{lock.name} {lock.file or ''}".strip(): lock.wait_ns for lock in cell.locks}
-    lines = {
-        line.symbol: line.wait_ns
-        for line in cell.lines
-        if line.symbol not in locks and line.symbol not in _PART_OF_LOCKS
-    }
     waits = [(ns, "lock", name) for name, ns in locks.items()]
-    waits += [(ns, "line", name) for name, ns in lines.items()]
+    waits += [
+        (ns, "line", name)
+        for name, ns in line_waits.items()
+        if name not in locks and name not in _PART_OF_LOCKS
+    ]
     longest = max(waits, default=None)
-    if longest is None or not longest[0] or not time_ns:
+    if longest is None or longest[0] <= 0 or not time_ns:
         return None
     return Bottleneck(name=longest[2], kind=longest[1], share=longest[0] / time_ns)
 

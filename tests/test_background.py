@@ -20,6 +20,7 @@ from emu_command import emu
 from emu import _core, background, coordinator, topology, workload
 from emu.arena import MIB, Arena
 from emu.coordinator import DesignFile, Plan, StopFlag
+from emu.engines import _sites
 from emu.engines.virtual import cost_model
 from emu.errors import InputError
 
@@ -194,12 +195,7 @@ def paths_and_symbols(plan: Plan) -> set[str]:
         for _ in range(4):
             core.phase_prepare(plan.workload.load_list, 1, 1, 0)
             core.virtual_run_phase()
-        lines = (_core.VirtualLine * 200)()
-        count = core.virtual_lines(lines, 200)
-        names = {core.text_of("virtual_symbol", line.offset) for line in lines[:count]}
-        core.virtual_lines_reset()
-        assert core.virtual_lines(lines, 200) == 0
-    return names
+        return {line.symbol for line in _sites.read(core, plan.nr_nodes)[0]}
 
 
 @pytest.mark.parametrize("machine", ["native", "virtual"])

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from emu_command import emu
 
@@ -20,12 +21,14 @@ from emu.results import (
     Host,
     Latency,
     Line,
+    LineSite,
     Lock,
     Memory,
     Phase,
     Run,
     RunInfo,
     Site,
+    Wait,
     read_run,
 )
 
@@ -102,9 +105,35 @@ def made_cell(**changes: object) -> CellResult:
         latency_ns=latencies,
         locks=locks,
         lines=[
-            Line(symbol="i_mmap_rwsem a;b.so", transfers=8, remote_transfers=2, wait_ns=600),
+            Line(
+                symbol="i_mmap_rwsem a;b.so",
+                transfers=8,
+                remote_transfers=2,
+                wait_ns=600,
+                sites=[
+                    LineSite(
+                        site="mmap_region>down_write",
+                        field="+0..8 count",
+                        access="modify",
+                        transfers=4,
+                        remote_transfers=1,
+                        wait_ns=500,
+                    )
+                ],
+            ),
             Line(symbol="task", transfers=0, remote_transfers=0, wait_ns=200),
         ],
+        waits=[
+            Wait(
+                kind="spin",
+                symbol="osq_node",
+                field="+16..24 locked/nudge",
+                site="mmap_region>osq_lock",
+                count=2,
+                wait_ns=7000,
+            )
+        ],
+        node_transfers=[[6, 0], [2, 0]],
         memory=Memory(rmap_bytes_per_file=128, bytes_per_vma=256),
         host=Host(wall_s=0.5),
         phases=[phase],
@@ -119,7 +148,14 @@ def made_run(*cells: CellResult) -> Run:
     return Run(run=info, cells=list(cells))
 
 
-FAILED = {"status": "failed", "error": "it, broke", "locks": [], "lines": [], "latency_ns": {}}
+FAILED: dict[str, object] = {
+    "status": "failed",
+    "error": "it, broke",
+    "locks": [],
+    "lines": [],
+    "latency_ns": {},
+}
+FAILED |= {"waits": [], "node_transfers": []}
 
 
 @pytest.fixture
@@ -170,8 +206,18 @@ all phases, 2 lines that were waited for; times in nanoseconds
 Index    Wait     Wait total   Wait avg  Transfers     Remote  Remote  Cache line
 ---------------------------------------------------------------------------------
     0  75.00%            600       75.0          8          2  25.00%  i_mmap_rwsem a;b.so
+       83.33%            500      125.0          4          1  25.00%    +0..8 count modify mmap_region>down_write
     1  25.00%            200        0.0          0          0   0.00%  task
-"""
+------------------------------------------------------
+Waiting     Wait total     Wait avg      Count  On, in
+------------------------------------------------------
+   spin           7000       3500.0          2  osq_node +16..24 locked/nudge mmap_region>osq_lock
+---------------------------
+To node    from 0    from 1
+---------------------------
+      0         6         0
+      1         2         0
+"""  # noqa: E501
 
 
 def test_c2c_to_the_letter(made: Path) -> None:
@@ -186,10 +232,15 @@ def test_a_failed_cell_says_so(made: Path) -> None:
 
 
 def test_folded_adds_repeats_up_and_keeps_frames_apart(made: Path) -> None:
-    first = "outer-inner:shards=2,by=cpu;2 CPUs;i_mmap_rwsem a,b.so"
-    assert report(made, "--format", "folded") == (
-        f"{first};mmap_region;vma_link_file 12000\n{first} 4000\n"
-    )
+    first = "outer-inner:shards=2,by=cpu;2 CPUs"
+    assert report(made, "--format", "folded").splitlines() == [
+        f"{first};i_mmap_rwsem a,b.so;mmap_region;vma_link_file 12000",
+        f"{first};i_mmap_rwsem a,b.so 4000",
+        f"{first};(by function);mmap_region;down_write;stall i_mmap_rwsem a,b.so 1000",
+        f"{first};(by function);stall i_mmap_rwsem a,b.so 200",
+        f"{first};(by function);stall task 400",
+        f"{first};(by function);mmap_region;osq_lock;spin osq_node 14000",
+    ]
 
 
 def test_folded_begins_with_what_else_differs() -> None:
@@ -285,13 +336,42 @@ def test_c2c_read_back(tmp_path: Path) -> None:
     assert report(file, "--format", "c2c") == text.c2c(text.choose(run, None))
     sections = text.c2c(text.choose(run, None)).split("\n\n")
     for section, cell in zip(sections, run.cells, strict=True):
-        rows = [line.split(maxsplit=7) for line in section.splitlines()[5:]]
+        shown = [row for row in section.splitlines()[5:] if re.match(r" *\d+ +[\d.]+% ", row)]
+        rows = [line.split(maxsplit=7) for line in shown]
         assert cell.lines
         assert [row[7] for row in rows] == [line.symbol for line in cell.lines]
         assert [int(row[2]) for row in rows] == [line.wait_ns for line in cell.lines]
         assert [int(row[4]) for row in rows] == [line.transfers for line in cell.lines]
         assert [int(row[5]) for row in rows] == [line.remote_transfers for line in cell.lines]
         assert sum(float(row[1].rstrip("%")) for row in rows) == pytest.approx(100, abs=0.2)
+
+
+def test_c2c_shows_who_pulled_the_lines_and_from_which_node(tmp_path: Path) -> None:
+    where = ["--topology", "hygon-12x32", "--cpus", "96", "--workload", "execl"]
+    file = tmp_path / "run.json"
+    what = ["--rmap", "single", "--duration", "2ms", "--json", str(file)]
+    assert emu("run", "--engine", "virtual", *where, *what).returncode == 0
+    (cell,) = read_run(file).cells
+    matrix = np.array(cell.node_transfers)
+    assert matrix.shape == (12, 12)
+    # CPUs 0 to 95 are on the first six nodes, and so is the traffic.
+    assert matrix[6:].sum() == matrix[:, 6:].sum() == 0 < matrix[:6, :6].min()
+    assert matrix.sum() == sum(line.transfers for line in cell.lines)
+    remote = matrix.sum() - np.trace(matrix)
+    assert remote == sum(line.remote_transfers for line in cell.lines)
+    for line in cell.lines:
+        for name in ("transfers", "remote_transfers", "wait_ns"):
+            of_sites = sum(getattr(site, name) for site in line.sites)
+            assert of_sites <= getattr(line, name)
+        # A few sites are most of the line.
+        assert sum(site.wait_ns for site in line.sites) > 0.5 * line.wait_ns - 100
+    shown = text.c2c([(0, cell)])
+    assert re.search(r"\+0\.\.8 count (load|modify) \S+>single_\w+", shown)
+    assert re.search(r"^ +2( +[1-9]\d*){6}( +0){6}$", shown, re.MULTILINE)
+    stacks = text.folded([(0, cell)]).splitlines()
+    assert all(re.fullmatch(r"[^;]+(;[^;]+)+ \d+", stack) for stack in stacks)
+    stalled = sum(int(s.rpartition(" ")[2]) for s in stacks if ";stall " in s)
+    assert stalled == sum(line.wait_ns for line in cell.lines)
 
 
 def test_c2c_of_the_native_engine_says_why_it_is_empty(real: Run) -> None:

@@ -133,6 +133,12 @@ def test_hot_lines_have_names() -> None:
     assert libc["transfers"] > libc["remote_transfers"] > 1000
     assert libc["wait_ns"] > 0
     assert lines["osq_node"]["transfers"] > 100
+    pulled = {(site["site"].split(">")[-1], site["field"]) for site in libc["sites"]}
+    assert ("rwsem_free_soon", "+8..16 owner") in pulled
+    assert ("single_prepare", "+0..8 count") in pulled
+    spun = [wait for wait in cell["waits"] if wait["kind"] == "spin"]
+    assert spun[0]["symbol"] == "osq_node"
+    assert spun[0]["site"].endswith(">rwsem_down_write_slow>osq_lock")
 
 
 def micro(name: str, where: str, cpus: str, duration: str) -> list[dict[str, Any]]:

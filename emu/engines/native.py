@@ -208,7 +208,7 @@ class NativeEngine:
         go_on = True
         try:
             fill_in(result, plan, coordinator.run(plan, stop, tick))
-            result.bottleneck = find_bottleneck(result)
+            result.bottleneck = find_bottleneck(result, {})
         except CellFailed as error:
             result.status, result.error = "failed", str(error)
             go_on = not error.outside

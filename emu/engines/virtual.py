@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import re
 import resource
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -20,21 +20,20 @@ import numpy as np
 from emu import _core, coordinator, topology
 from emu import workload as workloads
 from emu.arena import MIB, Arena
-from emu.coordinator import CellFailed, CellTotals, DesignFile, Plan, StopFlag
-from emu.engines import native
+from emu.coordinator import CellFailed, CellTotals, DesignFile, PhaseTotals, Plan, StopFlag
+from emu.engines import _sites, native
 from emu.engines._designs import find_design
+from emu.engines._slices import Recorder
 from emu.errors import InputError
 from emu.experiment import Cell, Experiment
-from emu.results import CellResult, Host, Latency, Line, Memory, find_bottleneck
+from emu.report import trace
+from emu.results import CellResult, Host, Latency, Line, Memory, Wait, find_bottleneck
 from emu.topology import Topology
 
 _OUTSTANDING_STORES = 10
 """Line fill buffers of a core: how many stores are on their way before one stalls."""
-_LINES = 1000
-"""Lines that are looked at for the report: those with the longest waits."""
 _EVENT_LIMIT = 20_000_000_000
 """Accesses of a phase after which it counts as hung; ten minutes of the host's time."""
-_OF_CPU = re.compile(r" of CPU \d+$")
 
 
 def _array(values: Sequence[int]) -> ctypes.Array[ctypes.c_uint32]:
@@ -93,7 +92,12 @@ class _Ran:
 
     totals: CellTotals
     lines: list[Line]
+    waits: list[Wait]
+    node_transfers: list[list[int]]
     accesses: int
+    trace: trace.Trace | None
+    line_waits: Counter[str]
+    """Of the phase that counts, ns by name of the line."""
 
 
 class VirtualEngine:
@@ -115,6 +119,10 @@ class VirtualEngine:
         }
         self._cleanup = contextlib.ExitStack()
         self._designs: dict[tuple[str, str], DesignFile] = {}
+        self.trace: trace.Window | None = None
+        """Of each cell that is run, over the last one's."""
+        self.trace_full_ns: int | None = None
+        """When the last trace had no more room, from the start of its phase; None: it had."""
 
     def _cpus(self, machine: Topology) -> tuple[int, ...]:
         wanted = self._experiment.cpus or (machine.nr_cpus,)
@@ -197,10 +205,15 @@ class VirtualEngine:
         began = time.monotonic()
         tick(0.0)
         try:
-            ran = coordinator.in_child(run_cell, plan, self._topologies[cell.topology], stop=stop)
+            machine = self._topologies[cell.topology]
+            ran = coordinator.in_child(run_cell, plan, machine, self.trace, stop=stop)
             native.fill_in(result, plan, ran.totals)
-            result.lines = ran.lines
-            result.bottleneck = find_bottleneck(result)
+            result.lines, result.waits = ran.lines, ran.waits
+            result.node_transfers = ran.node_transfers
+            result.bottleneck = find_bottleneck(result, ran.line_waits)
+            if self.trace and ran.trace:
+                trace.write(ran.trace, plan.node_of_cpu, str(cell), self.trace.file)
+                self.trace_full_ns = ran.trace.full_ns
             result.host.accesses = ran.accesses
         except CellFailed as error:
             result.status, result.error = "failed", str(error)
@@ -209,8 +222,8 @@ class VirtualEngine:
         return result, True
 
 
-def run_cell(plan: Plan, machine: Topology) -> _Ran:
-    """Run one cell in this process, which has loaded no core yet.
+def run_cell(plan: Plan, machine: Topology, window: trace.Window | None = None) -> _Ran:
+    """Run one cell in this process, which has loaded no core yet. Traced: its first recorded phase.
 
     Raises CellFailed, CoreError, or InputError for a design.
     """
@@ -226,7 +239,8 @@ def run_cell(plan: Plan, machine: Topology) -> _Ran:
     with Arena.anonymous(size) as arena:
         coordinator.set_up(core, replace(plan, arena_bytes=size), arena)
         core.virtual_config(ctypes.byref(cost_model(machine, cpus)))
-        phases, calls = [], 0
+        phases: list[PhaseTotals] = []
+        calls, traced = 0, None
 
         def phase(number: int, once: bool, record: bool = False, duration_ns: int = 0) -> None:
             nonlocal calls
@@ -236,16 +250,22 @@ def run_cell(plan: Plan, machine: Topology) -> _Ran:
 
         phase(workload.load_list, once=True)
         start_s = time.monotonic() - began
-        lines: list[Line] = []
+        line_waits: Counter[str] = Counter()
+        before: Counter[str] = Counter()
         for each in workload.phases:
+            recorder = Recorder(core, window) if window and each.record and not phases else None
             counts = each.name == workload.counting_phase
             if counts:
-                core.virtual_lines_reset()
+                before = _sites.line_waits(core)
             phase(each.list, each.once, each.record, round(plan.duration_ns * each.share))
             if counts:
-                lines = _lines(core)
+                line_waits = _sites.line_waits(core)
+                line_waits.subtract(before)
+            if recorder:
+                traced = recorder.finish()
             if each.record:
                 phases.append(coordinator.gather(core, plan, each.name))
+        lines, waits, node_transfers = _sites.read(core, plan.nr_nodes)
         phase(workload.drain_list, once=True)
         try:
             core.check_drained()
@@ -263,19 +283,4 @@ def run_cell(plan: Plan, machine: Topology) -> _Ran:
             bytes_per_vma=core.bytes_per_vma(),
         )
         core.design_unload()
-        return _Ran(totals, lines, stats.accesses)
-
-
-def _lines(core: _core.Core) -> list[Line]:
-    """Lines that were waited for, those of one name together, longest waits first."""
-    found = (_core.VirtualLine * _LINES)()
-    by_symbol: dict[str, Line] = {}
-    for raw in found[: core.virtual_lines(found, _LINES)]:
-        symbol = _OF_CPU.sub("", core.text_of("virtual_symbol", raw.offset))
-        line = by_symbol.setdefault(
-            symbol, Line(symbol=symbol, transfers=0, remote_transfers=0, wait_ns=0)
-        )
-        line.transfers += raw.transfers
-        line.remote_transfers += raw.remote_transfers
-        line.wait_ns += raw.wait_ps // 1000
-    return sorted(by_symbol.values(), key=lambda line: (-line.wait_ns, line.symbol))
+        return _Ran(totals, lines, waits, node_transfers, stats.accesses, traced, line_waits)

@@ -26,6 +26,9 @@ Cells = Sequence[tuple[int, CellResult]]
 
 _CSV_OPS = ("exec", "fork", "exit")
 _CSV_LATENCY = ("mean", "p50", "p90", "p99", "p999", "max")
+_SHOWN_SITES = 5
+_SHOWN_WAITS = 20
+_SHOWN_NODES = 16
 _TELLING = ("engine", "topology", "workload", "mm")
 
 
@@ -50,14 +53,19 @@ def lockstat(cells: Cells) -> str:
 
 
 def c2c(cells: Cells) -> str:
-    """Cache lines by the time that CPUs waited for them; times in nanoseconds."""
+    """Cache lines by the time that CPUs waited for them, and who pulled them; times in ns.
+
+    Then who spun and slept on what, and how many lines went from node to node.
+    """
     return _sections(cells, _lines)
 
 
 def folded(cells: Cells) -> str:
     """Stacks of waiting, ns: "rmap;cpus;lock;caller;callee wait". Repeats are added up.
 
-    Where cells differ in something else, that comes first.
+    Where cells differ in something else, that comes first. The virtual engine knows besides, under
+    "(by function)", which functions stalled on which line, or spun or slept on it: a second view of
+    the time, where waiting for locks is contained and stalls outside of locks are too.
     """
     telling = [name for name in _TELLING if len({getattr(cell, name) for _, cell in cells}) > 1]
     stacks: Counter[str] = Counter()
@@ -65,8 +73,18 @@ def folded(cells: Cells) -> str:
         first = [*(getattr(cell, name) for name in telling), cell.rmap, f"{cell.cpus} CPUs"]
         for lock in cell.locks:
             for site in lock.sites:
-                frames = [*first, _class(lock), *filter(None, site.site.split(">"))]
-                stacks[";".join(frame.replace(";", ",") for frame in frames)] += site.wait_ns
+                stacks[_stack(*first, _class(lock), *site.site.split(">"))] += site.wait_ns
+        first.append("(by function)")
+        for line in cell.lines:
+            leaf = f"stall {line.symbol}"
+            for by in line.sites:
+                stacks[_stack(*first, *by.site.split(">"), leaf)] += by.wait_ns
+            stacks[_stack(*first, leaf)] += max(
+                0, line.wait_ns - sum(by.wait_ns for by in line.sites)
+            )
+        for wait in cell.waits:
+            leaf = f"{wait.kind} {wait.symbol}"
+            stacks[_stack(*first, *wait.site.split(">"), leaf)] += wait.wait_ns
     return _joined(f"{stack} {wait_ns}" for stack, wait_ns in stacks.items() if wait_ns)
 
 
@@ -122,6 +140,10 @@ def _sections(cells: Cells, body: Callable[[CellResult], Iterable[str]]) -> str:
         lines = body(cell) if cell.ok else [f"FAILED: {cell.error}"]
         sections.append(_joined([f"cell {number}: {cell_name(cell)}", *lines]))
     return "\n".join(sections)
+
+
+def _stack(*frames: str) -> str:
+    return ";".join(frame.replace(";", ",") for frame in frames if frame)
 
 
 def _class(lock: Lock) -> str:
@@ -184,6 +206,40 @@ def _lines(cell: CellResult) -> Iterator[str]:
             f"{line.remote_transfers:>10} {_per(line.remote_transfers, line.transfers):>7.2%}"
             f"  {line.symbol}"
         )
+        for site in line.sites[:_SHOWN_SITES]:
+            yield (
+                f"{'':>5} {_per(site.wait_ns, line.wait_ns):>7.2%} {site.wait_ns:>14} "
+                f"{_per(site.wait_ns, site.transfers):>10.1f} {site.transfers:>10} "
+                f"{site.remote_transfers:>10} {_per(site.remote_transfers, site.transfers):>7.2%}"
+                f"    {site.field} {site.access} {site.site}"
+            )
+    yield from _spinning(cell)
+    yield from _between_nodes(cell)
+
+
+def _spinning(cell: CellResult) -> Iterator[str]:
+    if not cell.waits:
+        return
+    heading = f"{'Waiting':>7} {'Wait total':>14} {'Wait avg':>12} {'Count':>10}  On, in"
+    rule = "-" * len(heading)
+    yield from (rule, heading, rule)
+    for wait in cell.waits[:_SHOWN_WAITS]:
+        yield (
+            f"{wait.kind:>7} {wait.wait_ns:>14} {_per(wait.wait_ns, wait.count):>12.1f} "
+            f"{wait.count:>10}  {wait.symbol} {wait.field} {wait.site}"
+        )
+
+
+def _between_nodes(cell: CellResult) -> Iterator[str]:
+    """To nodes down, from nodes across; nothing where there are too many for a line."""
+    nodes = len(cell.node_transfers)
+    if not 1 < nodes <= _SHOWN_NODES:
+        return
+    heading = "To node" + "".join(f" {f'from {node}':>9}" for node in range(nodes))
+    rule = "-" * len(heading)
+    yield from (rule, heading, rule)
+    for to, counts in enumerate(cell.node_transfers):
+        yield f"{to:>7}" + "".join(f" {count:>9}" for count in counts)
 
 
 def _row(number: int, cell: CellResult) -> dict[str, object]:

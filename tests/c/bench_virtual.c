@@ -6,6 +6,8 @@
  *   execl_N_D_slow_down       host time over virtual time: the one figure that is no ns
  *   section_384_on_N_locks    host ns a critical section: each CPU locks, computes 1 us, unlocks, computes 5 us
  *   rwsem_N_writers_virtual   virtual ns per write lock and unlock, for a look at the model itself
+ *
+ * `bench_virtual execl_384_single` runs one of them, for a profiler.
  */
 #include "virtual_machine.h"
 #include "execl_program.h"
@@ -97,25 +99,41 @@ static double time_sections(const struct shape *shape, uint32_t cpus, uint32_t l
 	return took;
 }
 
-int main(void)
+static const char *only;
+
+/* Is this one to be run? */
+static bool wanted(const char *format, uint32_t n, const char *design)
+{
+	char name[64];
+
+	snprintf(name, sizeof(name), format, n, design);
+	return !only || !strcmp(only, name);
+}
+
+int main(int argc, char **argv)
 {
 	static const uint32_t locks[] = { 1, 12, 384 }, cpus[] = { 1, 2, 8, 32, 64 };
+	static const char *const designs[] = { "single", "numa-trees", "numa-locks" };
 	const uint64_t ns = 5000000;
 	double virtual_ns;
 
-	execl_on(&hygon, 384, "single", ns);
-	execl_on(&hygon, 384, "numa-trees", ns);
-	execl_on(&hygon, 384, "numa-locks", ns);
-	execl_on(&large, 4096, "numa-locks", ns / 4);
+	only = argc > 1 ? argv[1] : NULL;
+	for (uint32_t i = 0; i < ARRAY_SIZE(designs); i++)
+		if (wanted("execl_%u_%s", 384, designs[i]))
+			execl_on(&hygon, 384, designs[i], ns);
+	if (wanted("execl_%u_%s", 4096, "numa-locks"))
+		execl_on(&large, 4096, "numa-locks", ns / 4);
 
 	sections.hold_ns = 1000;
 	sections.think_ns = 5000;
 	for (uint32_t i = 0; i < ARRAY_SIZE(locks); i++) {
 		double took;
 
-		sections.rounds = 200;
+		if (!wanted("section_384_on_%u_%s", locks[i], "locks"))
+			continue;
+		sections.rounds = 1000;
 		took = time_sections(&hygon, 384, locks[i], &virtual_ns);
-		printf("section_384_on_%u_locks\t%.1f\n", locks[i], took * 1e9 / (384 * 200));
+		printf("section_384_on_%u_locks\t%.1f\n", locks[i], took * 1e9 / (384.0 * sections.rounds));
 	}
 
 	/* As Long's test of 2019: one small load or so in the section, none outside. */
@@ -123,6 +141,8 @@ int main(void)
 	sections.think_ns = 0;
 	sections.rounds = 500;
 	for (uint32_t i = 0; i < ARRAY_SIZE(cpus); i++) {
+		if (!wanted("rwsem_%u_writers_%s", cpus[i], "virtual"))
+			continue;
 		time_sections(&hygon, cpus[i], 1, &virtual_ns);
 		printf("rwsem_%u_writers_virtual\t%.1f\n", cpus[i], virtual_ns);
 	}

@@ -277,6 +277,13 @@ uint32_t emu_object_bytes(const void *ptr)
 	return chunk->size_class < EMU_SIZE_CLASSES ? class_bytes[chunk->size_class] : EMU_CHUNK_BYTES;
 }
 
+uint32_t emu_object_offset(const void *ptr)
+{
+	uint64_t in_chunk = (uint64_t)((const char *)ptr - (char *)emu_arena) & (EMU_CHUNK_BYTES - 1);
+
+	return (uint32_t)(in_chunk - EMU_CACHELINE) % emu_object_bytes(ptr);
+}
+
 int64_t emu_live_objects(void)
 {
 	int64_t sum = 0;

@@ -111,6 +111,8 @@ int64_t emu_live_objects(void);
 int64_t emu_live_bytes(void);
 /* How large the object around `ptr` is; 0 where nothing was ever allocated. */
 uint32_t emu_object_bytes(const void *ptr);
+/* Where in that object `ptr` is. */
+uint32_t emu_object_offset(const void *ptr);
 
 /* How many files calls can name, and the one that the running CPU's mean (nr_private_files). */
 uint32_t emu_nr_file_names(void);
@@ -143,6 +145,9 @@ void emu_machine_init(void);
 void emu_machine_bind(void *base, uint64_t bytes, int32_t host_node);
 /* There is a lock of this class here: what a machine may name the line after. */
 void emu_machine_lock_seen(const void *lock, uint32_t class_id);
+/* A timed hold, or a system call, ends now: for a machine that keeps a trace. */
+void emu_machine_held(const void *lock, uint32_t class_id, uint32_t site, uint64_t since_ns);
+void emu_machine_called(uint32_t op, uint64_t start_ns);
 /* Where emu_fail() goes when the caller is not a worker: set around code that may fail, in the conductor. */
 extern _Thread_local void *emu_fail_jmp;
 _Noreturn void emu_machine_exit(void);

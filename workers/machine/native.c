@@ -204,6 +204,20 @@ void emu_machine_lock_seen(const void *lock, uint32_t class_id)
 	(void)class_id;
 }
 
+void emu_machine_held(const void *lock, uint32_t class_id, uint32_t site, uint64_t since_ns)
+{
+	(void)lock;
+	(void)class_id;
+	(void)site;
+	(void)since_ns;
+}
+
+void emu_machine_called(uint32_t op, uint64_t start_ns)
+{
+	(void)op;
+	(void)start_ns;
+}
+
 void emu_machine_exit(void)
 {
 	_exit(1);

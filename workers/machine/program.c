@@ -263,6 +263,7 @@ int emu_program_run(uint32_t list_nr, bool record, uint32_t *failed)
 		}
 		if (ret == 1 && call->op == EMU_CALL_LINE_PING_PONG)
 			return 1;
+		emu_machine_called(call->op, start_ns);
 		cpu->result.counts[call->op]++;
 		if (record && op < EMU_LAT_NR)
 			emu_hist_record(&cpu->hists[op], emu_clock_ns() - start_ns);

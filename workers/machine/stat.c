@@ -47,7 +47,9 @@ EMU_NOINLINE void lock_stat_hold_end(struct task_struct *task, const void *lock)
 	for (uint32_t i = 0; i < EMU_HOLDS; i++) {
 		if (task->holds[i].lock == lock) {
 			struct lock_stat *stat = task->holds[i].stat;
+			uint32_t at = (uint32_t)(stat - task->lock_stats);
 
+			emu_machine_held(lock, at / EMU_SITES_MAX, at % EMU_SITES_MAX, task->holds[i].since_ns);
 			stat->hold_ns += emu_clock_ns() - task->holds[i].since_ns;
 			stat->hold_samples++;
 			/* Close the gap: lock_stat_release() looks at the first slot only. */

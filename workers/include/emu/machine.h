@@ -64,10 +64,17 @@ struct task_struct;
 extern EMU_EXPORT _Thread_local struct task_struct *emu_current __attribute__((tls_model("initial-exec")));
 #define EMU_MACHINE_ID 1u
 #define EMU_HOLD_SAMPLE 16u /* one hold of a lock in so many is timed: two looks at the clock cost a lock */
+static inline void emu_waited(uint32_t class_id, uint64_t wait_ns)
+{
+	(void)class_id;
+	(void)wait_ns;
+}
 #else
 extern EMU_EXPORT struct task_struct *emu_current;
 #define EMU_MACHINE_ID 2u
 #define EMU_HOLD_SAMPLE 1u /* looking at the clock takes no virtual time */
+/* A wait for a lock of the class has just ended: for the trace. */
+EMU_EXPORT void emu_waited(uint32_t class_id, uint64_t wait_ns);
 #endif
 #define current emu_current
 

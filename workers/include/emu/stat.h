@@ -60,6 +60,7 @@ static inline void lock_stat_contended(uint32_t class_id, uint64_t wait_ns)
 	stat->contended++;
 	stat->wait_ns += wait_ns;
 	current->wait_ns += wait_ns;
+	emu_waited(class_id, wait_ns);
 }
 
 static inline void lock_stat_release(const void *lock)

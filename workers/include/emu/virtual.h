@@ -72,11 +72,38 @@ struct emu_virtual_cpu {
 	uint64_t sleep_ps;   /* in emu_futex_wait() and on the way there and back */
 };
 
-/* A line of the arena that was handed from CPU to CPU. */
+#define EMU_SYMBOL_MAX 120u
+
+/* All lines of one name and place in their objects that CPUs handed on or waited for. */
 struct emu_virtual_line {
-	uint64_t offset; /* bytes from the start of the arena */
 	uint64_t wait_ps;
 	uint64_t transfers, remote_transfers;
+	char symbol[EMU_SYMBOL_MAX];
+};
+
+/* What one stack of functions did to 8 bytes of a line. */
+enum emu_site_kind { EMU_SITE_LOAD, EMU_SITE_STORE, EMU_SITE_MODIFY, EMU_SITE_SPIN, EMU_SITE_SLEEP };
+struct emu_virtual_site {
+	uint32_t line; /* which of emu_virtual_lines() */
+	uint32_t stack;
+	uint32_t kind;
+	uint32_t offset; /* in the object */
+	uint64_t count;	 /* transfers; of spinning and sleeping: how often */
+	uint64_t remote; /* transfers from another node */
+	uint64_t wait_ps;
+};
+
+/* Something that a CPU did from start to end. */
+enum emu_slice_kind { EMU_SLICE_CALL, EMU_SLICE_WAIT, EMU_SLICE_SPIN, EMU_SLICE_SLEEP, EMU_SLICE_HOLD };
+struct emu_virtual_slice {
+	uint64_t start_ns, end_ns;
+	uint64_t at; /* arena offset of the lock (hold) or of what was watched (spin, sleep) */
+	uint32_t cpu;
+	uint32_t kind;
+	uint32_t what; /* enum emu_call_op (call), lock class (wait, hold) */
+	uint32_t site; /* for emu_cpu_site_path() */
+	uint32_t stack;
+	uint32_t unused;
 };
 
 /* One point of order, for comparing two runs step by step. */
@@ -96,10 +123,21 @@ EMU_EXPORT int emu_virtual_run(void (*fn)(void *arg), void *arg);
 
 EMU_EXPORT void emu_virtual_stats(struct emu_virtual_stats *stats);
 EMU_EXPORT void emu_virtual_cpu(uint32_t cpu, struct emu_virtual_cpu *out);
-/* Lines have not been waited for from here on. */
-EMU_EXPORT void emu_virtual_lines_reset(void);
-/* The n lines with the longest waits, longest first; returns how many there were to give. */
+/* Up to n, in no order; return how many. The first of each is what the tables had no room for. */
 EMU_EXPORT uint32_t emu_virtual_lines(struct emu_virtual_line *lines, uint32_t n);
+EMU_EXPORT uint32_t emu_virtual_sites(struct emu_virtual_site *sites, uint32_t n);
+/* Names of the fields in 8 bytes of a line's object, where known ("count"), and of the functions of a stack, outermost
+ * first ("a>b>c"); return the length needed. */
+EMU_EXPORT int emu_virtual_field(uint32_t line, uint32_t offset, char *buf, size_t size);
+EMU_EXPORT int emu_virtual_stack_path(uint32_t stack, char *buf, size_t size);
+/* How many lines went from node to node: counts[to * nr_nodes + from]. */
+EMU_EXPORT void emu_virtual_node_transfers(uint64_t *counts);
+/*
+ * Record the slices of the next runs that are not wholly outside [first_ns, end_ns) into slices (NULL: stop), up to n.
+ * emu_virtual_sliced() says how many there are and, if they were more, at what time the room ended (else 0).
+ */
+EMU_EXPORT void emu_virtual_slices(struct emu_virtual_slice *slices, uint64_t n, uint64_t first_ns, uint64_t end_ns);
+EMU_EXPORT uint64_t emu_virtual_sliced(uint64_t *full_ns);
 /* What lies at an arena offset: "i_mmap_rwsem libc.so", "task", "slab-192"; returns the length needed. */
 EMU_EXPORT int emu_virtual_symbol(uint64_t offset, char *buf, size_t size);
 /* The functions that a CPU is in, outermost first, as "a>b>c" where names are known; returns the length needed. */

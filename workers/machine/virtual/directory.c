@@ -79,23 +79,21 @@ static bool still_has(const struct fiber *f, uint32_t line, uint64_t tag)
 	return f->l3_tags[l3_slot(line)] == tag || way_of(f, line, tag) < WAYS;
 }
 
-static void count_transfer(uint32_t line, const struct fiber *from)
+/* The end of a miss: the line came from another CPU's cache (NULL: it did not), and the CPU goes on at `when`. */
+static void finish(uint64_t offset, enum emu_site_kind kind, const struct fiber *from, uint64_t when)
 {
-	bool remote = from->node != vm.fiber->node;
+	uint64_t wait_ps = when > vm.clock ? when - vm.clock : 0;
 
-	vm.transfers++;
-	vm.remote_transfers += remote;
-	vm.transits[line].transfers++;
-	vm.transits[line].remote_transfers += remote;
-}
-
-static void stall_until(uint32_t line, uint64_t when)
-{
-	if (when <= vm.clock)
+	if (from) {
+		vm.transfers++;
+		vm.remote_transfers += from->node != vm.fiber->node;
+		vm.node_transfers[vm.fiber->node * vm.cost.nr_nodes + from->node]++;
+	} else if (!wait_ps) {
 		return;
-	vm.transits[line].wait_ps += when - vm.clock;
-	vm.fiber->spent.stall_ps += when - vm.clock;
-	vm.clock = when;
+	}
+	site_count((uint32_t)(offset >> 6), kind, (uint32_t)offset & 63, from, wait_ps);
+	vm.fiber->spent.stall_ps += wait_ps;
+	vm.clock += wait_ps;
 }
 
 static uint64_t later(uint64_t a, uint64_t b)
@@ -115,9 +113,10 @@ static uint64_t copy(struct transit *t, uint64_t latency_ps)
 	return start + latency_ps;
 }
 
-void line_read(uint32_t line)
+void line_read(uint64_t offset)
 {
-	struct fiber *f = vm.fiber, *owner;
+	struct fiber *f = vm.fiber, *owner, *from = NULL;
+	uint32_t line = (uint32_t)(offset >> 6);
 	struct line *l = &vm.lines[line];
 	struct transit *t = &vm.transits[line];
 	uint64_t tag, done;
@@ -141,13 +140,13 @@ void line_read(uint32_t line)
 		/* It may still be on its way here. */
 		if (owner && owner != f && !l->sharer && owner->l3 == f->l3) {
 			done = copy(t, latency(f, owner, home));
-			count_transfer(line, owner);
+			from = owner;
 		} else {
 			done = later(later(t->ready, t->arrived), vm.clock + vm.cost.l3_hit_ps);
 		}
 	} else if (owner && owner != f && still_has(owner, line, tag)) {
 		done = copy(t, latency(f, owner, home));
-		count_transfer(line, owner);
+		from = owner;
 	} else {
 		done = copy(t, vm.cost.dram_ps[f->node * vm.cost.nr_nodes + home]);
 		vm.dram++;
@@ -163,11 +162,11 @@ void line_read(uint32_t line)
 			l->sharer = (uint16_t)(vm.cpu + 1);
 	}
 	fill(f, line, tag);
-	stall_until(line, done);
+	finish(offset, EMU_SITE_LOAD, from, done);
 }
 
-/* Returns when the line is there. */
-static uint64_t line_take(uint32_t line, bool any_order)
+/* Returns when the line is there; *from: out of whose cache. */
+static uint64_t line_take(uint32_t line, bool any_order, const struct fiber **from)
 {
 	struct fiber *f = vm.fiber, *owner, *sharer;
 	struct line *l = &vm.lines[line];
@@ -191,7 +190,7 @@ static uint64_t line_take(uint32_t line, bool any_order)
 	}
 	if (owner && still_has(owner, line, tag)) {
 		cost = latency(f, owner, home);
-		count_transfer(line, owner);
+		*from = owner;
 	} else if (!here) {
 		cost = vm.cost.dram_ps[f->node * vm.cost.nr_nodes + home];
 		vm.dram++;
@@ -202,7 +201,7 @@ static uint64_t line_take(uint32_t line, bool any_order)
 		uint64_t ps = latency(f, sharer, home);
 
 		if (!cost)
-			count_transfer(line, sharer);
+			*from = sharer;
 		if (cost < ps)
 			cost = ps;
 	}
@@ -221,12 +220,13 @@ static uint64_t line_take(uint32_t line, bool any_order)
 	return done;
 }
 
-void line_store(uint32_t line)
+void line_store(uint64_t offset)
 {
 	struct fiber *f = vm.fiber;
-	uint64_t done = line_take(line, false);
+	const struct fiber *from = NULL;
+	uint64_t done = line_take((uint32_t)(offset >> 6), false, &from);
 
-	stall_until(line, f->stores[f->next_store]);
+	finish(offset, EMU_SITE_STORE, from, f->stores[f->next_store]);
 	f->stores[f->next_store] = done;
 	if (++f->next_store == vm.cost.outstanding_stores)
 		f->next_store = 0;
@@ -234,7 +234,10 @@ void line_store(uint32_t line)
 		f->store_done = done;
 }
 
-void line_modify(uint32_t line, bool any_order)
+void line_modify(uint64_t offset, bool any_order)
 {
-	stall_until(line, line_take(line, any_order));
+	const struct fiber *from = NULL;
+	uint64_t done = line_take((uint32_t)(offset >> 6), any_order, &from);
+
+	finish(offset, EMU_SITE_MODIFY, from, done);
 }

@@ -18,12 +18,15 @@
 /* Callers are instrumented code alone. */
 #define FOR_EACH_SIZE(X) X(1) X(2) X(4) X(8) X(16)
 
-static inline __attribute__((always_inline)) bool outside(uintptr_t addr, uint32_t *line)
+static inline __attribute__((always_inline)) bool outside(uintptr_t addr, uint64_t *offset)
 {
-	uint64_t offset = addr - vm.base;
+	*offset = addr - vm.base;
+	return *offset >= vm.span;
+}
 
-	*line = (uint32_t)(offset >> 6);
-	return offset >= vm.span;
+static inline uint32_t line_of(uint64_t offset)
+{
+	return (uint32_t)(offset >> 6);
 }
 
 static inline __attribute__((always_inline)) void tick(void)
@@ -37,13 +40,15 @@ static inline __attribute__((always_inline)) bool has_line(uint32_t line)
 	return vm.tags[tag_set(line)] == tag_of(line, &vm.lines[line]);
 }
 
-static inline __attribute__((always_inline)) void read_line(uint32_t line)
+static inline __attribute__((always_inline)) void read_line(uint64_t offset)
 {
+	uint32_t line = line_of(offset);
+
 	tick();
 	if (likely((line == vm.last_read || has_line(line)) && vm.clock < vm.horizon))
 		vm.last_read = line;
 	else
-		line_read(line);
+		line_read(offset);
 }
 
 static inline __attribute__((always_inline)) bool is_mine(uint32_t line)
@@ -53,50 +58,52 @@ static inline __attribute__((always_inline)) bool is_mine(uint32_t line)
 	return l->owner == vm.cpu + 1 && !l->sharer && has_line(line);
 }
 
-static inline __attribute__((always_inline)) void write_line(uint32_t line)
+static inline __attribute__((always_inline)) void write_line(uint64_t offset)
 {
+	uint32_t line = line_of(offset);
+
 	tick();
 	if (likely((line == vm.last_write || is_mine(line)) && vm.clock < vm.horizon))
 		vm.last_read = vm.last_write = line;
 	else
-		line_store(line);
+		line_store(offset);
 }
 
 static inline __attribute__((always_inline)) void hook_read(void *addr)
 {
-	uint32_t line;
+	uint64_t offset;
 
-	if (!outside((uintptr_t)addr, &line))
-		read_line(line);
+	if (!outside((uintptr_t)addr, &offset))
+		read_line(offset);
 }
 
 static inline __attribute__((always_inline)) void hook_write(void *addr)
 {
-	uint32_t line;
+	uint64_t offset;
 
-	if (!outside((uintptr_t)addr, &line))
-		write_line(line);
+	if (!outside((uintptr_t)addr, &offset))
+		write_line(offset);
 }
 
 /* Each line that [addr, addr + size) touches is one access for every 16 bytes of it. */
-static void range(uintptr_t addr, size_t size, void (*access)(uint32_t line))
+static void range(uintptr_t addr, size_t size, void (*access)(uint64_t offset))
 {
 	uintptr_t end = addr + size;
-	uint32_t line;
+	uint64_t offset;
 
 	for (; addr < end; addr = (addr | 15) + 1)
-		if (!outside(addr, &line))
-			access(line);
+		if (!outside(addr, &offset))
+			access(offset);
 }
 
-static void range_read_line(uint32_t line)
+static void range_read_line(uint64_t offset)
 {
-	read_line(line);
+	read_line(offset);
 }
 
-static void range_write_line(uint32_t line)
+static void range_write_line(uint64_t offset)
 {
-	write_line(line);
+	write_line(offset);
 }
 
 #define PLAIN(size)                                                                                \
@@ -163,29 +170,31 @@ static inline __attribute__((always_inline)) void range_unaligned(void *addr, ui
 }
 
 /* A look that may race: in order, and what a CPU that waits next watches. */
-static inline __attribute__((always_inline)) void ordered_read(uint32_t line)
+static inline __attribute__((always_inline)) void ordered_read(uint64_t offset)
 {
+	uint32_t line = line_of(offset);
+
 	sync_point(line, has_line(line));
-	read_line(line);
+	read_line(offset);
 	watch(line);
 }
 
 static void volatile_read(void *addr)
 {
-	uint32_t line;
+	uint64_t offset;
 
-	if (!outside((uintptr_t)addr, &line))
-		ordered_read(line);
+	if (!outside((uintptr_t)addr, &offset))
+		ordered_read(offset);
 }
 
 static void volatile_write(void *addr)
 {
-	uint32_t line;
+	uint64_t offset;
 
-	if (outside((uintptr_t)addr, &line))
+	if (outside((uintptr_t)addr, &offset))
 		return;
-	sync_point(line, is_mine(line));
-	write_line(line);
+	sync_point(line_of(offset), is_mine(line_of(offset)));
+	write_line(offset);
 }
 
 FOR_EACH_SIZE(PLAIN)
@@ -229,7 +238,7 @@ void __tsan_vptr_read(void **vptr)
 void __tsan_func_entry(void *caller)
 {
 	(void)caller;
-	vm.shadow[vm.depth++ % SHADOW_DEPTH] = (uintptr_t)__builtin_return_address(0);
+	vm.shadow[vm.depth++ % SHADOW_DEPTH] = (struct frame){ (uintptr_t)__builtin_return_address(0), 0 };
 }
 
 void __tsan_func_exit(void)
@@ -302,28 +311,30 @@ void *__tsan_memset(void *to, int byte, size_t size)
 /* An atomic store goes through the store buffer, but for a sequentially consistent one, which waits until it is out. */
 static inline __attribute__((always_inline)) void atomic_write(const volatile void *addr, int order)
 {
-	uint32_t line;
+	uint64_t offset;
 
-	if (outside((uintptr_t)addr, &line))
+	if (outside((uintptr_t)addr, &offset))
 		return;
-	sync_point(line, is_mine(line));
-	write_line(line);
+	sync_point(line_of(offset), is_mine(line_of(offset)));
+	write_line(offset);
 	if (order == __ATOMIC_SEQ_CST)
 		drain_stores();
 }
 
 static inline __attribute__((always_inline)) void atomic_modify(const volatile void *addr, bool any_order)
 {
+	uint64_t offset;
 	uint32_t line;
 
-	if (outside((uintptr_t)addr, &line))
+	if (outside((uintptr_t)addr, &offset))
 		return;
+	line = line_of(offset);
 	drain_stores();
 	sync_point(line, is_mine(line));
 	tick();
 	vm.clock += vm.cost.atomic_ps;
 	if (unlikely(vm.clock >= vm.horizon) || !is_mine(line))
-		line_modify(line, any_order);
+		line_modify(offset, any_order);
 	watch(line);
 }
 
@@ -339,11 +350,11 @@ static inline __attribute__((always_inline)) void atomic_modify(const volatile v
 							     int order, int failed);                          \
 	type __tsan_atomic##bits##_load(const volatile type *addr, int order)                                 \
 	{                                                                                                     \
-		uint32_t line;                                                                                \
+		uint64_t offset;                                                                              \
                                                                                                               \
 		(void)order;                                                                                  \
-		if (!outside((uintptr_t)addr, &line))                                                         \
-			ordered_read(line);                                                                   \
+		if (!outside((uintptr_t)addr, &offset))                                                       \
+			ordered_read(offset);                                                                 \
 		return *addr;                                                                                 \
 	}                                                                                                     \
 	void __tsan_atomic##bits##_store(volatile type *addr, type value, int order)                          \

@@ -13,7 +13,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-static uintptr_t main_shadow[SHADOW_DEPTH];
+static struct frame main_shadow[SHADOW_DEPTH];
 
 struct vm vm = { .shadow = main_shadow };
 struct task_struct *emu_current;
@@ -60,14 +60,6 @@ void emu_machine_bind(void *base, uint64_t bytes, int32_t host_node)
 	(void)host_node;
 }
 
-void emu_machine_lock_seen(const void *lock, uint32_t class_id)
-{
-	uint64_t offset = (uintptr_t)lock - vm.base;
-
-	if (offset < vm.span)
-		vm.transits[offset >> 6].lock_class = class_id;
-}
-
 void emu_machine_exit(void)
 {
 	if (vm.span)
@@ -95,10 +87,10 @@ static uint32_t log2_below(uint32_t n)
 static struct {
 	void *ptr;
 	uint64_t bytes;
-} kept[16];
+} kept[20];
 static uint32_t nr_kept;
 
-static void *keep(uint64_t count, uint64_t size)
+void *keep(uint64_t count, uint64_t size)
 {
 	uint64_t bytes = count * size + 1;
 	void *ptr = reserve(bytes);
@@ -119,15 +111,13 @@ static const uint32_t *keep_copy(const uint32_t *from, uint64_t count)
 
 void emu_virtual_end(void)
 {
-	uintptr_t *shadow = main_shadow;
-
 	fibers_destroy(vm.fibers ? vm.cost.nr_cpus : 0);
 	while (nr_kept) {
 		nr_kept--;
 		munmap(kept[nr_kept].ptr, kept[nr_kept].bytes);
 	}
 	memset(&vm, 0, sizeof(vm));
-	vm.shadow = shadow;
+	vm.shadow = main_shadow;
 }
 
 /* Which node a page's memory is on: a pool's on its own, a CPU's on the CPU's, the files' on node 0. */
@@ -196,7 +186,7 @@ int emu_virtual_config(const struct emu_cost_model *model)
 {
 	uint64_t nodes2, nr_lines, sets;
 	uint64_t *tags, *older, *l3_tags;
-	uintptr_t *shadows;
+	struct frame *shadows;
 	int err = check(model);
 
 	if (err)
@@ -230,7 +220,8 @@ int emu_virtual_config(const struct emu_cost_model *model)
 	tags = keep(model->nr_cpus * sets, sizeof(*tags));
 	older = keep(model->nr_cpus * sets * (WAYS - 1), sizeof(*older));
 	l3_tags = keep(vm.nr_l3 * ((uint64_t)vm.l3_mask + 1), sizeof(*l3_tags));
-	if (nr_kept < 14 || fibers_create(model->nr_cpus)) {
+	vm.node_transfers = keep(nodes2, sizeof(*vm.node_transfers));
+	if (!sites_create() || nr_kept < 16 || fibers_create(model->nr_cpus)) {
 		emu_virtual_end();
 		return emu_set_error(-ENOMEM, "no memory for a machine of %u CPUs", model->nr_cpus);
 	}
@@ -286,38 +277,6 @@ void emu_virtual_cpu(uint32_t cpu, struct emu_virtual_cpu *out)
 	*out = f->spent;
 	out->clock_ps = f->clock - f->since;
 	out->access_ps = out->clock_ps - out->compute_ps - out->stall_ps - out->spin_ps - out->sleep_ps;
-}
-
-void emu_virtual_lines_reset(void)
-{
-	for (uint64_t i = 0; i < vm.full_span >> 6; i++)
-		if (vm.lines[i].version) {
-			vm.transits[i].wait_ps = 0;
-			vm.transits[i].transfers = vm.transits[i].remote_transfers = 0;
-		}
-}
-
-uint32_t emu_virtual_lines(struct emu_virtual_line *lines, uint32_t n)
-{
-	uint64_t delta = vm.base - (uintptr_t)emu_arena;
-	uint32_t found = 0;
-
-	/* Insertion into a short sorted list: n is what a report shows. */
-	for (uint64_t i = 0; i < vm.full_span >> 6; i++) {
-		const struct transit *s = &vm.transits[i];
-		uint32_t at;
-
-		if (!vm.lines[i].version || !s->transfers)
-			continue;
-		if (found == n && (!n || lines[n - 1].wait_ps >= s->wait_ps))
-			continue;
-		at = found < n ? found++ : n - 1;
-		for (; at && lines[at - 1].wait_ps < s->wait_ps; at--)
-			lines[at] = lines[at - 1];
-		lines[at] = (struct emu_virtual_line){ (i << 6) + delta, s->wait_ps, s->transfers,
-						       s->remote_transfers };
-	}
-	return found;
 }
 
 void emu_virtual_trace(struct emu_virtual_event *events, uint64_t n)
@@ -390,7 +349,7 @@ int emu_virtual_stack(uint32_t cpu, char *buf, size_t size)
 	for (uint32_t i = f->depth - depth; i < f->depth; i++) {
 		char name[64];
 
-		function_name(f->shadow[i % SHADOW_DEPTH], name, sizeof(name));
+		function_name(f->shadow[i % SHADOW_DEPTH].pc, name, sizeof(name));
 		used += (size_t)snprintf(used < size ? buf + used : NULL, used < size ? size - used : 0, "%s%s",
 					 used ? ">" : "", name);
 	}

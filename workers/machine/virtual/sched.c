@@ -280,6 +280,7 @@ void emu_spin_wait(const volatile void *addr)
 	f->state = FIBER_PARKED;
 	block();
 	f->spent.spin_ps += vm.clock - start;
+	site_waited(offset, EMU_SITE_SPIN, start, vm.clock - start);
 }
 
 /*
@@ -318,7 +319,9 @@ void emu_futex_wait(_Atomic uint32_t *word, uint32_t expected)
 	}
 	machine_store(&f->task->on_cpu, 1);
 	f->nr_watches = 0;
-	/* All of it: the lines that it touched on the way are not told apart. */
+	/* The lines that it touched on the way have been counted as sites by themselves, but here are not told apart. */
+	site_waited((uintptr_t)word - vm.base, EMU_SITE_SLEEP, start,
+		    vm.clock - start - (f->spent.stall_ps - stall_ps));
 	f->spent.sleep_ps += vm.clock - start;
 	f->spent.stall_ps = stall_ps;
 }

@@ -8,6 +8,8 @@
  *   fiber.c      stacks and the switch between them; faults on them
  *   machine.c    the services of emu/machine.h, set-up, statistics
  *   names.c      functions by address, for messages
+ *   sites.c      which code pulled which line or waited for it
+ *   slices.c     what each CPU did when: the trace of a window of time
  *
  * Build: the files of sync/, tree/, mm/ and designs/ with -fsanitize=thread, but linked without it; these files and
  * machine/ without. gcc >= 11 also needs --param tsan-distinguish-volatile=1, clang >= 14
@@ -45,10 +47,15 @@ struct transit {
 	uint64_t ready;	  /* when the owner has the line */
 	uint64_t served;  /* when the last copy left */
 	uint64_t arrived; /* when the last copy arrives */
-	uint64_t wait_ps;
-	uint32_t transfers, remote_transfers;
 	uint32_t watchers; /* the first parked CPU's watch: an id, as in struct watch */
-	uint32_t lock_class; /* of a lock in the line; 0: none was ever taken */
+	uint16_t lock_class; /* of a lock in the line; 0: none was ever taken */
+	uint16_t object;     /* in sites.c; 0: not looked up yet */
+};
+
+/* A function that a CPU is in: a place in it, and where sites.c has the path to it (0: not looked up since entry). */
+struct frame {
+	uintptr_t pc;
+	uint32_t path;
 };
 
 enum fiber_state { FIBER_IDLE, FIBER_READY, FIBER_PARKED, FIBER_ASLEEP, FIBER_DONE };
@@ -64,7 +71,7 @@ struct fiber {
 	__cacheline_aligned void *sp;
 	uint64_t clock; /* while it does not run */
 	uint64_t *tags; /* [set]: what was used last, close together because it is looked at most */
-	uintptr_t *shadow;
+	struct frame *shadow;
 	struct task_struct *task;
 	uint32_t depth;
 	uint32_t cpu;
@@ -98,7 +105,7 @@ struct vm {
 	uint32_t set_mask, set_shift;
 	uint64_t access_ps;
 	uint64_t accesses;
-	uintptr_t *shadow;
+	struct frame *shadow;
 	uint32_t depth;
 	uint32_t cpu;
 	struct fiber *fiber;
@@ -114,6 +121,7 @@ struct vm {
 	uint16_t *home; /* [page of the modelled part] */
 	struct transit *transits; /* [line] */
 	struct fiber *fibers;
+	uint64_t *node_transfers; /* [to][from] */
 	uint64_t switches, misses, transfers, remote_transfers, dram;
 	uint64_t now; /* outside phases */
 	uint64_t accesses_limit;
@@ -154,11 +162,28 @@ void machine_store(_Atomic uint32_t *word, uint32_t value);
 /* names.c */
 void function_name(uintptr_t pc, char *name, size_t size);
 
-/* directory.c: the slow halves. The caller's fast path has charged access_ps already. */
-void line_read(uint32_t line);
-void line_store(uint32_t line);
+/* machine.c: zeroed memory until emu_virtual_end(); NULL: there is none. */
+void *keep(uint64_t count, uint64_t size);
+
+/* sites.c. create is after the cost model is known; it may fail for want of memory. */
+bool sites_create(void);
+uint32_t stack_here(void);
+/* An access that made its CPU wait, or (from: whose cache) brought the line; in_line: its first byte there. */
+void site_count(uint32_t line, enum emu_site_kind kind, uint32_t in_line, const struct fiber *from, uint64_t wait_ps);
+/* The running CPU has spun or slept since start_ps, on what is at an offset of the modelled part. */
+void site_waited(uint64_t offset, enum emu_site_kind kind, uint64_t start_ps, uint64_t wait_ps);
+
+/* slices.c */
+void slice_waited(uint64_t offset, enum emu_site_kind kind, uint64_t start_ns);
+
+/*
+ * directory.c: the slow halves of an access at an offset of the modelled part. The caller's fast path has charged
+ * access_ps already.
+ */
+void line_read(uint64_t offset);
+void line_store(uint64_t offset);
 /* any_order: the operation is one of many that the hardware may serve in the order it likes. */
-void line_modify(uint32_t line, bool any_order);
+void line_modify(uint64_t offset, bool any_order);
 
 static inline uint64_t queue_key(uint64_t clock, uint32_t cpu)
 {

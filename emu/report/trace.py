@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: MIT
+"""A window of a cell's time as a trace that ui.perfetto.dev and chrome://tracing open.
+
+One track a CPU (tid), CPUs of a node in one group (pid). Slices are system calls, waits for locks
+with the spinning and sleeping in them, and holds. Times are counted from the start of the phase.
+"""
+
+from __future__ import annotations
+
+import heapq
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from emu.errors import InputError
+from emu.results import write_atomically
+
+DEFAULT_WINDOW = "0us+1ms"
+_UNITS_NS = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9}
+_WINDOW = re.compile(r"(\d+(?:\.\d+)?)(ns|us|ms|s)\+(\d+(?:\.\d+)?)(ns|us|ms|s)")
+
+
+@dataclass(frozen=True)
+class Window:
+    """What to trace, and where to. Times are ns from the start of the measured phase."""
+
+    file: Path
+    first_ns: int
+    length_ns: int
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Something that a CPU did from start to end (ns)."""
+
+    cpu: int
+    start_ns: int
+    end_ns: int
+    kind: str
+    """A name of ``_core.SLICE_KINDS``."""
+    name: str
+    args: dict[str, str]
+
+
+@dataclass
+class Trace:
+    """The slices of a window, in the order in which they ended."""
+
+    slices: list[Slice] = field(default_factory=list)
+    full_ns: int | None = None
+    """When the room for slices was used up; None: it was enough."""
+
+
+def make_window(file: str | Path, window: str | None) -> Window:
+    """Where to write the trace and, from "2ms+500us", what of: from 2 ms on, 500 us long.
+
+    Raises InputError when the file cannot be written or the window is none.
+    """
+    path = Path(file)
+    if path.is_dir() or not path.parent.is_dir():
+        raise InputError(f"--trace {path}: no file can be written there")
+    text = DEFAULT_WINDOW if window is None else window
+    match = _WINDOW.fullmatch(text.replace(" ", ""))
+    if not match:
+        raise InputError(
+            f'--trace-window {text}: start and length with their units, as "2ms+500us"'
+        )
+    first, length = (round(float(match[n]) * _UNITS_NS[match[n + 1]]) for n in (1, 3))
+    if not 0 < length <= 10**12 or first > 10**12:
+        raise InputError(f"--trace-window {text}: from 1ns to 1000s long, and at most 1000s in")
+    return Window(path, first, length)
+
+
+def write(trace: Trace, node_of_cpu: list[int], title: str, file: Path) -> None:
+    """Write the trace. Raises InputError when that cannot be done."""
+    other = {"cell": title, "clock": "ns of virtual time since the start of the phase"}
+    if trace.full_ns is not None:
+        other["incomplete"] = f"the room for slices ended at {trace.full_ns} ns"
+    document = {
+        "traceEvents": [*_names(node_of_cpu), *_events(trace.slices, node_of_cpu)],
+        "displayTimeUnit": "ns",
+        "otherData": other,
+    }
+    try:
+        write_atomically(file, msgspec.json.encode(document))
+    except OSError as error:
+        raise InputError(f"--trace {file}: {error.strerror}") from None
+
+
+def _names(node_of_cpu: list[int]) -> Iterator[dict[str, Any]]:
+    for node in sorted(set(node_of_cpu)):
+        yield _meta("process_name", node, None, {"name": f"node {node}"})
+        yield _meta("process_sort_index", node, None, {"sort_index": node})
+    for cpu, node in enumerate(node_of_cpu):
+        yield _meta("thread_name", node, cpu, {"name": f"CPU {cpu}"})
+        yield _meta("thread_sort_index", node, cpu, {"sort_index": cpu})
+
+
+def _meta(name: str, pid: int, tid: int | None, args: dict[str, Any]) -> dict[str, Any]:
+    event = {"ph": "M", "name": name, "pid": pid, "args": args}
+    return event if tid is None else event | {"tid": tid}
+
+
+def _events(slices: Iterable[Slice], node_of_cpu: list[int]) -> Iterator[dict[str, Any]]:
+    tracks: dict[int, list[Slice]] = defaultdict(list)
+    for each in slices:
+        tracks[each.cpu].append(each)
+    for cpu, track in sorted(tracks.items()):
+        for each, start_ns, end_ns in nested(track):
+            yield {
+                "ph": "X",
+                "name": each.name,
+                "cat": each.kind,
+                "ts": start_ns / 1000,
+                "dur": (end_ns - start_ns) / 1000,
+                "pid": node_of_cpu[cpu],
+                "tid": cpu,
+                "args": each.args,
+            }
+
+
+def nested(track: list[Slice]) -> Iterator[tuple[Slice, int, int]]:
+    """Slices of one CPU with the times to draw, so that they nest: outer ones come first.
+
+    A lock that is released before one that was taken later has the later one's slice cut in two.
+    """
+    # What ended last, when all else is equal, is outside.
+    waiting = [(each.start_ns, -each.end_ns, -number, number) for number, each in enumerate(track)]
+    heapq.heapify(waiting)
+    open_until: list[int] = []
+    while waiting:
+        start_ns, minus_end_ns, order, number = heapq.heappop(waiting)
+        end_ns = -minus_end_ns
+        while open_until and open_until[-1] <= start_ns:
+            open_until.pop()
+        if open_until and open_until[-1] < end_ns:
+            heapq.heappush(waiting, (open_until[-1], minus_end_ns, order, number))
+            end_ns = open_until[-1]
+        open_until.append(end_ns)
+        yield track[number], start_ns, end_ns
