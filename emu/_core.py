@@ -57,6 +57,17 @@ CALL_NAMES = (
 )
 """Names of ``enum emu_call_op``."""
 
+STACK_NAMES = (
+    "own_work",
+    "tree_work",
+    "line_stalls",
+    "spinning",
+    "asleep",
+    "runqueue",
+    "other_locks",
+)
+"""Names of ``enum emu_stack_share`` (virtual engine), in its order."""
+
 SITES_MAX = 128
 HIST_COUNTS = 4096
 HIST_MAX_NS = 2**38 - 1
@@ -91,6 +102,7 @@ class Config(ctypes.Structure):
         ("bytes", ctypes.c_uint32),
         ("nr_cpus", ctypes.c_uint32),
         ("nr_nodes", ctypes.c_uint32),
+        ("nr_hw_cpus", ctypes.c_uint32),
         ("nr_files", ctypes.c_uint32),
         ("nr_lists", ctypes.c_uint32),
         ("nr_calls", ctypes.c_uint32),
@@ -173,6 +185,8 @@ class CostModel(ctypes.Structure):
         ("wake_to_run_ps", ctypes.c_uint32),
         ("ipi_send_ps", ctypes.c_uint32),
         ("context_switch_ps", ctypes.c_uint32),
+        ("smt_speed_permille", ctypes.c_uint32),
+        ("time_slice_ps", ctypes.c_uint64),
         ("event_limit", ctypes.c_uint64),
     )
 
@@ -199,9 +213,22 @@ class VirtualStats(ctypes.Structure):
 class VirtualCpu(ctypes.Structure):
     """``struct emu_virtual_cpu``."""
 
-    _fields_ = tuple(
-        (name, ctypes.c_uint64)
-        for name in ("clock_ps", "access_ps", "compute_ps", "stall_ps", "spin_ps", "sleep_ps")
+    _fields_ = (
+        *(
+            (name, ctypes.c_uint64)
+            for name in (
+                "clock_ps",
+                "access_ps",
+                "compute_ps",
+                "stall_ps",
+                "spin_ps",
+                "sleep_ps",
+                "runqueue_ps",
+                "transfers",
+                "remote_transfers",
+            )
+        ),
+        ("stack_ps", ctypes.c_uint64 * len(STACK_NAMES)),
     )
 
 
@@ -233,7 +260,7 @@ SLICE_KINDS = ("call", "wait", "spin", "sleep", "hold")
 SLICE_DTYPE = np.dtype(
     [
         *((name, np.uint64) for name in ("start_ns", "end_ns", "at")),
-        *((name, np.uint32) for name in ("cpu", "kind", "what", "site", "stack", "unused")),
+        *((name, np.uint32) for name in ("task", "kind", "what", "site", "stack", "unused")),
     ]
 )
 """``struct emu_virtual_slice``."""
@@ -291,6 +318,7 @@ _PROTOTYPES: dict[str, tuple[Any, ...]] = {
 _VIRTUAL_PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "emu_virtual_config": (_INT, ctypes.POINTER(CostModel)),
     "emu_virtual_run_phase": (_INT,),
+    "emu_virtual_run": (_INT, _PTR, _PTR),
     "emu_virtual_stats": (None, ctypes.POINTER(VirtualStats)),
     "emu_virtual_cpu": (None, _U32, ctypes.POINTER(VirtualCpu)),
     "emu_virtual_lines": (_U32, ctypes.POINTER(VirtualLine), _U32),
@@ -301,6 +329,7 @@ _VIRTUAL_PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "emu_virtual_slices": (None, _PTR, _U64, _U64, _U64),
     "emu_virtual_sliced": (_U64, ctypes.POINTER(_U64)),
     "emu_virtual_symbol": (_INT, _U64, _STR, ctypes.c_size_t),
+    "emu_virtual_stack": (_INT, _U32, _STR, ctypes.c_size_t),
     "emu_virtual_end": (None,),
 }
 """What the virtual machine has besides."""
@@ -466,6 +495,7 @@ def make_config(
     seed: int,
     oversubscribed: bool = False,
     work_jitter_permille: int = 0,
+    nr_hw_cpus: int = 0,
     strict: bool = False,
     penalty_ns: list[list[int]] | None = None,
     host_node_of_node: list[int] | None = None,
@@ -480,6 +510,7 @@ def make_config(
         bytes=ctypes.sizeof(Config),
         nr_cpus=cpus,
         nr_nodes=nr_nodes,
+        nr_hw_cpus=nr_hw_cpus,
         nr_files=nr_files,
         nr_lists=nr_lists,
         nr_calls=nr_calls,

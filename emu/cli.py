@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
@@ -17,10 +16,9 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from emu import _core, cli_host, cli_topology, experiment, topology
+from emu import _core, cli_check, cli_host, cli_topology, experiment, topology
 from emu import record as recorder
 from emu import validate as validation
 from emu import workload as workloads
@@ -28,13 +26,12 @@ from emu._version import __version__
 from emu.coordinator import StopFlag
 from emu.errors import EmuError, InputError
 from emu.experiment import unknown
+from emu.progress import ProgressBar
 from emu.record import Each
 from emu.report import text
 from emu.report.table import cell_name, plain_console, print_run
 from emu.report.trace import DEFAULT_WINDOW
-from emu.results import CellResult, Store, write_atomically
-
-_PROGRESS_AFTER_S = 2.0
+from emu.results import Store, write_atomically
 
 app = typer.Typer(
     name="emu",
@@ -43,6 +40,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cli_topology.app)
+app.command()(cli_check.check)
+app.command()(cli_check.new)
 app.command()(cli_host.calibrate)
 app.command()(cli_host.compare_kernel)
 
@@ -172,7 +171,7 @@ def run(
         _check_writable(Path(json_file))
     # Until the very end: a second Ctrl-C must not cut off the output.
     stop = StopFlag(restore=False).__enter__()
-    with _ProgressBar() as bar:
+    with ProgressBar() as bar:
         result = experiment.run(
             experiment_file,
             rmap=rmap,
@@ -189,8 +188,8 @@ def run(
             arena_size=arena_size,
             uncertainty=uncertainty,
             store=store,
-            progress=bar.update,
-            on_failure=bar.say_failure,
+            progress=lambda done, total, cell, share: bar.update(done + share, total, str(cell)),
+            on_failure=lambda cell: bar.say(f"{cell_name(cell)}: {cell.error}"),
             trace=trace,
             trace_window=trace_window,
             on_notice=bar.say,
@@ -311,11 +310,20 @@ def record(
         str,
         typer.Option(metavar="run|exec|fork", help="What an iteration is."),
     ] = "run",
+    anonymise: Annotated[
+        bool,
+        typer.Option("--anonymise", help="Files are file1, file2 ...; the command is not told."),
+    ] = False,
 ) -> None:
-    """Record a command's memory and process calls with strace, as a workload to run."""
+    """Record a command's memory and process calls with strace, as a workload to run.
+
+    Example: emu record -o build.toml -- make -j4; emu run --workload ./build.toml --cpus 1,2
+    """
     if each not in get_args(Each):
         raise unknown("iteration", each, get_args(Each))
-    recording = recorder.record(command, name=name or output.stem, each=cast(Each, each))
+    recording = recorder.record(
+        command, name=name or output.stem, each=cast(Each, each), anonymise=anonymise
+    )
     try:
         output.write_text(recording.toml)
     except OSError as error:
@@ -401,47 +409,6 @@ def _check_writable(path: Path) -> None:
     """Better now than after the run. Raises InputError."""
     if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise InputError(f"--json {path}: no file can be written there")
-
-
-class _ProgressBar:
-    """A bar on stderr, from 2 s on, on a terminal only. It has no thread: workers are forked."""
-
-    def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
-        self._bar: Progress | None = None
-        self._task = TaskID(0)
-        self._began = time.monotonic()
-
-    def __enter__(self) -> _ProgressBar:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._bar:
-            self._bar.stop()
-
-    def update(self, done: int, total: int, cell: experiment.Cell, share: float) -> None:
-        if not self._console.is_terminal or time.monotonic() - self._began < _PROGRESS_AFTER_S:
-            return
-        if not self._bar:
-            self._bar = Progress(
-                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-                BarColumn(),
-                TimeElapsedColumn(),
-                TextColumn("{task.description}"),
-                console=self._console,
-                auto_refresh=False,
-                transient=True,
-            )
-            self._task = self._bar.add_task("", total=total)
-            self._bar.start()
-        self._bar.update(self._task, completed=done + share, description=str(cell), refresh=True)
-
-    def say_failure(self, cell: CellResult) -> None:
-        """At once, and not only in the table at the end."""
-        self.say(f"{cell_name(cell)}: {cell.error}")
-
-    def say(self, line: str) -> None:
-        self._console.print(f"emu: {line}", soft_wrap=True, markup=False)
 
 
 def _one_line(error: Exception) -> str:

@@ -17,8 +17,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import hashlib
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -27,7 +29,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 import msgspec
 import multiprocess
@@ -37,6 +39,7 @@ from numpy.typing import NDArray
 
 from emu import _core
 from emu.arena import MIB, Arena, run_directory
+from emu.design import Cache
 from emu.errors import EmuError, InputError
 from emu.histogram import Histogram
 from emu.workers import cpu as worker
@@ -129,6 +132,8 @@ class Plan:
     seed: int
     duration_ns: int
     arena_bytes: int
+    nr_hw_cpus: int = 0
+    """CPUs that the tasks share (virtual engine); 0: each has one."""
 
 
 @dataclass
@@ -168,24 +173,52 @@ class CellTotals:
 def compile_design(source: Path, machine: str, directory: Path) -> Path:
     """Compile a user's design as the built-in ones were; the shared object, in ``directory``.
 
-    Raises InputError with the compiler's first error.
+    What was compiled before from the same text, headers included, with the same compiler and flags
+    is taken from the user's cache.
+
+    Raises InputError with the compiler's first error, or when the cache is not the user's own.
     """
     info = _core.build_info()
+    compiler = info["compiler"]
     output = Path(tempfile.mkdtemp(dir=directory)) / f"{source.stem}.so"
     compiled = output.with_suffix(".o")
-    include = f"-I{_core.data_path('include')}"
-    flags = [*info["flags"], *info["machines"][machine]]
-    # In two steps: what makes the compiler call the virtual machine would link another library.
-    _compile(info["compiler"], source, [*flags, include, "-c", "-o", str(compiled), str(source)])
+    # A forgotten function is the compiler's to report, with its line, and not the loader's.
+    flags = [*info["flags"], *info["machines"][machine], "-Werror=implicit-function-declaration"]
+    flags.append(f"-I{_core.data_path('include')}")
     links = info["links"][machine]
-    _compile(info["compiler"], source, ["-shared", "-o", str(output), str(compiled), *links])
+    # Without line markers, which name the folder; the bytes of the file itself are part of the key.
+    text = _compile(compiler, source, [*flags, "-E", "-P", str(source)])
+    parts = [compiler, info["compiler_id"], *_identity(compiler), machine, *flags[:-1], *links]
+    key = hashlib.sha256("\0".join([*parts, text]).encode() + source.read_bytes()).hexdigest()
+    cache = Cache()
+    if cache.take(key, output):
+        return output
+    # In two steps: what makes the compiler call the virtual machine would link another library.
+    _compile(compiler, source, [*flags, "-c", "-o", str(compiled), str(source)])
+    _compile(compiler, source, ["-shared", "-o", str(output), str(compiled), *links])
+    cache.put(key, output)
     return output
 
 
-def _compile(compiler: str, source: Path, arguments: list[str]) -> None:
+def _identity(compiler: str) -> list[str]:
+    """What changes when another compiler is installed under the same name."""
+    path = shutil.which(compiler)
+    if path is None:
+        return []
+    info = Path(path).stat()
+    return [str(info.st_size), str(info.st_mtime_ns)]
+
+
+def _compile(compiler: str, source: Path, arguments: list[str]) -> str:
+    """Run the compiler; what it printed. Raises InputError."""
     try:
         done = subprocess.run(
-            [compiler, *arguments], capture_output=True, text=True, timeout=60, check=False
+            [compiler, *arguments],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=60,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise InputError(
@@ -196,6 +229,7 @@ def _compile(compiler: str, source: Path, arguments: list[str]) -> None:
         lines = done.stderr.splitlines() or [f"exit status {done.returncode}"]
         first = next((line for line in lines if "error" in line), lines[0])
         raise InputError(f"{source} cannot be compiled: {first}")
+    return done.stdout
 
 
 def rehearse(plan: Plan, stop: StopFlag) -> None:
@@ -247,7 +281,7 @@ def _rehearse(plan: Plan, answer: Any, stderr: str, parent_pid: int) -> None:
 def _rehearse_alone(plan: Plan) -> str | None:
     """The first thing that goes wrong, in one line."""
     core, workload = _core.load(plan.machine), plan.workload
-    alone = replace(plan, node_of_cpu=plan.node_of_cpu[:1], host_node_of_node=None)
+    alone = replace(plan, node_of_cpu=plan.node_of_cpu[:1], nr_hw_cpus=0, host_node_of_node=None)
     with Arena.anonymous(_REHEARSAL_BYTES) as arena:
         set_up(core, alone, arena, strict=True)
         core.cpu_attach(0)
@@ -262,13 +296,20 @@ def _rehearse_alone(plan: Plan) -> str | None:
     return None
 
 
-def in_child(work: Callable[..., _T], *arguments: Any, stop: StopFlag) -> _T:
-    """What ``work(*arguments)`` returns, from a process of its own.
+def in_child(
+    work: Callable[..., _T],
+    *arguments: Any,
+    stop: StopFlag,
+    what: str = "the virtual machine",
+    limit_s: float = float("inf"),
+) -> _T:
+    """What ``work(*arguments)`` returns, from a process of its own, called ``what`` when it dies.
 
     Nothing that it loads or maps stays here. It begins afresh where another machine is loaded here,
     and is a fork otherwise.
 
-    Raises what ``work`` raises if that is an EmuError, CellFailed when it dies, Interrupted.
+    Raises what ``work`` raises if that is an EmuError, CellFailed when it dies or takes longer than
+    ``limit_s``, Interrupted.
     """
     context = multiprocess.get_context("spawn") if _core.is_any_loaded() else _FORK
     ours, theirs = context.Pipe(duplex=False)
@@ -279,14 +320,17 @@ def in_child(work: Callable[..., _T], *arguments: Any, stop: StopFlag) -> _T:
         _start(process)
         theirs.close()
         try:
+            give_up = time.monotonic() + limit_s
             while not ours.poll(0.05):
                 stop.check()
+                if time.monotonic() > give_up:
+                    raise CellFailed(f"{what} hangs: no result after {limit_s:.0f} s")
             answer = ours.recv()
         except EOFError:
             process.join()
             last = Path(words.name).read_text(errors="replace").strip().splitlines()[-1:]
             reason = last[0].removeprefix("emu: ") if last else f"exit status {process.exitcode}"
-            raise CellFailed(f"the virtual machine died: {reason}") from None
+            raise CellFailed(f"{what} died: {reason}") from None
         finally:
             process.kill()
             process.join()
@@ -320,6 +364,77 @@ def _start(process: Any) -> None:
             f"no process can be started ({error.strerror}); fewer --cpus, more memory or a higher "
             "limit on processes (ulimit -u) would help"
         ) from None
+
+
+def on_cpus(
+    core: _core.Core,
+    cpus: int,
+    work: Callable[[], None],
+    *,
+    progress: Callable[[], object],
+    doing: Callable[[int], str | None],
+    hang_s: float = _HANG_S,
+) -> None:
+    """Run ``work`` on every CPU of a native machine, in a process each; returns when all are done.
+
+    ``progress`` changes as long as any CPU does something; ``doing`` says what a CPU is in, None:
+    it waits for others. The arena is mapped shared. Ends all processes, whatever happens.
+
+    Raises CellFailed for a CPU that gives up or dies, or when none does anything for ``hang_s``.
+    """
+    parent_pid = os.getpid()
+    pids: dict[int, int] = {}
+    try:
+        for cpu in range(cpus):
+            pid = os.fork()
+            if not pid:
+                _be_cpu(core, cpu, work, parent_pid)
+            pids[pid] = cpu
+        seen: object = None
+        since = time.monotonic()
+        while pids:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid:
+                cpu = pids.pop(pid)
+                if status:
+                    raise CellFailed(_how_it_ended(core, cpu, status, doing(cpu)))
+                continue
+            time.sleep(0.001)
+            now, reached = time.monotonic(), progress()
+            if reached != seen:
+                seen, since = reached, now
+            elif now - since > hang_s:
+                inside = [(cpu, doing(cpu)) for cpu in sorted(pids.values()) if doing(cpu)]
+                words = [f"CPU {cpu} hangs in {hook}" for cpu, hook in inside] or ["no CPU goes on"]
+                raise CellFailed(f"{'; '.join(words[:3])}: nothing for {hang_s:.0f} s")
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        for pid in pids:
+            os.waitpid(pid, 0)
+
+
+def _be_cpu(core: _core.Core, cpu: int, work: Callable[[], None], parent_pid: int) -> NoReturn:
+    status = 1
+    try:
+        worker.be_a_child(parent_pid)
+        core.cpu_attach(cpu)
+        work()
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _how_it_ended(core: _core.Core, cpu: int, status: int, hook: str | None) -> str:
+    words: str = core.cpu_state(cpu).contents.failure.decode(errors="replace")
+    if words:
+        return words
+    end = (
+        f"was killed by {signal.Signals(os.WTERMSIG(status)).name}"
+        if os.WIFSIGNALED(status)
+        else f"ended with exit status {os.WEXITSTATUS(status)}"
+    )
+    return f"CPU {cpu} {end}{f' in {hook}' if hook else ''}"
 
 
 def set_up(core: _core.Core, plan: Plan, arena: Arena, *, strict: bool = False) -> None:
@@ -360,6 +475,7 @@ def _config(plan: Plan, *, strict: bool = False) -> _core.Config:
         seed=plan.seed,
         oversubscribed=plan.oversubscribed,
         work_jitter_permille=workload.work_jitter_permille,
+        nr_hw_cpus=plan.nr_hw_cpus,
         strict=strict,
         penalty_ns=plan.penalty_ns,
         host_node_of_node=plan.host_node_of_node,

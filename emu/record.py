@@ -10,7 +10,8 @@ exit_group or execve, and its /proc/PID/maps is read there. The recorded calls, 
 model of an mm, must lead to exactly that, or there is no recording.
 
 Processes that ran at the same time are put one into the other: a child runs to its end where it was
-forked, then its parent goes on.
+forked, then its parent goes on. The calls of a process's threads become one sequence, in the order
+in which they took effect.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from emu.workload import (
     MAP_PRIVATE,
     MAP_SHARED,
     MAP_SPECIAL,
+    MAP_STACK,
     MAX_NAME,
     NAME_PATTERN,
     PAGE,
@@ -125,8 +127,11 @@ def record(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     remark: str = "",
+    anonymise: bool = False,
 ) -> Recording:
     """Run `command` and make a workload of what it did; `remark` goes into the header comment.
+
+    anonymise: files are file1, file2 ..., and the command is not told.
 
     each="exec", "fork": the command execs itself, or forks, at least 4 times, each time with the
     same calls; these are what is measured. each="run": the command from fork to exit.
@@ -137,8 +142,9 @@ def record(
     _check_host()
     _check_command(command, cwd, env)
     log, stops = _trace(command, cwd, env)
-    builder = _Builder(Path(cwd or "."), stops)
-    stream = builder.linearize(_parse_log(log))
+    builder = _Builder(Path(cwd or "."), stops, anonymise)
+    events, builder.threads = _join_threads(_parse_log(log))
+    stream = builder.linearize(events)
     marks = _verify(stream, builder, stops)
     programs = _cut(stream, each)
     header = _header(command, name, each, remark, builder)
@@ -218,17 +224,26 @@ def _look_at_held(tracer: int, stops: _Stops) -> None:
         if not entry.name.isdigit():
             continue
         try:
-            status = (entry / "status").read_text()
-            if f"\nTracerPid:\t{tracer}\n" not in status or "\nState:\tt" not in status:
+            held = _held_at(entry, tracer)
+            if held is None or held in stops:
                 continue
-            number, *arguments = (entry / "syscall").read_text().split()
-            # After a successful execve the number stays, but the registers are cleared.
-            at_entry = number in ("60", "231") or (number == "59" and int(arguments[0], 16))
-            key = int(entry.name), (entry / "exe").readlink().as_posix()
-            if at_entry and key not in stops:
-                stops[key] = (entry / "maps").read_text().splitlines()
+            maps = (entry / "maps").read_text().splitlines()
+            if _held_at(entry, tracer) == held:  # still: they are not those of what came after
+                stops[held] = maps
         except (OSError, ValueError, IndexError):
             continue  # it ran on, or is gone
+
+
+def _held_at(entry: Path, tracer: int) -> tuple[int, str] | None:
+    """(pid, executable) of a process that stands at the entry of a call in _HELD, else None."""
+    status = (entry / "status").read_text()
+    if f"\nTracerPid:\t{tracer}\n" not in status or "\nState:\tt" not in status:
+        return None
+    executable = (entry / "exe").readlink().as_posix()
+    number, *arguments = (entry / "syscall").read_text().split()
+    # After a successful execve the number stays, but the registers are cleared.
+    at_entry = number in ("60", "231") or (number == "59" and int(arguments[0], 16))
+    return (int(entry.name), executable) if at_entry else None
 
 
 # ---- read strace's log ----
@@ -241,32 +256,68 @@ class _Event:
     call: str
     arguments: str
     result: str
+    order: int = 0
+    """Among the events of a process's threads: the line of the log where the call took effect."""
 
 
 def _parse_log(lines: Sequence[str]) -> dict[int, list[_Event]]:
     """{pid: its events}, the command's process first."""
     events: dict[int, list[_Event]] = {}
-    unfinished: dict[int, str] = {}
-    for line in lines:
+    unfinished: dict[int, tuple[int, str]] = {}
+    for number, line in enumerate(lines):
         match = re.fullmatch(r"(\d+)\s+(.*)", line)
         if not match:
             continue
         pid, text = int(match[1]), match[2]
         own = events.setdefault(pid, [])
         if text.endswith(" <unfinished ...>"):
-            unfinished[pid] = text.removesuffix(" <unfinished ...>")
+            unfinished[pid] = number, text.removesuffix(" <unfinished ...>")
             continue
+        begun = number
         resumed = re.fullmatch(r"<\.\.\. \w+ resumed>(.*)", text)
         if resumed:
-            text = unfinished.pop(pid, "") + resumed[1]
+            begun, start = unfinished.pop(pid, (number, ""))
+            text = start + resumed[1]
         if text.startswith("+++ superseded by execve"):
-            raise InputError(f"process {pid} has threads; recording them is not possible yet")
+            raise InputError(
+                f"a thread of process {pid} calls execve, which cannot be recorded yet"
+            )
         if text.startswith("+++") and (not own or own[-1].call not in _EXITS):
-            own.append(_Event("exit", "", "?"))  # killed
+            own.append(_Event("exit", "", "?", number))  # killed
         call = re.fullmatch(r"(\w+)\((.*)\)\s+= (\?|-?\w+)(.*)", text)
         if call:
-            own.append(_Event(call[1], call[2], call[3]))
+            # What munmap frees may be another thread's before munmap is seen to return; what mmap
+            # takes is nobody else's before it does.
+            order = begun if call[1] == "munmap" else number
+            own.append(_Event(call[1], call[2], call[3], order))
     return events
+
+
+def _is_thread(event: _Event) -> bool:
+    return event.call in _FORKS and "CLONE_THREAD" in event.arguments
+
+
+def _join_threads(events: Mapping[int, list[_Event]]) -> tuple[dict[int, list[_Event]], int]:
+    """{pid: the events of all its threads}, and how many threads were started."""
+    leader_of: dict[int, int] = {}
+    for pid, own in events.items():  # a thread's line comes after that of whoever started it
+        for event in own:
+            if _is_thread(event) and not event.result.startswith("-1"):
+                leader_of[int(event.result)] = leader_of.get(pid, pid)
+    # A thread may have been seen before its own starter was told to be one.
+    for thread in leader_of:
+        while leader_of[thread] in leader_of:
+            leader_of[thread] = leader_of[leader_of[thread]]
+    joined: dict[int, list[_Event]] = {pid: [] for pid in events if pid not in leader_of}
+    for pid, own in events.items():
+        joined[leader_of.get(pid, pid)] += [
+            event
+            for event in own
+            if not _is_thread(event) and not (pid in leader_of and event.call == "exit")
+        ]
+    for own in joined.values():
+        own.sort(key=lambda event: event.order)
+    return joined, len(leader_of)
 
 
 @dataclass
@@ -283,9 +334,11 @@ class _Step:
 class _Builder:
     """Makes calls of events; collects files and images."""
 
-    def __init__(self, cwd: Path, stops: _Stops) -> None:
+    def __init__(self, cwd: Path, stops: _Stops, anonymise: bool) -> None:
         self.cwd = cwd
         self.stops = stops
+        self.anonymise = anonymise
+        self.threads = 0
         self.files: dict[str, int] = {}
         """Pages, by name."""
         self.names: dict[str, str] = {}
@@ -334,7 +387,7 @@ class _Builder:
     def check_fork(self, event: _Event) -> None:
         flags = set(re.findall(r"CLONE_\w+", event.arguments))
         if "CLONE_VM" in flags and "CLONE_VFORK" not in flags:
-            raise InputError("the command starts threads; recording them is not possible yet")
+            raise InputError("the command shares its memory with a process that is no thread of it")
         if event.call == "vfork" or "CLONE_VFORK" in flags:
             self.vforks += 1
 
@@ -348,6 +401,8 @@ class _Builder:
             if match[2] is not None and "MAP_ANONYMOUS" not in arguments:
                 name = self.file(match[2])
             arguments = f"{match[1]}{name}{match[3]}"
+            if not _stacks_are_apart():
+                arguments = arguments.replace("|MAP_STACK", "")
         try:
             return parse_call(f"{event.call}({arguments}) = {result}")
         except CallError as error:
@@ -369,6 +424,10 @@ class _Builder:
         return self.names[path]
 
     def new_name(self, path: Path, size: int) -> str:
+        if self.anonymise:
+            name = f"file{len(self.names) + 1}"
+            self.files[name] = page_up(size) // PAGE
+            return name
         for parts in range(1, len(path.parts) + 1):
             name = re.sub(r"[^\w.+@:/\-]", "_", "/".join(path.parts[-parts:]), flags=re.ASCII)
             name = name[-MAX_NAME:]
@@ -655,7 +714,7 @@ class _Mm:
         ):
             start = self.free_area(length)
         account = not call.flags & MAP_SHARED and bool(call.prot & PROT["PROT_WRITE"])
-        kept = call.flags & (MAP_SHARED | MAP_GROWSDOWN | MAP_SPECIAL)
+        kept = call.flags & (MAP_SHARED | MAP_GROWSDOWN | MAP_STACK | MAP_SPECIAL)
         pgoff = (call.offset if call.name else start) // PAGE
         self.map(_Vma(start, start + length, call.prot, kept, call.name, pgoff, account))
         if call.flags & MAP_BRK:
@@ -823,9 +882,12 @@ def _points(marks: Sequence[_Mark], programs: tuple[_Program, _Program]) -> Iter
 
 def _header(command: Sequence[str], name: str, each: Each, remark: str, builder: _Builder) -> str:
     """How the recording was made."""
-    words = (Path(word).name if word.startswith("/") else word for word in command)
+    words = [Path(word).name if word.startswith("/") else word for word in command]
+    if builder.anonymise:
+        words = ["COMMAND"]
     lines = [
-        f"Recorded by `emu record --name {name} --each {each} -o {name}.toml -- "
+        f"Recorded by `emu record --name {name} --each {each} "
+        f"{'--anonymise ' if builder.anonymise else ''}-o {name}.toml -- "
         f"{shlex.join(words)}`",
         f"on {_system()}; addresses not randomized (setarch -R).",
     ]
@@ -836,9 +898,20 @@ def _header(command: Sequence[str], name: str, each: Each, remark: str, builder:
             f"{builder.vforks} vfork() calls of the command are fork() here: the child has its own "
             "copy of the VMAs."
         )
+    if builder.threads:
+        lines.append(
+            f"{builder.threads} threads of the command: a process has one task here, which makes "
+            "the calls of all its threads, in the order in which they took effect."
+        )
     return "".join(
         f"# {line}\n" for text in lines for line in textwrap.wrap(text, 97, break_on_hyphens=False)
     )
+
+
+def _stacks_are_apart() -> bool:
+    """Does this kernel keep mappings with MAP_STACK from huge pages, and so from merging?"""
+    release = [int(part) for part in re.findall(r"\d+", platform.release())[:2]]
+    return release >= [6, 7]
 
 
 def _system() -> str:

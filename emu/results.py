@@ -107,6 +107,18 @@ class Bottleneck(msgspec.Struct, kw_only=True):
     share: float
 
 
+class ByCpu(msgspec.Struct, kw_only=True):
+    """What each CPU did in the phase that counts operations: lists by CPU (virtual engine)."""
+
+    node: list[int]
+    ops: list[int]
+    transfers: list[int]
+    """Cache lines that it got from other CPUs; ``remote_transfers``: from other nodes."""
+    remote_transfers: list[int]
+    time_ps: dict[str, list[int]]
+    """By share of the time stack. A CPU's add up to the phase's length times its tasks."""
+
+
 class Memory(msgspec.Struct, kw_only=True):
     """What a design's index costs."""
 
@@ -138,6 +150,8 @@ class Phase(msgspec.Struct, kw_only=True):
     wait_share: float
     latency_ns: dict[str, Latency]
     locks: list[Lock]
+    time_stack: dict[str, float] = {}
+    """Where the time of all tasks went: shares that add up to 1 (virtual engine)."""
 
 
 class CellResult(msgspec.Struct, kw_only=True):
@@ -161,6 +175,7 @@ class CellResult(msgspec.Struct, kw_only=True):
     numa_penalty: bool = False
     latency_ns: dict[str, Latency]
     wait_share: float = 0.0
+    time_stack: dict[str, float] = {}
     locks: list[Lock] = []
     lines: list[Line] = []
     bottleneck: Bottleneck | None = None
@@ -169,6 +184,7 @@ class CellResult(msgspec.Struct, kw_only=True):
     """The longest; of all phases, as are lines."""
     node_transfers: list[list[int]] = []
     """[to][from]: lines that went from node to node, all phases (virtual engine)."""
+    by_cpu: ByCpu | None = None
     memory: Memory
     host: Host
     phases: list[Phase] = []

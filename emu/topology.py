@@ -49,6 +49,9 @@ MAX_NODES = 1024
 LAYOUT = "LAYOUT"
 """The source, in a written file, of a structure that was found and not read from a file."""
 
+MAX_STORES = 16
+"""The virtual machine's store buffer (EMU_STORES_MAX)."""
+
 IntArray = NDArray[np.int32]
 
 
@@ -158,6 +161,15 @@ class Atomic(_Table, frozen=True):
     the transfer latency because hardware serves neighbours in batches."""
 
 
+class Core(_Table, frozen=True):
+    """What a core does besides its caches."""
+
+    outstanding_stores: Cost
+    """Stores on their way to the caches before the next one stalls."""
+    smt_speed: Cost
+    """Of each of two threads of a core while both work, against one alone."""
+
+
 class Kernel(_Table, frozen=True):
     """System calls and scheduling."""
 
@@ -172,6 +184,7 @@ class Kernel(_Table, frozen=True):
     ipi_send_ns: Cost
     ipi_round_trip_ns: Cost
     time_slice_ns: Cost
+    """How long a task runs while others wait for its CPU."""
     work_scale: Cost | None = None
     """Time of a workload's computing against the box that its [work] is from; without: the same."""
 
@@ -197,6 +210,7 @@ class Costs(_Table, frozen=True, kw_only=True):
     dram: Dram
     cache: Cache
     atomic: Atomic
+    core: Core
     kernel: Kernel
     notes: dict[str, str]
     sources: dict[str, str]
@@ -227,7 +241,9 @@ class Machine(Costs, frozen=True, kw_only=True):
     layout: Layout | None = None
 
 
-_SECTIONS = ("clock", "slit", "c2c", "dram", "cache", "atomic", "kernel", "measured")
+_SECTIONS = ("clock", "slit", "c2c", "dram", "cache", "atomic", "core", "kernel", "measured")
+_COMMON = ("core", "kernel")
+"""Sections that machines share, from _common-costs.toml."""
 
 
 @dataclass(frozen=True)
@@ -688,16 +704,21 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 def _read_machine(path: Path) -> Machine:
     raw = _read_toml(path)
-    common = _read_toml(_folder() / "_kernel-costs.toml")
+    common = _read_toml(_folder() / "_common-costs.toml")
     # The file's own numbers win over those for all machines, and the remarks go with the numbers.
-    own_kernel = raw.get("kernel", {})
-    for section in ("kernel", "notes", "sources"):
+    own_numbers = {
+        f"{section}.{name}"
+        for section in _COMMON
+        if isinstance(own := raw.get(section, {}), dict)
+        for name in own
+    }
+    for section in (*_COMMON, "notes", "sources"):
         own = raw.get(section, {})
-        if isinstance(own, dict) and isinstance(own_kernel, dict):
+        if isinstance(own, dict):
             raw[section] = own | {
                 key: default
                 for key, default in common[section].items()
-                if key not in own and key.removeprefix("kernel.") not in own_kernel
+                if key not in own and key not in own_numbers
             }
     _check_keys(raw, Machine, "", path)
     try:
@@ -754,6 +775,16 @@ def _check_meaning(machine: Machine, path: Path) -> None:
     for key, cost in numbers.items():
         if not math.isfinite(cost.value) or (cost.value == 0 and not key.startswith("c2c.per_")):
             raise InputError(f"{path}: {key}.value is {cost.value:g}; it must be a number above 0")
+        if key == "core.smt_speed" and cost.value > 1:
+            raise InputError(
+                f"{path}: {key}.value is {cost.value:g}; at most 1, one thread's speed"
+            )
+        if key == "core.outstanding_stores" and not (
+            cost.value == int(cost.value) and cost.value <= MAX_STORES
+        ):
+            raise InputError(
+                f"{path}: {key}.value is {cost.value:g}; a whole number from 1 to {MAX_STORES}"
+            )
         if key.startswith("slit.") and not (
             cost.value == int(cost.value) and 10 <= cost.value <= 254
         ):

@@ -82,7 +82,7 @@ OPS = ("exec", "fork", "exit", "mmap", "munmap", "mprotect", "brk", *WITHOUT_PRO
 
 PROT = {"PROT_READ": 0x1, "PROT_WRITE": 0x2, "PROT_EXEC": 0x4}
 MAP_SHARED, MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS = 0x1, 0x2, 0x10, 0x20
-MAP_GROWSDOWN, MAP_FIXED_NOREPLACE = 0x100, 0x100000
+MAP_GROWSDOWN, MAP_STACK, MAP_FIXED_NOREPLACE = 0x100, 0x20000, 0x100000
 MAP_SPECIAL, MAP_BRK = 0x10000000, 0x20000000
 FLAGS = {
     "MAP_SHARED": MAP_SHARED,
@@ -91,6 +91,7 @@ FLAGS = {
     "MAP_FIXED_NOREPLACE": MAP_FIXED_NOREPLACE,
     "MAP_ANONYMOUS": MAP_ANONYMOUS,
     "MAP_GROWSDOWN": MAP_GROWSDOWN,
+    "MAP_STACK": MAP_STACK,
     "MAP_SPECIAL": MAP_SPECIAL,
     "MAP_BRK": MAP_BRK,
 }
@@ -101,7 +102,6 @@ IGNORED_FLAGS = {
     "MAP_NONBLOCK": "about page tables",
     "MAP_NORESERVE": "about the commit limit",
     "MAP_POPULATE": "about page tables",
-    "MAP_STACK": "about huge pages",
     "MAP_UNINITIALIZED": "about page contents",
 }
 """Flags that strace shows and that change neither VMAs nor their locks, and why."""

@@ -66,7 +66,8 @@ def test_program(build: dict[str, Path], name: str, kind: str) -> None:
     output = run(
         program(build, kind, name),
         ASAN_OPTIONS="abort_on_error=1",
-        TSAN_OPTIONS=f"suppressions={SUPPRESSIONS}",
+        # A long history: a suppression looks at the stacks of both sides.
+        TSAN_OPTIONS=f"suppressions={SUPPRESSIONS} history_size=7",
     )
     # The last line is printed by programs that got to their end.
     last = output.rstrip().splitlines()[-1]

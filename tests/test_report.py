@@ -17,6 +17,7 @@ import emu as package
 from emu.histogram import decode, new_hdr
 from emu.report import text
 from emu.results import (
+    ByCpu,
     CellResult,
     Host,
     Latency,
@@ -224,8 +225,48 @@ def test_c2c_to_the_letter(made: Path) -> None:
     assert report(made, "--format", "c2c", "--cell", "0") == C2C
 
 
+CPUS = """\
+cell 0: virtual: outer-inner:shards=2,by=cpu, mmap-sem-rbtree, t, 3 CPUs, w, repeat 0
+phase all, 0.020000 s; shares of the time of each line's CPUs
+                execs   transfers      remote    own work line stalls
+all                 6          60           6      50.00%      50.00%
+node 0              3          30           1      37.50%      62.50%
+node 1              3          30           5      75.00%      25.00%
+CPU 0               1          10           1      25.00%      75.00%
+CPU 1               3          30           5      75.00%      25.00%
+CPU 2               2          20           0      50.00%      50.00%
+"""
+
+
+def test_cpus_to_the_letter(tmp_path: Path) -> None:
+    by_cpu = ByCpu(
+        node=[0, 1, 0],
+        ops=[1, 3, 2],
+        transfers=[10, 30, 20],
+        remote_transfers=[1, 5, 0],
+        time_ps={"own_work": [100, 300, 200], "line_stalls": [300, 100, 200]},
+    )
+    path = tmp_path / "cpus.json"
+    path.write_bytes(made_run(made_cell(cpus=3, by_cpu=by_cpu), made_cell()).to_json())
+    first, second = report(path, "--format", "cpus").split("\n\n")
+    assert first + "\n" == CPUS
+    assert second.splitlines()[1].startswith("No CPUs: only the virtual engine")
+
+
+def test_the_table_of_a_run_shows_time_stacks(made: Path) -> None:
+    stack = {"own_work": 0.25, "line_stalls": 0.75}
+    latency = {op: Latency() for op in ("exec", "fork", "exit")}
+    cell = made_cell(time_stack=stack, latency_ns=latency)
+    shown = str(made_run(cell)).splitlines()
+    at = shown.index("Where the time went:")
+    assert shown[at + 1].split() == ["rmap", "own", "work", "line", "stalls"]
+    assert shown[at + 2].split()[1:] == ["25.0%", "75.0%"]
+    cell.time_stack = {}
+    assert "Where the time went" not in str(made_run(cell))
+
+
 def test_a_failed_cell_says_so(made: Path) -> None:
-    for form in ("lockstat", "c2c"):
+    for form in ("lockstat", "c2c", "cpus"):
         assert report(made, "--format", form).endswith(
             f"\n\ncell 2: {HEADING} 2\nFAILED: it, broke\n"
         )

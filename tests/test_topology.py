@@ -207,7 +207,7 @@ def test_rendering_is_as_recorded(name: str) -> None:
 @pytest.mark.parametrize("file", sorted(FOLDER.glob("*.toml")), ids=lambda file: file.stem)
 def test_files_name_themselves_and_cite_all_that_they_list(file: Path) -> None:
     raw = topology._read_toml(file)
-    if file.stem != "_kernel-costs":
+    if file.stem != "_common-costs":
         assert raw["name"] == file.stem
     cited = set(re.findall(r'source = "(.*?)"', file.read_text(encoding="utf-8")))
     assert cited == set(raw["sources"])
@@ -235,6 +235,10 @@ def refused(tmp_path: Path, old: str, new: str, base: str = "hygon-12x32") -> st
     assert message.startswith(f"{file}: ")
     assert "\n" not in message
     return message.removeprefix(f"{file}: ")
+
+
+def cost(value: float) -> str:
+    return f'{{ value = {value}, spread = 0, confidence = "M", source = "KC" }}'
 
 
 SMT = 'smt_ns = { value = 12, spread = 0.2, confidence = "L", source = "KC" }'
@@ -269,6 +273,18 @@ SMT = 'smt_ns = { value = 12, spread = 0.2, confidence = "L", source = "KC" }'
         ('"dram" = """', '"dram.loca_ns" = """', "dram.local_ns has confidence U but no reason"),
         ("[clock]", "[clock", "not valid TOML: "),
         ('name = "hygon-12x32"', "", "name is missing"),
+        (
+            "[notes]",
+            f"[core]\nsmt_speed = {cost(1.2)}\n[notes]",
+            "core.smt_speed.value is 1.2; at most",
+        ),
+        (
+            "[notes]",
+            f"[core]\noutstanding_stores = {cost(17)}\n[notes]",
+            "whole number from 1 to 16",
+        ),
+        ("[notes]", f"[core]\noutstanding_stores = {cost(0.5)}\n[notes]", "is 0.5; a whole number"),
+        ("[notes]", f"[core]\nsmt = {cost(1)}\n[notes]", "unknown key 'smt' in [core]"),
     ],
 )
 def test_bad_files_are_refused_with_place_and_remedy(

@@ -57,7 +57,7 @@ def run_once(plan: Plan) -> dict[str, Any]:
         coordinator.set_up(core, plan, arena)
         if plan.machine == "virtual":
             machine = topology.load("generic:sockets=1,nodes=1,cores=4")
-            core.virtual_config(ctypes.byref(cost_model(machine, len(cpus))))
+            core.virtual_config(ctypes.byref(cost_model(machine, plan.nr_hw_cpus or len(cpus))))
         for number in (work.load_list, *(phase.list for phase in work.phases), work.drain_list):
             if plan.machine == "virtual":
                 core.phase_prepare(number, 1, 1, 0)
@@ -95,6 +95,13 @@ def test_both_engines_do_the_same_work(rmap: str, cpus: int) -> None:
     assert acquired > 20 * cpus, "a program that takes hardly any lock proves nothing"
 
 
+def test_tasks_that_share_a_cpu_do_the_same_work() -> None:
+    with StopFlag() as stop:
+        native = coordinator.in_child(run_once, a_plan("native", "single", 3), stop=stop)
+        plan = replace(a_plan("virtual", "single", 3), nr_hw_cpus=1)
+        assert coordinator.in_child(run_once, plan, stop=stop) == native
+
+
 def cells_of(*arguments: str) -> list[dict[str, Any]]:
     done = emu("run", *arguments, "--json", "-", timeout_s=120)
     assert done.returncode == 0, done.stderr
@@ -124,6 +131,73 @@ def test_the_same_seed_gives_the_same_json() -> None:
         assert host["accesses"] > 100_000
     assert runs[0] == runs[1]
     assert cells_of(*arguments, "--seed", "2")[0]["ops_per_s"] != runs[0][0]["ops_per_s"]
+
+
+def check_time_stack(cell: dict[str, Any], cpus: int) -> None:
+    """Shares add up to 1, and each CPU's picoseconds to the length of the phase for each task."""
+    assert tuple(cell["time_stack"]) == _core.STACK_NAMES
+    assert sum(cell["time_stack"].values()) == pytest.approx(1, abs=1e-9)
+    by_cpu = cell["by_cpu"]
+    time_ps = np.array([by_cpu["time_ps"][name] for name in _core.STACK_NAMES])
+    assert time_ps.shape == (7, cpus)
+    tasks = np.bincount(np.arange(cell["cpus"]) % cpus)
+    length_ps, rest = divmod(int(time_ps.sum()), cell["cpus"])
+    assert rest == 0
+    assert time_ps.sum(axis=0).tolist() == (tasks * length_ps).tolist()
+    assert length_ps == pytest.approx(cell["seconds"] * 1e12, rel=0.01)
+    assert sum(by_cpu["ops"]) == cell["ops"]
+    assert len(by_cpu["node"]) == cpus
+    (counting,) = [phase for phase in cell["phases"] if phase["counts_ops"]]
+    assert counting["time_stack"] == cell["time_stack"]
+
+
+def test_time_stacks_tell_designs_apart() -> None:
+    cells = cells_of(
+        *ON_HYGON, "--cpus", "1,96", "--rmap", "single,numa-locks", "--duration", "3ms"
+    )
+    for cell in cells:
+        check_time_stack(cell, cell["cpus"])
+        assert cell["time_stack"]["runqueue"] == 0
+    alone, _, single, locks = (cell["time_stack"] for cell in cells)
+    assert alone["own_work"] > 0.9
+    assert alone["spinning"] == alone["asleep"] == 0
+    assert alone["tree_work"] > 0
+    assert single["spinning"] + single["asleep"] > 0.5 > locks["spinning"] + locks["asleep"]
+
+
+SHARED = ("--engine", "virtual", "--topology", "generic:sockets=1,nodes=2,l3=1,cores=2,smt=1")
+
+
+def test_more_tasks_than_cpus_share_them() -> None:
+    arguments = (*SHARED, "--workload", "execl", "--rmap", "single,exclude", "--duration", "12ms")
+    cells = cells_of(*arguments, "--cpus", "4,10")
+    assert [cell["oversubscribed"] for cell in cells] == [False, False, True, True]
+    for cell in cells:
+        assert cell["ops"] > 0
+        check_time_stack(cell, 4)
+    for own, shared in zip(cells[:2], cells[2:], strict=True):
+        # Four CPUs for ten tasks: six wait at any time.
+        assert 0.4 < shared["time_stack"]["runqueue"] < 0.65
+        assert shared["ops_per_s"] == pytest.approx(own["ops_per_s"], rel=0.3)
+        assert "10 tasks shared 4 CPUs." in shared["note"]
+    again = cells_of(*arguments, "--cpus", "4,10")
+    for cell in (*cells, *again):
+        del cell["host"]
+    assert again == cells
+
+
+def test_the_threads_of_a_core_are_slower_together(tmp_path: Path) -> None:
+    text = (topology._folder() / "laptop-8c.toml").read_text()
+    rates = []
+    for speed in ("1", "0.6"):
+        own = f'smt_speed = {{ value = {speed}, spread = 0, confidence = "H", source = "C2C" }}'
+        (tmp_path / "mine.toml").write_text(text.replace("[notes]", f"[core]\n{own}\n\n[notes]"))
+        where = ("--engine", "virtual", "--topology", str(tmp_path / "mine.toml"))
+        cells = cells_of(*where, "--rmap", "exclude", "--cpus", "8,16", "--duration", "3ms")
+        rates.append([cell["ops_per_s"] for cell in cells])
+    assert rates[0][1] > 1.8 * rates[0][0]
+    assert rates[1][0] == rates[0][0]
+    assert rates[1][1] == pytest.approx(0.6 * rates[0][1], rel=0.1)
 
 
 def test_hot_lines_have_names() -> None:

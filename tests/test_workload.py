@@ -96,7 +96,7 @@ def test_any_text_is_a_call_or_an_error_of_one_line(text: str) -> None:
 
 def test_lines_of_strace_are_understood() -> None:
     text = (
-        "mmap(NULL, 2055640, PROT_READ|PROT_EXEC, MAP_PRIVATE|MAP_DENYWRITE|MAP_STACK, "
+        "mmap(NULL, 2055640, PROT_READ|PROT_EXEC, MAP_PRIVATE|MAP_DENYWRITE|MAP_NORESERVE, "
         "libc.so.6, 0x26000) = 0x7ffff7dc5000"
     )
     assert parse_call(text) == Call(

@@ -27,11 +27,9 @@ from emu.engines._slices import Recorder
 from emu.errors import InputError
 from emu.experiment import Cell, Experiment
 from emu.report import trace
-from emu.results import CellResult, Host, Latency, Line, Memory, Wait, find_bottleneck
-from emu.topology import Topology
+from emu.results import ByCpu, CellResult, Host, Latency, Line, Memory, Wait, find_bottleneck
+from emu.topology import MAX_CPUS, Topology
 
-_OUTSTANDING_STORES = 10
-"""Line fill buffers of a core: how many stores are on their way before one stalls."""
 _EVENT_LIMIT = 20_000_000_000
 """Accesses of a phase after which it counts as hung; ten minutes of the host's time."""
 
@@ -44,8 +42,9 @@ def _ps(ns: float) -> int:
     return round(ns * 1000)
 
 
-def cost_model(machine: Topology, cpus: int) -> _core.CostModel:
-    """The first ``cpus`` CPUs of a machine, with what things cost there, as the core wants it."""
+def cost_model(machine: Topology, tasks: int) -> _core.CostModel:
+    """What things cost on a machine's first CPUs, up to one a task, as the core wants it."""
+    cpus = min(tasks, machine.nr_cpus)
 
     def ps(key: str) -> int:
         return _ps(machine.value(key))
@@ -57,7 +56,7 @@ def cost_model(machine: Topology, cpus: int) -> _core.CostModel:
         bytes=ctypes.sizeof(_core.CostModel),
         nr_cpus=cpus,
         nr_nodes=machine.nr_nodes,
-        outstanding_stores=_OUTSTANDING_STORES,
+        outstanding_stores=round(machine.value("core.outstanding_stores")),
         private_lines=max(64, round(machine.value("cache.l2_kib") * 1024 / 64 / threads)),
         l3_lines=max(64, round(machine.value("cache.l3_kib") * 1024 / 64)),
         access_ps=max(1, ps("cache.access_ns")),
@@ -72,6 +71,8 @@ def cost_model(machine: Topology, cpus: int) -> _core.CostModel:
         wake_to_run_ps=ps("kernel.wake_to_run_ns"),
         ipi_send_ps=ps("kernel.ipi_send_ns"),
         context_switch_ps=ps("kernel.context_switch_ns"),
+        smt_speed_permille=max(1, round(1000 * machine.value("core.smt_speed"))),
+        time_slice_ps=max(1, ps("kernel.time_slice_ns")),
         event_limit=_EVENT_LIMIT,
     )
     model.node_of_cpu = _array(machine.node_of_cpu[:cpus].tolist())
@@ -91,6 +92,8 @@ class _Ran:
     """What comes back from the process of a cell."""
 
     totals: CellTotals
+    by_cpu: list[ByCpu]
+    """For each phase."""
     lines: list[Line]
     waits: list[Wait]
     node_transfers: list[list[int]]
@@ -126,10 +129,8 @@ class VirtualEngine:
 
     def _cpus(self, machine: Topology) -> tuple[int, ...]:
         wanted = self._experiment.cpus or (machine.nr_cpus,)
-        if max(wanted) > machine.nr_cpus:
-            raise InputError(
-                f"--cpus {max(wanted)}: topology {machine.name} has {machine.nr_cpus} CPUs"
-            )
+        if max(wanted) > MAX_CPUS - 1:
+            raise InputError(f"--cpus {max(wanted)}: at most {MAX_CPUS - 1} tasks can be emulated")
         return wanted
 
     def prepare(self, cells: Sequence[Cell], stop: StopFlag) -> None:
@@ -171,15 +172,16 @@ class VirtualEngine:
             workload=self._workloads[cell.workload].scaled(
                 machine.value("kernel.work_scale") or 1.0
             ),
-            node_of_cpu=machine.node_of_cpu[: cell.cpus].tolist(),
+            node_of_cpu=np.resize(machine.node_of_cpu[: cell.cpus], cell.cpus).tolist(),
             nr_nodes=machine.nr_nodes,
             host_cpu_of_cpu=[],
             host_node_of_node=None,
             penalty_ns=None,
-            oversubscribed=False,
+            oversubscribed=cell.cpus > machine.nr_cpus,
             seed=cell.seed,
             duration_ns=self._experiment.duration_ns,
             arena_bytes=self._experiment.arena_size,
+            nr_hw_cpus=min(cell.cpus, machine.nr_cpus),
         )
 
     def run(
@@ -197,7 +199,9 @@ class VirtualEngine:
             seed=cell.seed,
             repeat=cell.repeat,
             status="ok",
-            note="A modelled machine: its costs are the topology's, not this host's.",
+            oversubscribed=plan.oversubscribed,
+            note="A modelled machine: its costs are the topology's, not this host's."
+            + (f" {cell.cpus} tasks shared {plan.nr_hw_cpus} CPUs." if plan.oversubscribed else ""),
             latency_ns={op: Latency() for op in _core.LAT_NAMES},
             memory=Memory(),
             host=Host(),
@@ -214,6 +218,10 @@ class VirtualEngine:
             if self.trace and ran.trace:
                 trace.write(ran.trace, plan.node_of_cpu, str(cell), self.trace.file)
                 self.trace_full_ns = ran.trace.full_ns
+            for phase, by_cpu in zip(result.phases, ran.by_cpu, strict=True):
+                phase.time_stack = time_stack(by_cpu)
+                if phase.counts_ops:
+                    result.time_stack, result.by_cpu = phase.time_stack, by_cpu
             result.host.accesses = ran.accesses
         except CellFailed as error:
             result.status, result.error = "failed", str(error)
@@ -240,6 +248,7 @@ def run_cell(plan: Plan, machine: Topology, window: trace.Window | None = None) 
         coordinator.set_up(core, replace(plan, arena_bytes=size), arena)
         core.virtual_config(ctypes.byref(cost_model(machine, cpus)))
         phases: list[PhaseTotals] = []
+        by_cpu: list[ByCpu] = []
         calls, traced = 0, None
 
         def phase(number: int, once: bool, record: bool = False, duration_ns: int = 0) -> None:
@@ -265,6 +274,7 @@ def run_cell(plan: Plan, machine: Topology, window: trace.Window | None = None) 
                 traced = recorder.finish()
             if each.record:
                 phases.append(coordinator.gather(core, plan, each.name))
+                by_cpu.append(_by_cpu(core, plan, each.unit))
         lines, waits, node_transfers = _sites.read(core, plan.nr_nodes)
         phase(workload.drain_list, once=True)
         try:
@@ -283,4 +293,39 @@ def run_cell(plan: Plan, machine: Topology, window: trace.Window | None = None) 
             bytes_per_vma=core.bytes_per_vma(),
         )
         core.design_unload()
-        return _Ran(totals, lines, waits, node_transfers, stats.accesses, traced, line_waits)
+        accesses = stats.accesses
+        return _Ran(totals, by_cpu, lines, waits, node_transfers, accesses, traced, line_waits)
+
+
+def time_stack(by_cpu: ByCpu) -> dict[str, float]:
+    """The shares of all CPUs together."""
+    sums = {name: sum(time_ps) for name, time_ps in by_cpu.time_ps.items()}
+    whole = sum(sums.values())
+    return {name: time_ps / whole if whole else 0.0 for name, time_ps in sums.items()}
+
+
+def _by_cpu(core: _core.Core, plan: Plan, unit: str) -> ByCpu:
+    """What the phase came to that has just ended; tasks of one CPU together."""
+    cpus = plan.nr_hw_cpus or len(plan.node_of_cpu)
+    found = ByCpu(
+        node=plan.node_of_cpu[:cpus],
+        ops=[0] * cpus,
+        transfers=[0] * cpus,
+        remote_transfers=[0] * cpus,
+        time_ps={name: [0] * cpus for name in _core.STACK_NAMES},
+    )
+    spent = _core.VirtualCpu()
+    for task in range(len(plan.node_of_cpu)):
+        cpu = task % cpus
+        result = core.cpu_result(task).contents
+        core.virtual_cpu(task, ctypes.byref(spent))
+        found.ops[cpu] += (
+            result.iterations
+            if unit == "iteration"
+            else result.counts[_core.CALL_NAMES.index(unit)]
+        )
+        found.transfers[cpu] += spent.transfers
+        found.remote_transfers[cpu] += spent.remote_transfers
+        for name, time_ps in zip(_core.STACK_NAMES, spent.stack_ps, strict=True):
+            found.time_ps[name][cpu] += time_ps
+    return found

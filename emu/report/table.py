@@ -172,8 +172,10 @@ def _print_scaling(groups: Sequence[Sequence[CellResult]], run: Run, console: Co
             rate = f"{by_cpus[top].median:,.0f} {per_s}"
             console.print(Text(f"{row.name} is highest on {top} CPUs{fall}: {rate}"))
         most = max(good, key=lambda cell: cell.cpus).cpus
-        for line in _waiting(_rows(cell for cell in good if cell.cpus == most), f" on {most} CPUs"):
+        widest = _rows(cell for cell in good if cell.cpus == most)
+        for line in _waiting(widest, f" on {most} CPUs"):
             console.print(line, soft_wrap=True)
+        _print_time_stacks(widest, console, f" on {most} CPUs")
     for note in dict.fromkeys(cell.note for cell in cells if cell.note):
         console.print(Text(f"Note: {note}", style="yellow"), soft_wrap=True)
 
@@ -269,6 +271,7 @@ def _print_group(cells: Sequence[CellResult], run: Run, console: Console) -> Non
         console.print()
         for line in _waiting(rows):
             console.print(line, soft_wrap=True)
+        _print_time_stacks(rows, console)
         console.print(_verdict(rows), soft_wrap=True)
     if first.note:
         console.print(Text(f"Note: {first.note}", style="yellow"), soft_wrap=True)
@@ -375,6 +378,21 @@ def _waiting(rows: Sequence[_Row], on: str = "") -> Iterator[Text]:
             if rank == 0 or share >= _SHOWN_SHARE:
                 of = f" of {file.rpartition('/')[2]}" if file else ""
                 yield Text(f"  {row.name}: {100 * share:.2g}% on {name}{of} in {path or '-'}")
+
+
+def _print_time_stacks(rows: Sequence[_Row], console: Console, on: str = "") -> None:
+    """Where all the CPUs' time went, one line a design; nothing where no cell knows it."""
+    known = [row for row in rows if row.cells[0].time_stack]
+    if not known:
+        return
+    names = list(known[0].cells[0].time_stack)
+    table = _table(console, "rmap", *(name.replace("_", " ") for name in names))
+    for row in known:
+        shares = (statistics.mean(cell.time_stack[name] for cell in row.cells) for name in names)
+        table.add_row(row.name, *(f"{share:.1%}" for share in shares))
+    console.print()
+    console.print(Text(f"Where the time went{on}:", style="bold"))
+    console.print(table)
 
 
 def _verdict(rows: Sequence[_Row]) -> Text:

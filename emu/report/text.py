@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """A run as text in the layouts of other tools, for those who know them and what reads them.
 
-``lockstat`` follows /proc/lock_stat, ``c2c`` perf c2c's table of cache lines; ``folded`` is read by
+``lockstat`` follows /proc/lock_stat, ``c2c`` perf c2c's table of cache lines, ``cpus`` is where the
+time of each node and CPU went; ``folded`` is read by
 flamegraph.pl and speedscope, ``hgrm`` by HdrHistogram's plotter, ``csv`` by anything.
 
 Every format is a function from the chosen cells to the text. Locks and sites are those of the
@@ -19,7 +20,7 @@ from emu.errors import InputError
 from emu.experiment import unknown
 from emu.histogram import decode
 from emu.report.table import cell_name
-from emu.results import CellResult, Latency, Lock, Run
+from emu.results import ByCpu, CellResult, Latency, Lock, Run
 
 Cells = Sequence[tuple[int, CellResult]]
 """Cells with their numbers in the run, from 0."""
@@ -58,6 +59,11 @@ def c2c(cells: Cells) -> str:
     Then who spun and slept on what, and how many lines went from node to node.
     """
     return _sections(cells, _lines)
+
+
+def cpus(cells: Cells) -> str:
+    """Time stacks, transfers and operations of all CPUs, of each node and of each CPU."""
+    return _sections(cells, _cpus)
 
 
 def folded(cells: Cells) -> str:
@@ -123,6 +129,7 @@ def hgrm(cells: Cells, op: str | None = None) -> str:
 FORMATS: dict[str, Callable[[Cells], str]] = {
     "lockstat": lockstat,
     "c2c": c2c,
+    "cpus": cpus,
     "folded": folded,
     "csv": comma_separated,
     "hgrm": hgrm,
@@ -240,6 +247,38 @@ def _between_nodes(cell: CellResult) -> Iterator[str]:
     yield from (rule, heading, rule)
     for to, counts in enumerate(cell.node_transfers):
         yield f"{to:>7}" + "".join(f" {count:>9}" for count in counts)
+
+
+def _cpus(cell: CellResult) -> Iterator[str]:
+    by_cpu = cell.by_cpu
+    if by_cpu is None:
+        yield "No CPUs: only the virtual engine knows where their time went (--engine virtual)."
+        return
+    phase = next((phase for phase in cell.phases if phase.counts_ops), None)
+    name, unit = (phase.name, phase.unit) if phase else ("-", "op")
+    yield f"phase {name}, {cell.seconds:.6f} s; shares of the time of each line's CPUs"
+    titles = [f"{unit}s", "transfers", "remote", *(key.replace("_", " ") for key in by_cpu.time_ps)]
+    yield f"{'':<9}" + "".join(f" {title:>11}" for title in titles)
+    everything = range(len(by_cpu.node))
+    yield _cpu_row("all", by_cpu, everything)
+    for node in sorted(set(by_cpu.node)):
+        of_node = [cpu for cpu in everything if by_cpu.node[cpu] == node]
+        yield _cpu_row(f"node {node}", by_cpu, of_node)
+    for cpu in everything:
+        yield _cpu_row(f"CPU {cpu}", by_cpu, [cpu])
+
+
+def _cpu_row(title: str, by_cpu: ByCpu, of: Sequence[int]) -> str:
+    counts = [
+        sum(column[cpu] for cpu in of)
+        for column in (by_cpu.ops, by_cpu.transfers, by_cpu.remote_transfers)
+    ]
+    times = [sum(time_ps[cpu] for cpu in of) for time_ps in by_cpu.time_ps.values()]
+    return (
+        f"{title:<9}"
+        + "".join(f" {count:>11}" for count in counts)
+        + "".join(f" {_per(time_ps, sum(times)):>11.2%}" for time_ps in times)
+    )
 
 
 def _row(number: int, cell: CellResult) -> dict[str, object]:

@@ -38,7 +38,7 @@ class Window:
 class Slice:
     """Something that a CPU did from start to end (ns)."""
 
-    cpu: int
+    task: int
     start_ns: int
     end_ns: int
     kind: str
@@ -109,7 +109,7 @@ def _meta(name: str, pid: int, tid: int | None, args: dict[str, Any]) -> dict[st
 def _events(slices: Iterable[Slice], node_of_cpu: list[int]) -> Iterator[dict[str, Any]]:
     tracks: dict[int, list[Slice]] = defaultdict(list)
     for each in slices:
-        tracks[each.cpu].append(each)
+        tracks[each.task].append(each)
     for cpu, track in sorted(tracks.items()):
         for each, start_ns, end_ns in nested(track):
             yield {

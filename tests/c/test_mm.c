@@ -5,31 +5,20 @@
  * Each CPU keeps one mapping of all pages of the file "anchor" and changes the protection of random parts of it, so that
  * it is split and merged all the time; beside that it maps, unmaps, forks and exits on the file "churn". Every few calls
  * a CPU walks the anchor and must find each page of each CPU's mapping exactly once: a walker that sees a half-done
- * split, a hole, an overlap or a VMA twice fails. A CPU that has just forked walks too, and must meet each page of the
- * parent's anchor before the child's. At the end nothing may be left.
- *
- * In a relay two CPUs take turns at mapping "churn", so that it always has a mapping and often only one, which is being
- * changed: the others must never find it unmapped. Of a file that a design keeps out of its index a walk must say so.
- *
- * A CPU is a process, or with -DEMU_TEST_THREADS a thread, so that the thread sanitizer sees them all.
+ * split, a hole, an overlap or a VMA twice fails. Of a file that a design keeps out of its index a walk must say so. At
+ * the end nothing may be left. What else a design must keep: test_conformance.c.
  */
 #define _GNU_SOURCE
-#include "test.h"
+#include "native_cpus.h"
 
 #include <emu/control.h>
 
-#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
-#include <pthread.h>
-#include <signal.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
-#define CPUS 4u
 #define PAGES 64u
 #define ARENA_BYTES (UINT64_C(64) << 20)
 #define ANCHOR_ADDR UINT64_C(0x10000000)
@@ -48,7 +37,6 @@ static struct shared {
 	_Atomic uint32_t ready;
 	_Atomic uint32_t finished;
 	_Atomic uint64_t walks, refused;
-	_Atomic uint32_t turn, turns;
 } *shared;
 
 struct seen {
@@ -101,48 +89,12 @@ static void walk_anchor(void)
 	atomic_fetch_add(&shared->walks, 1);
 }
 
-/* Pages of the anchor that a walk has met so far, a bit a page. */
-struct family {
-	struct mm_struct *parent, *child;
-	uint64_t parents, childs;
-};
-
-static int look_for_family(struct vm_area_struct *vma, void *arg)
-{
-	struct family *family = arg;
-	uint64_t pages = (vma_pages(vma) == PAGES ? 0 : UINT64_C(1) << vma_pages(vma)) - 1;
-
-	pages <<= vma->vm_pgoff;
-	if (vma->vm_mm == family->parent)
-		family->parents |= pages;
-	if (vma->vm_mm == family->child) {
-		ASSERT(!(pages & ~family->parents), "pages %#llx of the child before the parent's %#llx",
-		       (unsigned long long)pages, (unsigned long long)family->parents);
-		family->childs |= pages;
-	}
-	return 0;
-}
-
 static void run_list(uint32_t list)
 {
 	uint32_t failed;
 	int ret = emu_list_run(list, &failed);
 
 	ASSERT(!ret, "list %u: %s", list, emu_error());
-}
-
-/* As long as neither changes its mappings, and the parent does not run before the child has left. */
-static void fork_in_order(void)
-{
-	struct family family = { .parent = current->mm };
-	int ret;
-
-	run_list(LIST_FORK);
-	family.child = current->mm;
-	ret = emu_rmap->walk(emu_file(FILE_ANCHOR), 0, PAGES - 1, false, look_for_family, &family);
-	ASSERT(ret == (refuses_walks ? -EOPNOTSUPP : 0), "a walk of the anchor: %d", ret);
-	ASSERT(refuses_walks || (family.parents & family.childs) == UINT64_MAX, "parent %#llx, child %#llx",
-	       (unsigned long long)family.parents, (unsigned long long)family.childs);
 }
 
 static uint32_t some_prot(void)
@@ -194,7 +146,7 @@ static void cpu_main(uint32_t cpu)
 			break;
 		case 6:
 			if (depth < 3 && emu_random() % 2) {
-				fork_in_order();
+				run_list(LIST_FORK);
 				depth++;
 			} else if (depth) {
 				run_list(LIST_EXIT);
@@ -213,114 +165,6 @@ static void cpu_main(uint32_t cpu)
 		emu_spin_wait(&shared->finished);
 	run_list(LIST_EXIT);
 }
-
-static void map_churn(uint64_t page)
-{
-	int64_t ret = emu_sys_mmap(CHURN_ADDR + page * EMU_PAGE_SIZE, EMU_PAGE_SIZE, EMU_PROT_READ,
-				   EMU_MAP_PRIVATE | EMU_MAP_FIXED, emu_file(FILE_CHURN), page * EMU_PAGE_SIZE);
-
-	ASSERT(ret > 0, "mmap: %lld", (long long)ret);
-}
-
-static void unmap_churn(uint64_t page)
-{
-	int64_t ret = emu_sys_munmap(CHURN_ADDR + page * EMU_PAGE_SIZE, EMU_PAGE_SIZE);
-
-	ASSERT(!ret, "munmap: %lld", (long long)ret);
-}
-
-static int found(struct vm_area_struct *vma, void *arg)
-{
-	(void)vma;
-	(void)arg;
-	return 1;
-}
-
-static void relay_main(uint32_t cpu)
-{
-	const uint32_t turns = calls_per_cpu / 16;
-
-	emu_cpu_attach(cpu);
-	run_list(LIST_EXEC);
-	if (cpu < 2)
-		map_churn(0);
-	atomic_fetch_add(&shared->ready, 1);
-	while (atomic_load(&shared->ready) < CPUS)
-		emu_spin_wait(&shared->ready);
-	while (atomic_load(&shared->turns) < turns) {
-		if (cpu >= 2) {
-			int ret;
-
-			ASSERT(emu_rmap->mapped(emu_file(FILE_CHURN)), "the file has a mapping at all times");
-			ret = emu_rmap->walk(emu_file(FILE_CHURN), 0, 0, true, found, NULL);
-			ASSERT(ret == 1 || ret == -EAGAIN || ret == -EOPNOTSUPP, "a walk found nobody: %d", ret);
-			emu_spin_wait(shared);
-		} else if (atomic_load(&shared->turn) == cpu) {
-			/* The other one has a mapping and keeps it until it is its turn. */
-			unmap_churn(0);
-			map_churn(0);
-			atomic_fetch_add(&shared->turns, 1);
-			atomic_store(&shared->turn, !cpu);
-		} else {
-			/* The neighbour merges: page 0 is out of the index for a while. */
-			map_churn(1);
-			unmap_churn(1);
-		}
-	}
-	atomic_fetch_add(&shared->finished, 1);
-	while (atomic_load(&shared->finished) < CPUS)
-		emu_spin_wait(&shared->finished);
-	run_list(LIST_EXIT);
-}
-
-static void (*cpu_function)(uint32_t cpu);
-
-#ifdef EMU_TEST_THREADS
-static void *thread_main(void *arg)
-{
-	cpu_function((uint32_t)(uintptr_t)arg);
-	return NULL;
-}
-
-static void run_cpus(void)
-{
-	pthread_t threads[CPUS];
-
-	for (uintptr_t i = 0; i < CPUS; i++)
-		ASSERT(!pthread_create(&threads[i], NULL, thread_main, (void *)i), "pthread_create");
-	for (uint32_t i = 0; i < CPUS; i++)
-		pthread_join(threads[i], NULL);
-}
-#else
-static void run_cpus(void)
-{
-	pid_t pids[CPUS];
-
-	fflush(stdout);
-	for (uint32_t i = 0; i < CPUS; i++) {
-		pids[i] = fork();
-		ASSERT(pids[i] >= 0, "fork: %s", strerror(errno));
-		if (!pids[i]) {
-			alarm(120); /* a lost wake-up must not hang the tests */
-			cpu_function(i);
-			_exit(0);
-		}
-	}
-	for (uint32_t left = CPUS; left; left--) {
-		int status;
-		pid_t pid = wait(&status);
-
-		ASSERT(pid > 0, "wait: %s", strerror(errno));
-		if (status) {
-			/* The others would wait for it at the end. */
-			for (uint32_t i = 0; i < CPUS; i++)
-				if (pids[i] != pid)
-					kill(pids[i], SIGKILL);
-			ASSERT(!status, "a CPU ended with status %#x", status);
-		}
-	}
-}
-#endif
 
 static void run_machine(const char *design, const char *params, bool penalty, uint64_t seed)
 {
@@ -351,7 +195,7 @@ static void run_machine(const char *design, const char *params, bool penalty, ui
 	ASSERT(!emu_boot(), "%s", emu_error());
 	emu_cpu_attach(0);
 	refuses_walks = emu_rmap->walk(emu_file(FILE_ANCHOR), 0, 0, true, look, NULL) == -EOPNOTSUPP;
-	run_cpus();
+	run_cpus(cpu_main);
 	ASSERT(!emu_check_drained(), "%s", emu_error());
 }
 
@@ -359,7 +203,6 @@ static void stress(const char *design, const char *params, bool penalty, uint64_
 {
 	uint64_t acquired = 0;
 
-	cpu_function = cpu_main;
 	run_machine(design, params, penalty, seed);
 	ASSERT(refuses_walks == !atomic_load(&shared->walks), "%llu walks",
 	       (unsigned long long)atomic_load(&shared->walks));
@@ -369,35 +212,6 @@ static void stress(const char *design, const char *params, bool penalty, uint64_
 	ASSERT(acquired > (uint64_t)CPUS * calls_per_cpu / 2, "only %llu acquisitions", (unsigned long long)acquired);
 	munmap(arena_base, ARENA_BYTES);
 }
-
-static void relay(const char *design, const char *params, bool penalty)
-{
-	cpu_function = relay_main;
-	run_machine(design, params, penalty, 1);
-	ASSERT(atomic_load(&shared->turns) >= calls_per_cpu / 16, "%u turns", atomic_load(&shared->turns));
-	munmap(arena_base, ARENA_BYTES);
-}
-
-/* Every design is run as it is; some in other ways too. */
-static const struct variant {
-	const char *design, *params;
-	bool penalty;
-	uint32_t rounds; /* 0: one. As many short runs, for what happens once a run */
-} variants[] = {
-	{ "numa-locks", NULL, true, 0 },
-	{ "cpu-locks", "cpus=1", false, 0 },
-	{ "cpu-locks", "cpus=3", false, 0 },
-	{ "outer-inner", "shards=3,by=vma", true, 0 },
-	{ "outer-inner", "shards=4,by=mm", false, 0 },
-	{ "outer-percpu", "shards=3,by=vma", false, 0 },
-	{ "outer-percpu", "shards=1", false, 0 },
-	{ "dynamic", "threshold=0,shards=3", false, 0 },
-	{ "dynamic", "threshold=300", false, 0 },
-	{ "dynamic", "threshold=2", false, 40 },
-	{ "exclude", "files=all", false, 0 },
-	{ "btree", "node=128", false, 0 },
-	{ "btree", "node=512", true, 0 },
-};
 
 static void run(const struct variant *v)
 {
@@ -411,8 +225,6 @@ static void run(const struct variant *v)
 	for (uint32_t round = 0; round < (v->rounds ? v->rounds : 1); round++)
 		stress(v->design, v->params, v->penalty, 1 + round);
 	calls_per_cpu = calls;
-	if (!v->rounds)
-		relay(v->design, v->params, v->penalty);
 	printf("ok\n");
 	test_passed++;
 }
@@ -444,44 +256,16 @@ static void trees_of_a_change_are_locked_in_order(void)
 	}
 }
 
-static int is_design(const struct dirent *entry)
-{
-	size_t len = strlen(entry->d_name);
-
-	return len > 3 && !strcmp(entry->d_name + len - 3, ".so");
-}
-
 /* test_mm [calls per CPU [design]] */
 int main(int argc, char **argv)
 {
-	struct dirent **designs;
-	int n = scandir(EMU_DESIGNS "/rmap", &designs, is_design, alphasort);
+	const char *only = argc > 2 ? argv[2] : NULL;
 
-	ASSERT(n > 0, "no designs in %s", EMU_DESIGNS "/rmap");
 	if (argc > 1)
 		calls_per_cpu = (uint32_t)strtoul(argv[1], NULL, 10);
 	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	ASSERT(shared != MAP_FAILED, "mmap");
-	/* Open to the end: a sanitizer names functions only of what it saw loaded before its first report. */
-	for (int i = 0; i < n; i++) {
-		char path[512];
-
-		snprintf(path, sizeof(path), "%s/rmap/%s", EMU_DESIGNS, designs[i]->d_name);
-		ASSERT(dlopen(path, RTLD_NOW), "%s", dlerror());
-	}
 	TEST(trees_of_a_change_are_locked_in_order);
-	for (int i = 0; i < n; i++) {
-		char *design = designs[i]->d_name;
-
-		design[strlen(design) - 3] = '\0';
-		if (argc <= 2 || !strcmp(design, argv[2])) {
-			run(&(struct variant){ .design = design });
-			for (uint32_t v = 0; v < ARRAY_SIZE(variants); v++)
-				if (!strcmp(design, variants[v].design))
-					run(&variants[v]);
-		}
-		free(designs[i]);
-	}
-	free(designs);
+	for_each_variant(run, only);
 	return test_report();
 }

@@ -9,6 +9,10 @@
 
 #include <emu/rwsem.h>
 
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 static const struct shape hygon = { .sockets = 2, .nodes = 6, .l3 = 2, .cores = 8, .smt = 2 };
 static const struct shape small = { .sockets = 1, .nodes = 1, .l3 = 1, .cores = 8, .smt = 1 };
 
@@ -377,8 +381,269 @@ static void a_cpus_time_is_accounted_for(void)
 }
 
 /*
+ * Sharing a CPU
+ */
+
+static struct turns {
+	_Atomic uint32_t word, told;
+	uint64_t end_ns[8];
+	uint64_t first_ns[8];
+} *turns;
+
+#define SLICE_NS 3000000u
+#define SWITCH_NS 1500u
+
+static void compute_5_ms(void *arg)
+{
+	(void)arg;
+	turns->first_ns[current->nr] = emu_clock_ns();
+	emu_compute(5000000);
+	turns->end_ns[current->nr] = emu_clock_ns();
+}
+
+static void tasks_of_a_cpu_take_turns(void)
+{
+	struct emu_virtual_cpu t;
+
+	machine_share(&small, 2, 5, 1);
+	turns = machine_zalloc(sizeof(*turns), 0);
+	ASSERT(!emu_virtual_run(compute_5_ms, NULL), "%s", emu_error());
+	/* CPU 0 has tasks 0, 2 and 4, CPU 1 has 1 and 3: slices of 3 ms and of the 2 ms that are left. */
+	for (uint32_t i = 0; i < 5; i++) {
+		uint64_t share = i % 2 ? 2 : 3, before = i / 2;
+		uint64_t first = before * SLICE_NS, end = share * SLICE_NS + (before + 1) * 2000000;
+
+		ASSERT(turns->first_ns[i] >= first && turns->first_ns[i] < first + 10000, "task %u begins at %llu ns", i,
+		       (unsigned long long)turns->first_ns[i]);
+		ASSERT(turns->end_ns[i] >= end && turns->end_ns[i] < end + 20000, "task %u ends at %llu ns", i,
+		       (unsigned long long)turns->end_ns[i]);
+		emu_virtual_cpu(i, &t);
+		ASSERT(t.compute_ps == 5000000000 && t.runqueue_ps > (end - 5000000) * 1000 &&
+			       t.runqueue_ps < (end - 5000000) * 1000 + 20000000,
+		       "task %u waited %llu ps", i, (unsigned long long)t.runqueue_ps);
+	}
+	machine_end();
+}
+
+static void no_slice_ends_for_one_alone(void)
+{
+	machine_share(&small, 2, 3, 1);
+	turns = machine_zalloc(sizeof(*turns), 0);
+	ASSERT(!emu_virtual_run(compute_5_ms, NULL), "%s", emu_error());
+	ASSERT(turns->end_ns[1] < 5001000, "task 1, alone on its CPU, ends at %llu ns",
+	       (unsigned long long)turns->end_ns[1]);
+	machine_end();
+}
+
+/* Task 0 spins until it is told to stop, in a queue; task 2, on the same CPU, can only run after that. */
+static void spin_until_told(void *arg)
+{
+	(void)arg;
+	if (current->nr == 0) {
+		emu_preempt_disable();
+		smp_cond_load_acquire(&turns->word, VAL || emu_need_resched());
+		turns->end_ns[0] = emu_clock_ns();
+		ASSERT(emu_need_resched() && !turns->word, "stopped for nothing");
+		emu_preempt_enable();
+		turns->end_ns[3] = emu_clock_ns();
+	} else if (current->nr == 2) {
+		turns->first_ns[2] = emu_clock_ns();
+	}
+}
+
+static void need_resched_ends_spinning(void)
+{
+	machine_share(&small, 2, 3, 1);
+	turns = machine_zalloc(sizeof(*turns), 0);
+	ASSERT(!emu_virtual_run(spin_until_told, NULL), "%s", emu_error());
+	ASSERT(turns->end_ns[0] >= SLICE_NS && turns->end_ns[0] < SLICE_NS + 100, "told at %llu ns",
+	       (unsigned long long)turns->end_ns[0]);
+	ASSERT(turns->first_ns[2] >= SLICE_NS + SWITCH_NS && turns->first_ns[2] < SLICE_NS + 2 * SWITCH_NS,
+	       "the other begins at %llu ns", (unsigned long long)turns->first_ns[2]);
+	ASSERT(turns->end_ns[3] > turns->first_ns[2], "went on before the other");
+	machine_end();
+}
+
+/* Task 0 has the lock and goes on with the CPU shared; task 1, on a CPU of its own, wants it. */
+static void hold_and_lose_the_cpu(void *arg)
+{
+	(void)arg;
+	if (current->nr == 0) {
+		down_write(&locked->sem);
+		emu_compute(4000000);
+		up_write(&locked->sem);
+	} else if (current->nr == 1) {
+		emu_compute(1000000);
+		down_write(&locked->sem);
+		up_write(&locked->sem);
+	} else {
+		emu_compute(4000000);
+	}
+}
+
+static void a_preempted_owner_releases_its_spinner(void)
+{
+	struct emu_virtual_cpu t;
+
+	machine_share(&small, 2, 3, 1);
+	locked = machine_zalloc(sizeof(*locked), 0);
+	init_rwsem(&locked->sem, EMU_CLASS_MMAP_LOCK);
+	ASSERT(!emu_virtual_run(hold_and_lose_the_cpu, NULL), "%s", emu_error());
+	/* It spins from 1 ms to the end of the owner's slice at 3, and sleeps until the owner is back and done at 7. */
+	emu_virtual_cpu(1, &t);
+	ASSERT(t.spin_ps > 1990000000 && t.spin_ps < 2010000000, "spun for %llu ps", (unsigned long long)t.spin_ps);
+	ASSERT(t.sleep_ps > 3990000000 && t.sleep_ps < 4020000000, "slept for %llu ps", (unsigned long long)t.sleep_ps);
+	ASSERT(t.stack_ps[EMU_STACK_OTHER_LOCKS] >= t.spin_ps + t.sleep_ps, "no file's lock");
+	machine_end();
+}
+
+static void hold_and_sleep(void *arg)
+{
+	(void)arg;
+	if (current->cpu == 0) {
+		down_write(&locked->sem);
+		emu_compute(100000);
+		emu_futex_wait(&turns->word, 0);
+		up_write(&locked->sem);
+	} else if (current->cpu == 1) {
+		emu_compute(10000);
+		down_write(&locked->sem);
+		up_write(&locked->sem);
+	} else {
+		emu_compute(1000000);
+		atomic_store_explicit(&turns->word, 1, memory_order_release);
+		emu_futex_wake(&turns->word, 1);
+	}
+}
+
+static void a_sleeping_owner_releases_its_spinner(void)
+{
+	struct emu_virtual_cpu t;
+
+	machine_boot(&small, 3, 1);
+	locked = machine_zalloc(sizeof(*locked), 0);
+	turns = machine_zalloc(sizeof(*turns), 0);
+	init_rwsem(&locked->sem, lock_class("i_mmap_rwsem", "libc.so"));
+	ASSERT(!emu_virtual_run(hold_and_sleep, NULL), "%s", emu_error());
+	emu_virtual_cpu(1, &t);
+	ASSERT(t.spin_ps > 88000000 && t.spin_ps < 92000000, "spun for %llu ps", (unsigned long long)t.spin_ps);
+	ASSERT(t.sleep_ps > 900000000, "slept for %llu ps", (unsigned long long)t.sleep_ps);
+	ASSERT(t.stack_ps[EMU_STACK_SPINNING] == t.spin_ps && t.stack_ps[EMU_STACK_ASLEEP] >= t.sleep_ps,
+	       "a file's lock");
+	/* Under the lock it computed for 100 us, and touched a line or two. */
+	emu_virtual_cpu(0, &t);
+	ASSERT(t.stack_ps[EMU_STACK_TREE_WORK] >= 100000000 && t.stack_ps[EMU_STACK_TREE_WORK] < 101000000,
+	       "%llu ps under the lock", (unsigned long long)t.stack_ps[EMU_STACK_TREE_WORK]);
+	machine_end();
+}
+
+static void locks_exclude_each_other_on_a_shared_machine(void)
+{
+	struct emu_virtual_stats stats[2];
+
+	machine_cost.time_slice_ps = 20000000;
+	for (int i = 0; i < 2; i++) {
+		machine_share(&hygon, 24, 100, 1);
+		locked = machine_zalloc(sizeof(*locked), 0);
+		init_rwsem(&locked->sem, EMU_CLASS_MMAP_LOCK);
+		spin_lock_init(&locked->spin, 0);
+		ASSERT(!emu_virtual_run(take_locks, NULL), "%s", emu_error());
+		ASSERT(locked->by_sem == 100 * 20 && locked->by_spin == 100 * 20, "%llu, %llu",
+		       (unsigned long long)locked->by_sem, (unsigned long long)locked->by_spin);
+		emu_virtual_stats(&stats[i]);
+		machine_end();
+	}
+	ASSERT(!memcmp(&stats[0], &stats[1], sizeof(stats[0])), "two runs differ");
+	machine_cost.time_slice_ps = 3000000000;
+}
+
+/* Slices so short that tasks are preempted everywhere; the trees are right and empty afterwards. */
+static void designs_work_on_a_shared_machine(void)
+{
+	static const char *const designs[] = { "single", "numa-trees", "numa-locks", "cpu-locks", "btree", "dynamic",
+					       "exclude", "outer-inner", "outer-percpu" };
+	uint64_t preempted_ps = 0;
+
+	machine_cost.time_slice_ps = 30000000;
+	for (uint32_t d = 0; d < ARRAY_SIZE(designs); d++) {
+		struct emu_config config = { .nr_cpus = 50, .nr_files = NR_FILES, .nr_lists = NR_LISTS,
+					     .nr_calls = EXECL_CALLS, .work_jitter_permille = 100, .seed = 7 };
+		struct emu_virtual_cpu t;
+		char path[512];
+
+		snprintf(path, sizeof(path), "%s/rmap/%s.so", EMU_DESIGNS, designs[d]);
+		ASSERT(!emu_design_load(0, path, NULL), "%s", emu_error());
+		ASSERT(!emu_design_load(1, EMU_DESIGNS "/mm/mmap-sem-rbtree.so", NULL), "%s", emu_error());
+		machine_format(&hygon, 18, &config);
+		ASSERT(!execl_add(20000), "%s", emu_error());
+		machine_model(&config);
+		ASSERT(!emu_phase_prepare(LIST_LOAD, 1, 0, 0) && !emu_virtual_run_phase(), "%s: %s", designs[d],
+		       emu_error());
+		ASSERT(!emu_phase_prepare(LIST_EXECL, 0, 1, 300000) && !emu_virtual_run_phase(), "%s: %s", designs[d],
+		       emu_error());
+		for (uint32_t i = 0; i < 50; i++) {
+			ASSERT(emu_cpu_result(i)->counts[EMU_CALL_EXEC], "%s: task %u did nothing", designs[d], i);
+			emu_virtual_cpu(i, &t);
+			preempted_ps += t.runqueue_ps;
+		}
+		ASSERT(!emu_phase_prepare(LIST_EXIT, 1, 0, 0) && !emu_virtual_run_phase(), "%s: %s", designs[d],
+		       emu_error());
+		ASSERT(!emu_check_drained(), "%s: %s", designs[d], emu_error());
+		machine_end();
+	}
+	ASSERT(preempted_ps > 100000000, "%llu ps in run queues", (unsigned long long)preempted_ps);
+	machine_cost.time_slice_ps = 3000000000;
+}
+
+static void threads_of_a_core_slow_each_other_down(void)
+{
+	static const struct shape smt = { .sockets = 1, .nodes = 1, .l3 = 1, .cores = 2, .smt = 2 };
+
+	machine_cost.smt_speed_permille = 625;
+	/* CPUs 0 and 2 are core 0, CPU 1 has a core of its own. */
+	machine_boot(&smt, 3, 1);
+	turns = machine_zalloc(sizeof(*turns), 0);
+	ASSERT(!emu_virtual_run(compute_5_ms, NULL), "%s", emu_error());
+	ASSERT(turns->end_ns[0] >= 8000000 && turns->end_ns[0] < 8001000 && turns->end_ns[2] >= 8000000 &&
+		       turns->end_ns[2] < 8001000,
+	       "the two end at %llu and %llu ns", (unsigned long long)turns->end_ns[0],
+	       (unsigned long long)turns->end_ns[2]);
+	ASSERT(turns->end_ns[1] >= 5000000 && turns->end_ns[1] < 5001000, "the one alone ends at %llu ns",
+	       (unsigned long long)turns->end_ns[1]);
+	machine_end();
+
+	/* A thread that watches a line leaves the core to the other; noticed after a step of 20 us at the latest. */
+	machine_boot(&smt, 4, 1);
+	ASSERT(!emu_virtual_run(wait_for_cpu_0, machine_zalloc(64, 0)), "%s", emu_error());
+	ASSERT(emu_clock_ns() < 1014000, "the end is at %llu ns", (unsigned long long)emu_clock_ns());
+	machine_end();
+	machine_cost.smt_speed_permille = 1000;
+}
+
+static void sleep_with_a_spinlock(void *arg)
+{
+	spin_lock(arg);
+	task_park();
+}
+
+/*
  * Misuse
  */
+
+static void sleeping_under_a_spinlock_is_a_bug(void)
+{
+	pid_t pid = fork();
+	int status;
+
+	if (!pid) {
+		close(2);
+		machine_boot(&small, 1, 1);
+		emu_virtual_run(sleep_with_a_spinlock, machine_zalloc(64, 0));
+		_exit(0);
+	}
+	ASSERT(waitpid(pid, &status, 0) == pid && WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT, "status %#x",
+	       (unsigned int)status);
+}
 
 static struct rw_semaphore *pair[2];
 
@@ -433,6 +698,23 @@ static void a_cpu_that_never_ends_meets_the_event_limit(void)
 		machine_cost.event_limit = 1000000000;
 		machine_end();
 	}
+}
+
+static void wait_for_the_clock(void *arg)
+{
+	(void)arg;
+	emu_compute(5000);
+	while (emu_clock_ns() < 10000)
+		;
+}
+
+static void a_cpu_that_waits_for_the_clock_is_named(void)
+{
+	machine_boot(&small, 2, 1);
+	ASSERT(emu_virtual_run(wait_for_the_clock, NULL) == -ETIME, "not found");
+	ASSERT(strstr(emu_error(), "CPU 0 waits for the clock, which stands at 5000 ns, in wait_for_the_clock"), "%s",
+	       emu_error());
+	machine_end();
 }
 
 static EMU_NOINLINE uint64_t recurse(volatile uint64_t *above)
@@ -499,8 +781,18 @@ int main(void)
 	TEST(parked_spinners_cost_nothing);
 	TEST(a_sleeper_runs_when_it_has_been_woken);
 	TEST(a_cpus_time_is_accounted_for);
+	TEST(tasks_of_a_cpu_take_turns);
+	TEST(no_slice_ends_for_one_alone);
+	TEST(need_resched_ends_spinning);
+	TEST(a_preempted_owner_releases_its_spinner);
+	TEST(a_sleeping_owner_releases_its_spinner);
+	TEST(locks_exclude_each_other_on_a_shared_machine);
+	TEST(designs_work_on_a_shared_machine);
+	TEST(threads_of_a_core_slow_each_other_down);
+	TEST(sleeping_under_a_spinlock_is_a_bug);
 	TEST(a_deadlock_is_named);
 	TEST(a_cpu_that_never_ends_meets_the_event_limit);
+	TEST(a_cpu_that_waits_for_the_clock_is_named);
 	TEST(faults_are_reported_with_cpu_time_and_seed);
 	return test_report();
 }

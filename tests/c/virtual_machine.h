@@ -4,6 +4,7 @@
  *
  *   struct shape shape = { .sockets = 2, .nodes = 6, .l3 = 2, .cores = 8, .smt = 2 };   (per unit above)
  *   machine_boot(&shape, nr_cpus, seed);     an arena, a cost model, nobody's designs; CPU numbers as Linux has them
+ *   machine_share(&shape, nr_cpus, nr_tasks, seed);    likewise, with more tasks than CPUs
  *   machine_zalloc(size, node)               arena memory
  *   emu_virtual_run(fn, arg)                 what the test does on every CPU
  *   machine_end()
@@ -42,6 +43,8 @@ static struct emu_cost_model machine_cost = {
 	.wake_to_run_ps = 3000000,
 	.ipi_send_ps = 500000,
 	.context_switch_ps = 1500000,
+	.smt_speed_permille = 1000,
+	.time_slice_ps = 3000000000,
 	.event_limit = 1000000000,
 };
 
@@ -61,9 +64,10 @@ static inline uint32_t machine_leg_ps(const struct shape *s, uint32_t a, uint32_
 static inline void machine_format(const struct shape *s, uint32_t nr_cpus, struct emu_config *config)
 {
 	uint32_t nodes = s->sockets * s->nodes, cores = nodes * s->l3 * s->cores;
+	uint32_t nr_tasks = config->nr_cpus ? config->nr_cpus : nr_cpus;
 
 	ASSERT(nr_cpus <= cores * s->smt, "%u CPUs", nr_cpus);
-	machine.node = calloc(nr_cpus, sizeof(uint32_t));
+	machine.node = calloc(nr_tasks, sizeof(uint32_t));
 	machine.l3 = calloc(nr_cpus, sizeof(uint32_t));
 	machine.core = calloc(nr_cpus, sizeof(uint32_t));
 	machine.leg = calloc(nodes * nodes, sizeof(uint32_t));
@@ -74,6 +78,8 @@ static inline void machine_format(const struct shape *s, uint32_t nr_cpus, struc
 		machine.l3[i] = machine.core[i] / s->cores;
 		machine.node[i] = machine.l3[i] / s->l3;
 	}
+	for (uint32_t i = nr_cpus; i < nr_tasks; i++)
+		machine.node[i] = machine.node[i % nr_cpus];
 	for (uint32_t a = 0; a < nodes; a++) {
 		for (uint32_t b = 0; b < nodes; b++) {
 			machine.leg[a * nodes + b] = machine_leg_ps(s, a, b);
@@ -81,10 +87,11 @@ static inline void machine_format(const struct shape *s, uint32_t nr_cpus, struc
 		}
 	}
 	config->bytes = sizeof(*config);
-	config->nr_cpus = nr_cpus;
+	config->nr_cpus = nr_tasks;
+	config->nr_hw_cpus = nr_cpus;
 	config->nr_nodes = nodes;
 	config->node_of_cpu = machine.node;
-	machine.bytes = emu_arena_overhead(config) + nr_cpus * (UINT64_C(5) << 18) + nodes * (UINT64_C(4) << 20);
+	machine.bytes = emu_arena_overhead(config) + nr_tasks * (UINT64_C(5) << 18) + nodes * (UINT64_C(4) << 20);
 	machine.base = mmap(NULL, machine.bytes, PROT_READ | PROT_WRITE,
 			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	ASSERT(machine.base != MAP_FAILED, "mmap: %s", strerror(errno));
@@ -93,7 +100,7 @@ static inline void machine_format(const struct shape *s, uint32_t nr_cpus, struc
 
 static inline void machine_model(const struct emu_config *config)
 {
-	machine_cost.nr_cpus = config->nr_cpus;
+	machine_cost.nr_cpus = config->nr_hw_cpus;
 	machine_cost.nr_nodes = config->nr_nodes;
 	machine_cost.node_of_cpu = machine.node;
 	machine_cost.l3_of_cpu = machine.l3;
@@ -106,6 +113,14 @@ static inline void machine_model(const struct emu_config *config)
 static inline void machine_boot(const struct shape *s, uint32_t nr_cpus, uint64_t seed)
 {
 	struct emu_config config = { .seed = seed };
+
+	machine_format(s, nr_cpus, &config);
+	machine_model(&config);
+}
+
+static inline void machine_share(const struct shape *s, uint32_t nr_cpus, uint32_t nr_tasks, uint64_t seed)
+{
+	struct emu_config config = { .nr_cpus = nr_tasks, .seed = seed };
 
 	machine_format(s, nr_cpus, &config);
 	machine_model(&config);

@@ -72,6 +72,12 @@ static int config_check(const struct emu_config *c)
 	if (c->nr_private_files > c->nr_files / c->nr_cpus)
 		return emu_set_error(-EINVAL, "%u files cannot be %u for each of %u CPUs", c->nr_files,
 				     c->nr_private_files, c->nr_cpus);
+	if (c->nr_hw_cpus > c->nr_cpus)
+		return emu_set_error(-EINVAL, "%u CPUs for %u tasks: at most as many", c->nr_hw_cpus, c->nr_cpus);
+	for (uint32_t i = c->nr_hw_cpus; c->nr_hw_cpus && i < c->nr_cpus; i++)
+		if (c->node_of_cpu[i] != c->node_of_cpu[i % c->nr_hw_cpus])
+			return emu_set_error(-EINVAL, "task %u is on node %u, its CPU %u is not", i, c->node_of_cpu[i],
+					     i % c->nr_hw_cpus);
 	if (c->work_jitter_permille > 1000)
 		return emu_set_error(-EINVAL, "work_jitter_permille is %u, at most 1000", c->work_jitter_permille);
 	return 0;
@@ -100,6 +106,8 @@ int emu_arena_format(void *base, uint64_t bytes, const struct emu_config *config
 	arena->magic = EMU_ARENA_MAGIC;
 	arena->bytes = bytes;
 	arena->config = *config;
+	if (!config->nr_hw_cpus)
+		arena->config.nr_hw_cpus = config->nr_cpus;
 	arena->node_of_cpu = (uint32_t *)(start + l.node_of_cpu);
 	arena->penalty_ns = (uint32_t *)(start + l.penalty_ns);
 	arena->cpus = (struct emu_cpu *)(start + l.cpus);
@@ -130,7 +138,8 @@ int emu_arena_format(void *base, uint64_t bytes, const struct emu_config *config
 		struct emu_cpu *cpu = &arena->cpus[i];
 
 		memset(cpu, 0, sizeof(*cpu));
-		cpu->task.cpu = i;
+		cpu->task.nr = i;
+		cpu->task.cpu = i % arena->config.nr_hw_cpus;
 		cpu->task.node = arena->node_of_cpu[i];
 		cpu->task.waiter.task = &cpu->task;
 		cpu->task.lock_stats = emu_cpu_lock_stats(i);
@@ -162,7 +171,7 @@ struct address_space *emu_file_named(uint32_t n)
 	uint32_t first_private = emu_nr_file_names() - c->nr_private_files;
 
 	if (n >= first_private)
-		n = first_private + (n - first_private) * c->nr_cpus + current->cpu;
+		n = first_private + (n - first_private) * c->nr_cpus + emu_task_number();
 	return &emu_arena->files[n];
 }
 
@@ -494,7 +503,7 @@ int emu_phase_run(void)
 {
 	struct emu_phase_status *phase = &emu_arena->phase;
 
-	emu_phase_reset(current->cpu);
+	emu_phase_reset(current->nr);
 	atomic_fetch_add(&phase->armed, 1);
 	while (!atomic_load_explicit(&phase->open, memory_order_acquire))
 		emu_futex_wait(&phase->open, 0);

@@ -108,13 +108,18 @@ int emu_set_error(int err, const char *fmt, ...) __attribute__((format(printf, 2
 /* Allocator: set up the pools over [first, arena end); live objects and bytes over all CPUs. */
 void emu_pools_init(uint64_t first_offset);
 int64_t emu_live_objects(void);
-int64_t emu_live_bytes(void);
 /* How large the object around `ptr` is; 0 where nothing was ever allocated. */
 uint32_t emu_object_bytes(const void *ptr);
 /* Where in that object `ptr` is. */
 uint32_t emu_object_offset(const void *ptr);
 
-/* How many files calls can name, and the one that the running CPU's mean (nr_private_files). */
+/* The running task's number, of config.nr_cpus: several may share a CPU. */
+static inline uint32_t emu_task_number(void)
+{
+	return (uint32_t)(emu_this_cpu() - emu_arena->cpus);
+}
+
+/* How many files calls can name, and the one that the running task's mean (nr_private_files). */
 uint32_t emu_nr_file_names(void);
 struct address_space *emu_file_named(uint32_t n);
 /* What a use of an entry by the running CPU goes to; file as in the use. */
@@ -148,6 +153,8 @@ void emu_machine_lock_seen(const void *lock, uint32_t class_id);
 /* A timed hold, or a system call, ends now: for a machine that keeps a trace. */
 void emu_machine_held(const void *lock, uint32_t class_id, uint32_t site, uint64_t since_ns);
 void emu_machine_called(uint32_t op, uint64_t start_ns);
+/* The current task has taken, or is about to release, a lock of this class. */
+void emu_machine_lock_held(uint32_t class_id, bool held);
 /* Where emu_fail() goes when the caller is not a worker: set around code that may fail, in the conductor. */
 extern _Thread_local void *emu_fail_jmp;
 _Noreturn void emu_machine_exit(void);

@@ -89,7 +89,7 @@ static EMU_NOINLINE uint64_t work_loop(uint64_t n)
 	return x;
 }
 
-static volatile uint64_t work_sink;
+static _Thread_local volatile uint64_t work_sink;
 
 void emu_compute(uint64_t ns)
 {
@@ -216,6 +216,12 @@ void emu_machine_called(uint32_t op, uint64_t start_ns)
 {
 	(void)op;
 	(void)start_ns;
+}
+
+void emu_machine_lock_held(uint32_t class_id, bool held)
+{
+	(void)class_id;
+	(void)held;
 }
 
 void emu_machine_exit(void)

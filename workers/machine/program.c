@@ -64,7 +64,7 @@ uint64_t emu_uses_until(uint32_t use, uint32_t cpu, uint64_t occasions)
 /* The call's work, and evenly spread over it what it uses of the rest of the kernel. */
 static void kernel_work(const struct emu_call *call, uint64_t work_ns)
 {
-	uint32_t cpu = current->cpu;
+	uint32_t cpu = emu_task_number();
 	uint64_t *occasions = emu_arena->occasions + (uint64_t)cpu * emu_arena->nr_uses + call->first_use;
 	uint64_t nr = 0, slice;
 

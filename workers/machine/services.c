@@ -27,7 +27,7 @@ uint32_t emu_node_id(void)
 
 uint32_t emu_nr_cpus(void)
 {
-	return emu_arena->config.nr_cpus;
+	return emu_arena->config.nr_hw_cpus;
 }
 
 uint32_t emu_nr_nodes(void)

@@ -31,12 +31,20 @@ uint32_t lock_class(const char *name, const char *file)
 	return id;
 }
 
+static uint32_t class_of(const struct task_struct *task, const struct lock_stat *stat)
+{
+	return (uint32_t)((uint64_t)(stat - task->lock_stats) / EMU_SITES_MAX);
+}
+
 EMU_NOINLINE void lock_stat_hold_begin(struct task_struct *task, struct lock_stat *stat, const void *lock)
 {
-	emu_machine_lock_seen(lock, (uint32_t)((uint64_t)(stat - task->lock_stats) / EMU_SITES_MAX));
+	uint32_t class_id = class_of(task, stat);
+
+	emu_machine_lock_seen(lock, class_id);
 	for (uint32_t i = 0; i < EMU_HOLDS; i++) {
 		if (!task->holds[i].lock) {
 			task->holds[i] = (struct emu_hold){ lock, stat, emu_clock_ns() };
+			emu_machine_lock_held(class_id, true);
 			return;
 		}
 	}
@@ -52,6 +60,7 @@ EMU_NOINLINE void lock_stat_hold_end(struct task_struct *task, const void *lock)
 			emu_machine_held(lock, at / EMU_SITES_MAX, at % EMU_SITES_MAX, task->holds[i].since_ns);
 			stat->hold_ns += emu_clock_ns() - task->holds[i].since_ns;
 			stat->hold_samples++;
+			emu_machine_lock_held(class_of(task, stat), false);
 			/* Close the gap: lock_stat_release() looks at the first slot only. */
 			for (; i + 1 < EMU_HOLDS; i++)
 				task->holds[i] = task->holds[i + 1];

@@ -19,6 +19,7 @@ struct emu_micro {
 	} pairs[];
 };
 
+/* Of tasks that have a CPU of their own: more than those do not play. */
 static uint32_t nr_pairs(void)
 {
 	return emu_nr_cpus() / 2;
@@ -40,7 +41,7 @@ void emu_micro_reset(struct emu_micro *micro)
 
 void emu_line_write(struct emu_micro *micro)
 {
-	atomic_store_explicit(&micro->written, current->cpu, memory_order_seq_cst);
+	atomic_store_explicit(&micro->written, current->nr, memory_order_seq_cst);
 }
 
 void emu_line_fetch_add(struct emu_micro *micro)
@@ -50,7 +51,7 @@ void emu_line_fetch_add(struct emu_micro *micro)
 
 bool emu_line_ping_pong(struct emu_micro *micro, uint64_t *turn)
 {
-	uint32_t cpu = current->cpu, side = cpu & 1;
+	uint32_t cpu = current->nr, side = cpu & 1;
 	struct pair *pair = &micro->pairs[cpu / 2];
 	uint64_t seen = *turn;
 
@@ -75,7 +76,7 @@ bool emu_line_ping_pong(struct emu_micro *micro, uint64_t *turn)
 
 void emu_line_ping_pong_end(struct emu_micro *micro)
 {
-	uint32_t cpu = current->cpu;
+	uint32_t cpu = current->nr;
 
 	if (cpu / 2 < nr_pairs())
 		atomic_fetch_or_explicit(&micro->pairs[cpu / 2].turn, GONE(cpu & 1), memory_order_release);

@@ -16,6 +16,8 @@ static uint32_t calc_vm_flags(uint32_t prot, uint32_t flags)
 		vm_flags |= VM_ACCOUNT;
 	if (flags & EMU_MAP_GROWSDOWN)
 		vm_flags |= VM_GROWSDOWN;
+	if (flags & EMU_MAP_STACK)
+		vm_flags |= VM_NOHUGEPAGE;
 	if (flags & EMU_MAP_SPECIAL)
 		vm_flags |= VM_SPECIAL;
 	return vm_flags;

@@ -85,6 +85,8 @@ bool osq_lock(struct osq_lock *lock)
 	struct osq_node *prev;
 	uint32_t tail;
 
+	/* The node is the CPU's, and those behind wait for this task to go on. */
+	emu_preempt_disable();
 	/* Nobody knows the node yet; the exchange below publishes it. */
 	atomic_store_explicit(&node->next, NULL, memory_order_relaxed);
 	atomic_store_explicit(&node->locked, 0, memory_order_relaxed);
@@ -101,7 +103,10 @@ bool osq_lock(struct osq_lock *lock)
 
 	if (smp_cond_load_acquire(&node->locked, VAL || emu_need_resched()))
 		return true;
-	return osq_leave(lock, node);
+	if (osq_leave(lock, node))
+		return true;
+	emu_preempt_enable();
+	return false;
 }
 
 void osq_unlock(struct osq_lock *lock)
@@ -112,4 +117,5 @@ void osq_unlock(struct osq_lock *lock)
 	/* Release: pairs with the acquire of the next waiter's look at its own line. */
 	if (next)
 		atomic_store_explicit(&next->locked, 1, memory_order_release);
+	emu_preempt_enable();
 }

@@ -63,10 +63,12 @@ static void exclude_destroy(struct address_space *mapping)
 	emu_free(rmap_private(mapping, struct exclude)->counts);
 }
 
-/* Of a flagged file. Only this CPU writes its counts; release, for sum() and for what is said there. */
+/* Of a flagged file. Only this CPU writes its counts, one task at a time; release, for sum() and what is said there. */
 static void count(_Atomic uint64_t *counter, uint64_t n)
 {
+	emu_preempt_disable();
 	atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + n, memory_order_release);
+	emu_preempt_enable();
 }
 
 static inline struct cpu_counts *counts_here(struct exclude *e)

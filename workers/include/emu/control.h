@@ -105,7 +105,8 @@ struct emu_use {
 /* What a cell is made with. `bytes` = sizeof of this struct as the caller knows it; checked. */
 struct emu_config {
 	uint32_t bytes;
-	uint32_t nr_cpus, nr_nodes;
+	uint32_t nr_cpus, nr_nodes; /* nr_cpus: tasks, with a table of everything each */
+	uint32_t nr_hw_cpus; /* CPUs that the tasks share, task i on CPU i modulo this; 0: nr_cpus */
 	uint32_t nr_files, nr_lists, nr_calls; /* upper bounds */
 	uint32_t oversubscribed;	       /* more emulated than host CPUs: spinners yield to the host's scheduler */
 	uint32_t numa_penalty;		       /* emu_line_moved() costs */
@@ -198,6 +199,8 @@ EMU_EXPORT int emu_list_run(uint32_t list, uint32_t *failed);
 EMU_EXPORT uint64_t emu_file_vmas(uint32_t file);
 EMU_EXPORT uint64_t emu_rmap_bytes_per_file(void);
 EMU_EXPORT uint64_t emu_bytes_per_vma(void);
+/* Allocated from the arena and not freed, now; while CPUs run: by and by. */
+EMU_EXPORT int64_t emu_live_bytes(void);
 
 /*
  * All trees empty, no lock held, no addition to a shared counter lost, no arena object live that was not before boot,

@@ -78,14 +78,21 @@ EMU_EXPORT void emu_waited(uint32_t class_id, uint64_t wait_ns);
 #endif
 #define current emu_current
 
-/* This CPU's number and NUMA node (0-based), and how many of each this machine has. */
+/*
+ * This CPU's number and NUMA node (0-based), and how many of each this machine has. A task keeps its CPU, but others may
+ * run there between any two of its instructions where tasks outnumber CPUs: per-CPU data is changed by read-modify-writes
+ * or between emu_preempt_disable() and emu_preempt_enable().
+ */
 EMU_EXPORT uint32_t emu_cpu_id(void);
 EMU_EXPORT uint32_t emu_node_id(void);
 EMU_EXPORT uint32_t emu_nr_cpus(void);
 EMU_EXPORT uint32_t emu_nr_nodes(void);
 EMU_EXPORT uint32_t emu_cpu_to_node(uint32_t cpu);
 
-/* Nanoseconds since the machine started. Native: the TSC where it is invariant, else CLOCK_MONOTONIC_RAW. */
+/*
+ * Nanoseconds since the machine started. Native: the TSC where it is invariant, else CLOCK_MONOTONIC_RAW. Virtual: looking
+ * takes no time, so that a loop that waits for the clock must compute.
+ */
 EMU_EXPORT uint64_t emu_clock_ns(void);
 
 /* The next number of this CPU's own stream, which depends on the seed and the CPU alone. */
@@ -116,12 +123,40 @@ EMU_EXPORT void emu_spin_wait(const volatile void *addr);
 
 /*
  * Should the running task give up its CPU instead of spinning on? As in the kernel, ends optimistic spinning. Native:
- * true once a CPU of an oversubscribed host has spun for long, since the owner then may wait for this very CPU.
+ * true once a CPU of an oversubscribed host has spun for long, since the owner then may wait for this very CPU. Virtual:
+ * its time slice is over, another task waits for the CPU, and it may not be preempted just now.
  */
 EMU_EXPORT bool emu_need_resched(void);
 
+/*
+ * Between these two the task keeps its CPU; they nest, and it must not sleep. Spinlocks and osq_lock() have them inside.
+ * Native: nothing, since a CPU has one task.
+ */
+#ifdef EMU_MACHINE_NATIVE
+static inline void emu_preempt_disable(void)
+{
+}
+
+static inline void emu_preempt_enable(void)
+{
+}
+#else
+EMU_EXPORT void emu_preempt_disable(void);
+EMU_EXPORT void emu_preempt_enable(void);
+#endif
+
 /* Computes for about `ns` nanoseconds of CPU time (native: a calibrated loop, not a wait for the clock). */
 EMU_EXPORT void emu_compute(uint64_t ns);
+
+/* The waiting of this task since it last said so was for a lock of this class. For lock_stat_contended(). */
+#ifdef EMU_MACHINE_NATIVE
+static inline void emu_waited_for(uint32_t class_id)
+{
+	(void)class_id;
+}
+#else
+EMU_EXPORT void emu_waited_for(uint32_t class_id);
+#endif
 
 /*
  * Ends the cell with an operating failure (not a bug): one line to the coordinator, exit of this CPU. Like printf.

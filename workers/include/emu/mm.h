@@ -23,6 +23,7 @@
 #define EMU_MAP_FIXED 0x10u
 #define EMU_MAP_ANONYMOUS 0x20u
 #define EMU_MAP_GROWSDOWN 0x100u
+#define EMU_MAP_STACK 0x20000u
 #define EMU_MAP_FIXED_NOREPLACE 0x100000u
 /* Ours, for what the kernel maps by itself during exec. */
 #define EMU_MAP_SPECIAL 0x10000000u /* vdso, vvar: never merged */
@@ -39,6 +40,9 @@
 /* Private and writable at some time, so that it may have pages of its own. Stays when mprotect takes writing away
  * (RELRO), which keeps such a range from merging with its read-only neighbour. */
 #define VM_ACCOUNT 0x100000u
+
+/* MAP_STACK's, since Linux 6.7: keeps a thread's stack apart from the mappings beside it. */
+#define VM_NOHUGEPAGE 0x40000000u
 
 #define EMU_STACK_GUARD_GAP (UINT64_C(256) << EMU_PAGE_SHIFT) /* the kernel's default, 1 MiB */
 #define EMU_TASK_SIZE UINT64_C(0x7ffffffff000)

@@ -4,7 +4,7 @@
  *
  * Writers that spin on a sleeping lock's owner queue here, so that one of them at a time watches the owner and the
  * rest watch a line of their own. A waiter leaves when its CPU has something better to do (emu_need_resched()). One
- * node per CPU, in the arena (percpu_sync.h).
+ * node per CPU, in the arena (percpu_sync.h); who is in the queue or at its head is not preempted and must not sleep.
  */
 #ifndef EMU_OSQ_H
 #define EMU_OSQ_H

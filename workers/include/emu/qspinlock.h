@@ -6,8 +6,8 @@
  *          bit  8      pending: the first waiter spins on the word itself, without a queue node
  *          bits 16-31  tail: CPU number + 1 of the last waiter in the queue, 0 = no queue
  *
- * A waiter's queue node is its CPU's (one suffices: a CPU waits for one spinlock at a time and there are no
- * interrupts). FIFO but for the pending waiter, who came first.
+ * A waiter's queue node is its CPU's (one suffices: a CPU waits for one spinlock at a time, since who waits or holds is
+ * not preempted and there are no interrupts). FIFO but for the pending waiter, who came first.
  */
 #ifndef EMU_QSPINLOCK_H
 #define EMU_QSPINLOCK_H
@@ -33,10 +33,13 @@ static inline bool spin_trylock(struct qspinlock *lock)
 {
 	uint32_t val = 0;
 
+	emu_preempt_disable();
 	/* Acquire: pairs with the release in spin_unlock() of the last owner. */
 	if (!atomic_compare_exchange_strong_explicit(&lock->val, &val, EMU_QSPIN_LOCKED, memory_order_acquire,
-						     memory_order_relaxed))
+						     memory_order_relaxed)) {
+		emu_preempt_enable();
 		return false;
+	}
 	if (lock->class_id)
 		lock_stat_acquired(lock->class_id, lock);
 	return true;
@@ -46,6 +49,7 @@ static inline void spin_lock(struct qspinlock *lock)
 {
 	uint32_t val = 0;
 
+	emu_preempt_disable();
 	if (unlikely(!atomic_compare_exchange_strong_explicit(&lock->val, &val, EMU_QSPIN_LOCKED,
 							      memory_order_acquire, memory_order_relaxed)))
 		spin_lock_slowpath(lock, val);
@@ -59,6 +63,7 @@ static inline void spin_unlock(struct qspinlock *lock)
 		lock_stat_release(lock);
 	/* Only the locked byte is the owner's: waiters may be changing pending and tail right now. */
 	atomic_store_explicit((_Atomic uint8_t *)&lock->val, 0, memory_order_release);
+	emu_preempt_enable();
 }
 
 #endif

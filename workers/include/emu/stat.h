@@ -57,6 +57,7 @@ static inline void lock_stat_contended(uint32_t class_id, uint64_t wait_ns)
 {
 	struct lock_stat *stat = lock_stat_here(class_id);
 
+	emu_waited_for(class_id);
 	stat->contended++;
 	stat->wait_ns += wait_ns;
 	current->wait_ns += wait_ns;

@@ -36,8 +36,9 @@ struct rwsem_waiter {
 
 struct task_struct {
 	/* Written before the first CPU starts. */
-	__cacheline_aligned uint32_t cpu;
+	__cacheline_aligned uint32_t cpu; /* the CPU it runs on; several tasks may share one */
 	uint32_t node;
+	uint32_t nr; /* its own number; below the number of CPUs it equals cpu */
 
 	/* Written by the task alone, read by spinners that ask whether the owner runs. */
 	__cacheline_aligned _Atomic uint32_t on_cpu;

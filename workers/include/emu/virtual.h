@@ -3,7 +3,7 @@
  * virtual.h - how the conductor drives the virtual machine. Not for designs; the virtual engine only.
  *
  * A cell is made as on the native engine (control.h) up to emu_boot(). Then, instead of forking:
- *   emu_virtual_config(&model)          after emu_arena_format(): directory, caches, one fiber a CPU
+ *   emu_virtual_config(&model)          after emu_arena_format(): directory, caches, one fiber a task
  *   emu_phase_prepare(...)              as ever
  *   emu_virtual_run_phase()             all CPUs through the phase; returns when the last is done
  *   emu_virtual_stats(&stats) ...       what it took
@@ -26,7 +26,7 @@
  */
 struct emu_cost_model {
 	uint32_t bytes; /* sizeof(struct emu_cost_model) as the caller knows it; checked */
-	uint32_t nr_cpus, nr_nodes;
+	uint32_t nr_cpus, nr_nodes; /* as emu_config's nr_hw_cpus, nr_nodes */
 	uint32_t outstanding_stores; /* stores in flight before the next one stalls its CPU; 1..EMU_STORES_MAX */
 
 	/* Copied. A core and an L3 domain are within one node. */
@@ -44,7 +44,9 @@ struct emu_cost_model {
 	uint32_t atomic_ps;
 	uint32_t occupancy_ps; /* how far apart a line is handed on while several CPUs ask for it at once */
 	uint32_t futex_wait_ps, futex_wake_ps, wake_to_run_ps, ipi_send_ps, context_switch_ps;
+	uint32_t smt_speed_permille; /* of each of two threads of a core that both work, against one alone */
 
+	uint64_t time_slice_ps; /* how long a task runs while others wait for its CPU */
 	uint64_t event_limit; /* accesses of one phase before it counts as hung; 0 = none */
 };
 #define EMU_STORES_MAX 16u
@@ -62,7 +64,21 @@ struct emu_virtual_stats {
 	uint64_t trace_hash;	    /* of all points of order: equal for equal runs */
 };
 
-/* How a CPU has spent its time since the start of the phase. Their sum is what its clock has moved. */
+/* Where the time of a task went. Shares that do not overlap; their sum is the length of the phase. */
+enum emu_stack_share {
+	EMU_STACK_OWN_WORK,    /* working without a lock */
+	EMU_STACK_TREE_WORK,   /* working under a lock of the rmap design: one whose class has a file */
+	EMU_STACK_LINE_STALLS, /* waiting for cache lines, with or without locks */
+	EMU_STACK_SPINNING,    /* for a lock of the rmap design, or for no lock */
+	EMU_STACK_ASLEEP,      /* likewise, on the way there and back, and after the task's end until the last one's */
+	EMU_STACK_RUNQUEUE,    /* waiting for its CPU, and switching */
+	EMU_STACK_OTHER_LOCKS, /* working under, spinning and sleeping for other locks */
+	EMU_STACK_NR
+};
+
+/*
+ * How a task has spent its time since the start of the phase. access to runqueue: their sum is what its clock has moved.
+ */
 struct emu_virtual_cpu {
 	uint64_t clock_ps;
 	uint64_t access_ps;  /* the rest: accesses and atomics on its own lines, waking others */
@@ -70,6 +86,9 @@ struct emu_virtual_cpu {
 	uint64_t stall_ps;   /* waiting for a line */
 	uint64_t spin_ps;    /* parked by emu_spin_wait() */
 	uint64_t sleep_ps;   /* in emu_futex_wait() and on the way there and back */
+	uint64_t runqueue_ps; /* able to run, but another task has the CPU */
+	uint64_t transfers, remote_transfers; /* lines that it got from other CPUs */
+	uint64_t stack_ps[EMU_STACK_NR];
 };
 
 #define EMU_SYMBOL_MAX 120u
@@ -98,7 +117,7 @@ enum emu_slice_kind { EMU_SLICE_CALL, EMU_SLICE_WAIT, EMU_SLICE_SPIN, EMU_SLICE_
 struct emu_virtual_slice {
 	uint64_t start_ns, end_ns;
 	uint64_t at; /* arena offset of the lock (hold) or of what was watched (spin, sleep) */
-	uint32_t cpu;
+	uint32_t task; /* its number; the CPU's where no CPU is shared */
 	uint32_t kind;
 	uint32_t what; /* enum emu_call_op (call), lock class (wait, hold) */
 	uint32_t site; /* for emu_cpu_site_path() */
@@ -122,7 +141,8 @@ EMU_EXPORT int emu_virtual_run_phase(void);
 EMU_EXPORT int emu_virtual_run(void (*fn)(void *arg), void *arg);
 
 EMU_EXPORT void emu_virtual_stats(struct emu_virtual_stats *stats);
-EMU_EXPORT void emu_virtual_cpu(uint32_t cpu, struct emu_virtual_cpu *out);
+/* Of the task of that number; a CPU has more than one where tasks outnumber CPUs. */
+EMU_EXPORT void emu_virtual_cpu(uint32_t task, struct emu_virtual_cpu *out);
 /* Up to n, in no order; return how many. The first of each is what the tables had no room for. */
 EMU_EXPORT uint32_t emu_virtual_lines(struct emu_virtual_line *lines, uint32_t n);
 EMU_EXPORT uint32_t emu_virtual_sites(struct emu_virtual_site *sites, uint32_t n);

@@ -85,8 +85,12 @@ static void finish(uint64_t offset, enum emu_site_kind kind, const struct fiber 
 	uint64_t wait_ps = when > vm.clock ? when - vm.clock : 0;
 
 	if (from) {
+		bool remote = from->node != vm.fiber->node;
+
 		vm.transfers++;
-		vm.remote_transfers += from->node != vm.fiber->node;
+		vm.remote_transfers += remote;
+		vm.fiber->spent.transfers++;
+		vm.fiber->spent.remote_transfers += remote;
 		vm.node_transfers[vm.fiber->node * vm.cost.nr_nodes + from->node]++;
 	} else if (!wait_ps) {
 		return;
@@ -134,17 +138,17 @@ void line_read(uint64_t offset)
 		to_front(f, line, way, tag);
 		return;
 	}
-	owner = l->owner ? &vm.fibers[l->owner - 1] : NULL;
+	owner = l->owner && l->owner != vm.cpu + 1 ? &vm.fibers[l->owner - 1] : NULL;
 	home = home_of(line);
 	if (f->l3_tags[l3_slot(line)] == tag) {
 		/* It may still be on its way here. */
-		if (owner && owner != f && !l->sharer && owner->l3 == f->l3) {
+		if (owner && !l->sharer && owner->l3 == f->l3) {
 			done = copy(t, latency(f, owner, home));
 			from = owner;
 		} else {
 			done = later(later(t->ready, t->arrived), vm.clock + vm.cost.l3_hit_ps);
 		}
-	} else if (owner && owner != f && still_has(owner, line, tag)) {
+	} else if (owner && still_has(owner, line, tag)) {
 		done = copy(t, latency(f, owner, home));
 		from = owner;
 	} else {

@@ -26,21 +26,41 @@ _Thread_local void *emu_fail_jmp;
 
 uint64_t emu_clock_ns(void)
 {
+	if (vm.clock != vm.asked) {
+		vm.asked = vm.clock;
+		vm.times_asked = 0;
+	} else if (unlikely(++vm.times_asked == CLOCK_LOOKS) && vm.span) {
+		clock_stands_still();
+	}
 	return vm.clock / 1000;
 }
 
 void emu_compute(uint64_t ns)
 {
+	const struct fiber *f = vm.fiber;
+	uint64_t left = ns * 1000;
+
 	if (!vm.span)
 		return;
-	vm.clock += ns * 1000;
-	vm.fiber->spent.compute_ps += ns * 1000;
-}
+	/* In steps, where others may slow this CPU down or take it away in between. */
+	for (;;) {
+		uint32_t busy = vm.busy[f->core];
+		uint64_t step = vm.threads > 1 && left > SMT_STEP_PS ? SMT_STEP_PS : left;
+		uint64_t took = on_busy_core(step, busy);
 
-/* As many tasks as CPUs: nobody waits for this one. */
-bool emu_need_resched(void)
-{
-	return false;
+		if (unlikely(vm.clock + took > vm.slice_end)) {
+			uint64_t all = took;
+
+			took = vm.clock < vm.slice_end ? vm.slice_end - vm.clock : 0;
+			step = busy < 2 ? took : step * took / all;
+		}
+		vm.clock += took;
+		vm.fiber->spent.compute_ps += took;
+		left -= step;
+		if (!left)
+			break;
+		computed();
+	}
 }
 
 /* The directory charges what a line's way costs; nothing is added to it. */
@@ -58,6 +78,90 @@ void emu_machine_bind(void *base, uint64_t bytes, int32_t host_node)
 	(void)base;
 	(void)bytes;
 	(void)host_node;
+}
+
+/*
+ * Time stacks
+ */
+
+/* Locks of files are the rmap design's; others are the rest of the kernel's. */
+static bool is_rmap_class(uint32_t class_id)
+{
+	return emu_arena->classes[class_id].file[0] != '\0';
+}
+
+/* The running task's time since the last call in which it did not wait. */
+static void stack_work(void)
+{
+	struct fiber *f = vm.fiber;
+	struct emu_virtual_cpu *spent = &f->spent;
+	uint64_t waits = spent->stall_ps + spent->spin_ps + spent->sleep_ps + spent->runqueue_ps;
+	uint64_t work = (vm.clock - f->stacked_clock) - (waits - f->stacked_waits);
+
+	spent->stack_ps[f->rmap_locks ? EMU_STACK_TREE_WORK : f->other_locks ? EMU_STACK_OTHER_LOCKS :
+			EMU_STACK_OWN_WORK] += work;
+	f->stacked_clock = vm.clock;
+	f->stacked_waits = waits;
+}
+
+static void stack_waits(struct fiber *f, bool rmap)
+{
+	struct emu_virtual_cpu *spent = &f->spent;
+
+	spent->stack_ps[rmap ? EMU_STACK_SPINNING : EMU_STACK_OTHER_LOCKS] += spent->spin_ps - f->stacked_spin;
+	spent->stack_ps[rmap ? EMU_STACK_ASLEEP : EMU_STACK_OTHER_LOCKS] += spent->sleep_ps - f->stacked_sleep;
+	f->stacked_spin = spent->spin_ps;
+	f->stacked_sleep = spent->sleep_ps;
+}
+
+void emu_machine_lock_held(uint32_t class_id, bool held)
+{
+	struct fiber *f = vm.fiber;
+
+	if (!vm.span)
+		return;
+	stack_work();
+	*(is_rmap_class(class_id) ? &f->rmap_locks : &f->other_locks) += held ? 1 : UINT32_MAX;
+}
+
+void emu_waited_for(uint32_t class_id)
+{
+	if (vm.span)
+		stack_waits(vm.fiber, is_rmap_class(class_id));
+}
+
+void stack_begin(struct fiber *f)
+{
+	memset(&f->spent, 0, sizeof(f->spent));
+	f->rmap_locks = f->other_locks = 0;
+	f->stacked_clock = f->clock;
+	f->stacked_waits = f->stacked_spin = f->stacked_sleep = 0;
+}
+
+void stack_done(void)
+{
+	struct fiber *f = vm.fiber;
+
+	stack_work();
+	/* What was no lock's, such as a ping-pong's waiting for the other side. */
+	stack_waits(f, true);
+	f->spent.stack_ps[EMU_STACK_LINE_STALLS] = f->spent.stall_ps;
+	f->spent.stack_ps[EMU_STACK_RUNQUEUE] = f->spent.runqueue_ps;
+}
+
+/* Who was done before the last had nothing to do. Every picosecond is in one share, and in one only. */
+void stack_end(void)
+{
+	for (uint32_t i = 0; i < vm.nr_tasks; i++) {
+		struct fiber *f = &vm.fibers[i];
+		uint64_t sum = 0;
+
+		f->spent.stack_ps[EMU_STACK_ASLEEP] += vm.now - f->clock;
+		for (uint32_t share = 0; share < EMU_STACK_NR; share++)
+			sum += f->spent.stack_ps[share];
+		EMU_ASSERT(sum == vm.now - f->since, "task %u: a time stack of %llu ps for %llu", i,
+			   (unsigned long long)sum, (unsigned long long)(vm.now - f->since));
+	}
 }
 
 void emu_machine_exit(void)
@@ -111,7 +215,9 @@ static const uint32_t *keep_copy(const uint32_t *from, uint64_t count)
 
 void emu_virtual_end(void)
 {
-	fibers_destroy(vm.fibers ? vm.cost.nr_cpus : 0);
+	struct frame *shadow = main_shadow;
+
+	fibers_destroy(vm.fibers ? vm.nr_tasks : 0);
 	while (nr_kept) {
 		nr_kept--;
 		munmap(kept[nr_kept].ptr, kept[nr_kept].bytes);
@@ -163,11 +269,11 @@ static int check(const struct emu_cost_model *m)
 	if (m->bytes != sizeof(*m))
 		return emu_set_error(-EINVAL, "struct emu_cost_model has %u bytes here, %zu in the core", m->bytes,
 				     sizeof(*m));
-	if (!emu_arena || m->nr_cpus != emu_arena->config.nr_cpus || m->nr_nodes != emu_arena->config.nr_nodes)
+	if (!emu_arena || m->nr_cpus != emu_arena->config.nr_hw_cpus || m->nr_nodes != emu_arena->config.nr_nodes)
 		return emu_set_error(-EINVAL, "a cost model for %u CPUs on %u nodes does not fit the arena", m->nr_cpus,
 				     m->nr_nodes);
-	if (m->nr_cpus > UINT16_MAX - 1 || m->nr_nodes > UINT16_MAX)
-		return emu_set_error(-EINVAL, "%u CPUs are more than the %u that a directory entry can name", m->nr_cpus,
+	if (emu_arena->config.nr_cpus > UINT16_MAX - 1 || m->nr_nodes > UINT16_MAX)
+		return emu_set_error(-EINVAL, "%u tasks are more than the %u that can be told apart", emu_arena->config.nr_cpus,
 				     UINT16_MAX - 1);
 	if (!m->outstanding_stores || m->outstanding_stores > EMU_STORES_MAX)
 		return emu_set_error(-EINVAL, "outstanding_stores is %u, 1 to %u", m->outstanding_stores,
@@ -175,6 +281,9 @@ static int check(const struct emu_cost_model *m)
 	if (m->private_lines < WAYS || !m->l3_lines || !m->access_ps)
 		return emu_set_error(-EINVAL, "caches of %u and %u lines, accesses of %u ps: too little",
 				     m->private_lines, m->l3_lines, m->access_ps);
+	if (!m->smt_speed_permille || m->smt_speed_permille > 1000 || !m->time_slice_ps)
+		return emu_set_error(-EINVAL, "two threads of a core at %u permille, slices of %llu ps: cannot be",
+				     m->smt_speed_permille, (unsigned long long)m->time_slice_ps);
 	for (uint32_t i = 0; i < m->nr_cpus; i++)
 		if (m->node_of_cpu[i] >= m->nr_nodes || m->l3_of_cpu[i] >= m->nr_cpus || m->core_of_cpu[i] >= m->nr_cpus)
 			return emu_set_error(-EINVAL, "CPU %u is on node %u, L3 %u, core %u: no such", i,
@@ -187,12 +296,16 @@ int emu_virtual_config(const struct emu_cost_model *model)
 	uint64_t nodes2, nr_lines, sets;
 	uint64_t *tags, *older, *l3_tags;
 	struct frame *shadows;
+	uint32_t nr_tasks;
 	int err = check(model);
 
 	if (err)
 		return err;
 	emu_virtual_end();
 	vm.cost = *model;
+	vm.nr_tasks = nr_tasks = emu_arena->config.nr_cpus;
+	vm.shared = nr_tasks > model->nr_cpus;
+	vm.slice_end = UINT64_MAX;
 	nodes2 = (uint64_t)model->nr_nodes * model->nr_nodes;
 	for (uint32_t i = 0; i < model->nr_cpus; i++)
 		if (model->l3_of_cpu[i] >= vm.nr_l3)
@@ -214,14 +327,16 @@ int emu_virtual_config(const struct emu_cost_model *model)
 	vm.lines = keep(nr_lines, sizeof(*vm.lines));
 	vm.transits = keep(nr_lines, sizeof(*vm.transits));
 	vm.home = keep((vm.full_span >> EMU_PAGE_SHIFT) + 1, sizeof(*vm.home));
-	vm.fibers = keep(model->nr_cpus, sizeof(*vm.fibers));
+	vm.fibers = keep(nr_tasks, sizeof(*vm.fibers));
 	vm.heap = keep(model->nr_cpus, sizeof(*vm.heap));
-	shadows = keep((uint64_t)model->nr_cpus * SHADOW_DEPTH, sizeof(*shadows));
+	vm.queues = keep(model->nr_cpus, sizeof(*vm.queues));
+	vm.busy = keep(model->nr_cpus, sizeof(*vm.busy));
+	shadows = keep((uint64_t)nr_tasks * SHADOW_DEPTH, sizeof(*shadows));
 	tags = keep(model->nr_cpus * sets, sizeof(*tags));
 	older = keep(model->nr_cpus * sets * (WAYS - 1), sizeof(*older));
 	l3_tags = keep(vm.nr_l3 * ((uint64_t)vm.l3_mask + 1), sizeof(*l3_tags));
 	vm.node_transfers = keep(nodes2, sizeof(*vm.node_transfers));
-	if (!sites_create() || nr_kept < 16 || fibers_create(model->nr_cpus)) {
+	if (!sites_create() || nr_kept < 16 || fibers_create(nr_tasks)) {
 		emu_virtual_end();
 		return emu_set_error(-ENOMEM, "no memory for a machine of %u CPUs", model->nr_cpus);
 	}
@@ -231,21 +346,33 @@ int emu_virtual_config(const struct emu_cost_model *model)
 	/* Zeroed tags name version 0 of line 0; no line but this starts with another. */
 	vm.lines[0].version = 1;
 	vm.top_key = UINT64_MAX;
-	vm.main.cpu = UINT32_MAX;
+	vm.main.cpu = vm.main.nr = UINT32_MAX;
 	vm.trace_hash = UINT64_C(0xcbf29ce484222325);
-	for (uint32_t i = 0; i < model->nr_cpus; i++) {
+	for (uint32_t i = 0; i < nr_tasks; i++) {
 		struct fiber *f = &vm.fibers[i];
+		uint32_t cpu = i % model->nr_cpus;
 
-		f->cpu = i;
-		f->node = model->node_of_cpu[i];
-		f->core = model->core_of_cpu[i];
-		f->l3 = model->l3_of_cpu[i];
+		f->cpu = cpu;
+		f->nr = i;
+		f->node = model->node_of_cpu[cpu];
+		f->core = model->core_of_cpu[cpu];
+		f->l3 = model->l3_of_cpu[cpu];
 		f->task = &emu_arena->cpus[i].task;
-		f->tags = tags + i * sets;
-		f->older = older + i * sets * (WAYS - 1);
+		f->tags = tags + cpu * sets;
+		f->older = older + cpu * sets * (WAYS - 1);
 		f->l3_tags = l3_tags + f->l3 * ((uint64_t)vm.l3_mask + 1);
 		f->shadow = shadows + (uint64_t)i * SHADOW_DEPTH;
 	}
+	for (uint32_t i = 0; i < model->nr_cpus; i++)
+		if (++vm.busy[vm.fibers[i].core] > vm.threads)
+			vm.threads = vm.busy[vm.fibers[i].core];
+	if (vm.threads > SMT_MAX) {
+		err = emu_set_error(-EINVAL, "%u threads of a core, at most %u", vm.threads, SMT_MAX);
+		emu_virtual_end();
+		return err;
+	}
+	for (uint32_t busy = 0; busy <= vm.threads; busy++)
+		vm.access_ps_of[busy] = on_busy_core(model->access_ps, busy);
 	set_homes();
 	vm.lookahead = shortest_way();
 	return 0;
@@ -270,13 +397,14 @@ void emu_virtual_stats(struct emu_virtual_stats *stats)
 	};
 }
 
-void emu_virtual_cpu(uint32_t cpu, struct emu_virtual_cpu *out)
+void emu_virtual_cpu(uint32_t task, struct emu_virtual_cpu *out)
 {
-	const struct fiber *f = &vm.fibers[cpu];
+	const struct fiber *f = &vm.fibers[task];
 
 	*out = f->spent;
 	out->clock_ps = f->clock - f->since;
-	out->access_ps = out->clock_ps - out->compute_ps - out->stall_ps - out->spin_ps - out->sleep_ps;
+	out->access_ps = out->clock_ps - out->compute_ps - out->stall_ps - out->spin_ps - out->sleep_ps -
+			 out->runqueue_ps;
 }
 
 void emu_virtual_trace(struct emu_virtual_event *events, uint64_t n)

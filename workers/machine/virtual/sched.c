@@ -1,10 +1,16 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * sched.c - which CPU goes on: always the one whose clock is least, the lower number first.
+ * sched.c - which task goes on: of those on a CPU always the one whose clock is least, the lower number first.
  *
- * CPUs that can run, but the running one, are in a 4-ary heap of keys (clock, number). A CPU that waits is in none: it
- * is in the lists of the lines that it watches, or asleep in the queue of a futex, until another CPU's write or wake
- * puts it back with the time of that.
+ * Tasks that can go on, but the running one, are in a 4-ary heap of keys (clock, number). A task that waits is in none:
+ * it is in the lists of the lines that it watches, or asleep in the queue of a futex, until another's write or wake puts
+ * it back with the time of that.
+ *
+ * Where tasks outnumber CPUs each CPU has a run queue, first come, first served. At the end of its time slice a task
+ * goes to the back, if there is anybody else and it may be preempted; if it may not, emu_need_resched() tells it to come
+ * to an end, and it goes when it may. A wake never preempts: the woken task waits for the running one's slice to end.
+ * A task that is parked keeps its CPU, as a spinning one does. If others wait for the CPU then the end of its slice is
+ * in the heap, under its own number: a timer.
  */
 #include "virtual.h"
 
@@ -39,12 +45,8 @@ static void heap_down(uint64_t key)
 	vm.top_key = heap[0];
 }
 
-void sched_push(struct fiber *fiber)
+static void heap_up(uint32_t at, uint64_t key)
 {
-	uint64_t key = queue_key(fiber->clock, fiber->cpu);
-	uint32_t at = vm.heap_size++;
-
-	fiber->state = FIBER_READY;
 	while (at) {
 		uint32_t parent = (at - 1) / 4;
 
@@ -55,6 +57,31 @@ void sched_push(struct fiber *fiber)
 	}
 	vm.heap[at] = key;
 	vm.top_key = vm.heap[0];
+}
+
+void sched_push(struct fiber *fiber)
+{
+	fiber->state = FIBER_READY;
+	heap_up(vm.heap_size++, queue_key(fiber->clock, fiber->nr));
+}
+
+/* A timer of a CPU whose task is woken before that. Rare enough to look for it. */
+static void heap_remove(uint64_t key)
+{
+	uint32_t at = 0;
+	uint64_t last = vm.heap[--vm.heap_size];
+
+	while (vm.heap[at] != key)
+		at++;
+	if (key == last) {
+		if (!vm.heap_size)
+			vm.top_key = UINT64_MAX;
+		return;
+	}
+	/* Upwards to the root, which then sinks like any other: right whichever way `last` has to go. */
+	for (; at; at = (at - 1) / 4)
+		vm.heap[at] = vm.heap[(at - 1) / 4];
+	heap_down(last);
 }
 
 static struct fiber *heap_pop(void)
@@ -73,14 +100,41 @@ static void leave(struct fiber *f)
 {
 	f->clock = vm.clock;
 	f->depth = vm.depth;
+	f->preempt_off = vm.preempt_off;
+}
+
+/* The slice of a parked task is over: it goes on, to find that out itself. */
+static void timer_fired(struct fiber *f)
+{
+	struct run_queue *queue = &vm.queues[f->cpu];
+
+	queue->timer = false;
+	f->clock = f->clock > queue->slice_end ? f->clock : queue->slice_end;
+	f->state = FIBER_READY;
+	vm.busy[f->core]++;
+}
+
+static void set_horizon(void)
+{
+	if (likely(!vm.shared)) {
+		vm.horizon = vm.clock + HORIZON_PS;
+		return;
+	}
+	vm.slice_end = vm.queues[vm.cpu].slice_end;
+	vm.horizon = vm.clock + HORIZON_PS < vm.slice_end ? vm.clock + HORIZON_PS : vm.slice_end;
 }
 
 static void enter(struct fiber *f)
 {
+	if (unlikely(f->state == FIBER_PARKED))
+		timer_fired(f);
 	vm.fiber = f;
 	vm.clock = f->clock;
-	vm.horizon = vm.clock + HORIZON_PS;
 	vm.cpu = f->cpu;
+	vm.nr = f->nr;
+	vm.preempt_off = f->preempt_off;
+	vm.access_ps = vm.access_ps_of[vm.busy[f->core]];
+	set_horizon();
 	vm.tags = f->tags;
 	vm.shadow = f->shadow;
 	vm.depth = f->depth;
@@ -95,7 +149,7 @@ static void check_limits(void)
 	if (likely(vm.accesses <= vm.accesses_limit && !(vm.clock >> TIME_BITS)))
 		return;
 	leave(vm.fiber);
-	emu_virtual_stack(vm.cpu, stack, sizeof(stack));
+	emu_virtual_stack(vm.nr, stack, sizeof(stack));
 	if (vm.clock >> TIME_BITS)
 		emu_set_error(-ETIME, "virtual time has reached %llu ns, its limit: CPU %u in %s, seed %llu",
 			      (unsigned long long)(vm.clock / 1000), vm.cpu, stack,
@@ -124,7 +178,9 @@ static void switch_to(struct fiber *next)
 		__builtin_prefetch(&soon->watches);
 		__builtin_prefetch(soon->task);
 	}
-	fiber_switch(&self->sp, next->sp);
+	/* Itself, if its own timer is next. */
+	if (likely(next != self))
+		fiber_switch(&self->sp, next->sp);
 	check_limits();
 }
 
@@ -133,15 +189,30 @@ void sched_yield_to_first(void)
 	struct fiber *next = &vm.fibers[vm.heap[0] & 0xffff];
 
 	vm.fiber->state = FIBER_READY;
-	heap_down(queue_key(vm.clock, vm.cpu));
+	heap_down(queue_key(vm.clock, vm.nr));
 	switch_to(next);
 }
 
+static void slice_over(void);
+
 void horizon_reached(void)
 {
-	vm.horizon = vm.clock + HORIZON_PS;
 	check_limits();
-	if (queue_key(vm.clock, vm.cpu) > vm.top_key)
+	if (vm.clock >= vm.slice_end) {
+		slice_over();
+		return;
+	}
+	set_horizon();
+	if (queue_key(vm.clock, vm.nr) > vm.top_key)
+		sched_yield_to_first();
+}
+
+/* A step of computing is over, and there are more. */
+void computed(void)
+{
+	if (vm.clock >= vm.slice_end)
+		slice_over();
+	else if (queue_key(vm.clock, vm.nr) > vm.top_key)
 		sched_yield_to_first();
 }
 
@@ -161,6 +232,19 @@ void sched_fail(int err)
 	__builtin_unreachable();
 }
 
+/* Looking at the clock takes no time, so whoever waits for it by looking waits for ever. */
+void clock_stands_still(void)
+{
+	char stack[256];
+
+	leave(vm.fiber);
+	emu_virtual_stack(vm.nr, stack, sizeof(stack));
+	emu_set_error(-ETIME, "CPU %u waits for the clock, which stands at %llu ns, in %s, seed %llu: emu_compute() "
+		      "lets time pass", vm.cpu, (unsigned long long)(vm.clock / 1000), stack,
+		      (unsigned long long)emu_arena->config.seed);
+	sched_fail(-ETIME);
+}
+
 /* Nobody can run: says who waits for what and where, as far as a line has room. */
 static void report_deadlock(void)
 {
@@ -169,7 +253,7 @@ static void report_deadlock(void)
 	uint32_t waiting = 0, told = 0;
 
 	text[0] = '\0';
-	for (uint32_t i = 0; i < vm.cost.nr_cpus; i++) {
+	for (uint32_t i = 0; i < vm.nr_tasks; i++) {
 		const struct fiber *f = &vm.fibers[i];
 		bool asleep = f->state == FIBER_ASLEEP;
 		char what[64], stack[160];
@@ -207,7 +291,7 @@ static void block(void)
 		switch_to(heap_pop());
 		return;
 	}
-	if (vm.nr_done < vm.cost.nr_cpus) {
+	if (vm.nr_done < vm.nr_tasks) {
 		leave(vm.fiber);
 		report_deadlock();
 		vm.error = -EDEADLK;
@@ -245,10 +329,31 @@ void fiber_wake_watchers(uint32_t line, uint64_t when)
 		struct fiber *f = &vm.fibers[(vm.transits[line].watchers - 1) / WATCHES];
 
 		unwatch(f);
+		if (unlikely(vm.shared) && vm.queues[f->cpu].timer) {
+			vm.queues[f->cpu].timer = false;
+			heap_remove(queue_key(vm.queues[f->cpu].slice_end, f->nr));
+		}
 		if (f->clock < when)
 			f->clock = when;
+		vm.busy[f->core]++;
 		sched_push(f);
 	}
+}
+
+/* Others wait for the CPU of a task that is parked, or is about to be. */
+static void set_timer(struct run_queue *queue)
+{
+	struct fiber *f = queue->running;
+
+	if (queue->timer || queue->resched || !queue->first)
+		return;
+	if (queue->slice_end < queue->first->queued_at) {
+		uint64_t late = queue->first->queued_at - queue->slice_end, slice = vm.cost.time_slice_ps;
+
+		queue->slice_end += (late + slice - 1) / slice * slice;
+	}
+	queue->timer = true;
+	heap_up(vm.heap_size++, queue_key(queue->slice_end, f->nr));
 }
 
 void emu_spin_wait(const volatile void *addr)
@@ -257,6 +362,12 @@ void emu_spin_wait(const volatile void *addr)
 	uint64_t offset = (uintptr_t)addr - vm.base, start = vm.clock;
 
 	EMU_ASSERT(vm.span, "a wait outside a phase: nobody else runs");
+	if (unlikely(vm.clock >= vm.slice_end)) {
+		/* Time has passed, perhaps much: the caller looks again. */
+		slice_over();
+		f->nr_watches = 0;
+		return;
+	}
 	if (offset < vm.span)
 		watch((uint32_t)(offset >> 6));
 	for (uint32_t i = 0; i < f->nr_watches; i++) {
@@ -269,7 +380,7 @@ void emu_spin_wait(const volatile void *addr)
 	}
 	for (uint32_t i = 0; i < f->nr_watches; i++) {
 		struct watch *w = &f->watches[i];
-		uint32_t id = f->cpu * WATCHES + i + 1;
+		uint32_t id = f->nr * WATCHES + i + 1;
 
 		w->prev = 0;
 		w->next = vm.transits[w->line].watchers;
@@ -278,9 +389,146 @@ void emu_spin_wait(const volatile void *addr)
 		vm.transits[w->line].watchers = id;
 	}
 	f->state = FIBER_PARKED;
+	vm.busy[f->core]--;
+	if (vm.shared)
+		set_timer(&vm.queues[f->cpu]);
 	block();
 	f->spent.spin_ps += vm.clock - start;
 	site_waited(offset, EMU_SITE_SPIN, start, vm.clock - start);
+	unwatch(f);
+	if (unlikely(vm.clock >= vm.slice_end))
+		slice_over();
+}
+
+/*
+ * Sharing a CPU
+ */
+
+static void queue_add(struct run_queue *queue, struct fiber *f, uint64_t when)
+{
+	f->state = FIBER_QUEUED;
+	f->queued_at = when;
+	f->queue_next = NULL;
+	if (queue->last)
+		queue->last->queue_next = f;
+	else
+		queue->first = f;
+	queue->last = f;
+}
+
+/* The CPU is the task's from its clock on. */
+static void run_on(struct run_queue *queue, struct fiber *f)
+{
+	queue->running = f;
+	queue->resched = false;
+	queue->slice_end = vm.shared ? f->clock + vm.cost.time_slice_ps : UINT64_MAX;
+	sched_push(f);
+}
+
+/* The running task's CPU is free from now on, for the first in its queue. */
+static void pass_on(void)
+{
+	struct run_queue *queue = &vm.queues[vm.cpu];
+	struct fiber *next = queue->first;
+
+	if (!next) {
+		queue->running = NULL;
+		queue->free = vm.clock;
+		vm.busy[vm.fiber->core]--;
+		return;
+	}
+	queue->first = next->queue_next;
+	if (!queue->first)
+		queue->last = NULL;
+	next->clock = next->queued_at > vm.clock ? next->queued_at : vm.clock;
+	next->queued_ps = next->clock - next->queued_at;
+	run_on(queue, next);
+}
+
+/* Somebody has woken a task; it runs no earlier than its CPU had switched away from it. */
+static void wake(struct fiber *f)
+{
+	struct run_queue *queue = &vm.queues[f->cpu];
+	uint64_t when = vm.clock > f->clock ? vm.clock : f->clock;
+
+	f->queued_ps = 0;
+	if (queue->running) {
+		queue_add(queue, f, when);
+		if (queue->running->state == FIBER_PARKED)
+			set_timer(queue);
+		return;
+	}
+	if (f->clock < vm.clock + vm.cost.wake_to_run_ps)
+		f->clock = vm.clock + vm.cost.wake_to_run_ps;
+	if (f->clock < queue->free)
+		f->clock = queue->free;
+	vm.busy[f->core]++;
+	run_on(queue, f);
+}
+
+static void preempt(void)
+{
+	struct run_queue *queue = &vm.queues[vm.cpu];
+	struct fiber *f = vm.fiber;
+	uint64_t start, stall_ps;
+
+	drain_stores();
+	start = vm.clock;
+	stall_ps = f->spent.stall_ps;
+	/* Nothing but this store and the switch, whatever time it is: until it is back the slice is no matter. */
+	queue->slice_end = UINT64_MAX;
+	set_horizon();
+	machine_store(&f->task->on_cpu, 0);
+	drain_stores();
+	vm.clock += vm.cost.context_switch_ps;
+	queue_add(queue, f, vm.clock);
+	pass_on();
+	block();
+	machine_store(&f->task->on_cpu, 1);
+	f->nr_watches = 0;
+	f->spent.runqueue_ps += vm.clock - start;
+	f->spent.stall_ps = stall_ps;
+}
+
+static void slice_over(void)
+{
+	struct run_queue *queue = &vm.queues[vm.cpu];
+
+	/* Who is earlier may yet wake a task of this CPU. */
+	vm.horizon = UINT64_MAX;
+	if (queue_key(vm.clock, vm.nr) > vm.top_key)
+		sched_yield_to_first();
+	if (!queue->first) {
+		queue->slice_end += vm.cost.time_slice_ps;
+		set_horizon();
+	} else if (vm.preempt_off) {
+		queue->resched = true;
+		queue->slice_end = UINT64_MAX;
+		set_horizon();
+	} else {
+		preempt();
+	}
+}
+
+bool emu_need_resched(void)
+{
+	if (!vm.span)
+		return false;
+	if (unlikely(vm.clock >= vm.slice_end))
+		slice_over();
+	return vm.queues[vm.cpu].resched;
+}
+
+void emu_preempt_disable(void)
+{
+	vm.preempt_off++;
+}
+
+void emu_preempt_enable(void)
+{
+	vm.preempt_off--;
+	if (unlikely(vm.shared) && !vm.preempt_off && vm.span && vm.queues[vm.cpu].resched)
+		preempt();
 }
 
 /*
@@ -299,6 +547,8 @@ void emu_futex_wait(_Atomic uint32_t *word, uint32_t expected)
 	uint64_t start, stall_ps;
 
 	EMU_ASSERT(vm.span, "a wait outside a phase: nobody else runs");
+	EMU_ASSERT(!vm.preempt_off, "sleeps while it holds a spinlock or spins in a queue");
+	emu_preempt_disable();
 	drain_stores();
 	start = vm.clock;
 	stall_ps = f->spent.stall_ps;
@@ -315,7 +565,10 @@ void emu_futex_wait(_Atomic uint32_t *word, uint32_t expected)
 		futexes[bucket].last = f;
 		f->state = FIBER_ASLEEP;
 		vm.clock += vm.cost.context_switch_ps;
+		pass_on();
 		block();
+		f->spent.runqueue_ps += f->queued_ps;
+		start += f->queued_ps;
 	}
 	machine_store(&f->task->on_cpu, 1);
 	f->nr_watches = 0;
@@ -324,6 +577,7 @@ void emu_futex_wait(_Atomic uint32_t *word, uint32_t expected)
 		    vm.clock - start - (f->spent.stall_ps - stall_ps));
 	f->spent.sleep_ps += vm.clock - start;
 	f->spent.stall_ps = stall_ps;
+	emu_preempt_enable();
 }
 
 uint32_t emu_futex_wake(_Atomic uint32_t *word, uint32_t n)
@@ -350,10 +604,7 @@ uint32_t emu_futex_wake(_Atomic uint32_t *word, uint32_t n)
 			futexes[bucket].last = before;
 		f->futex = NULL;
 		vm.clock += vm.cost.ipi_send_ps;
-		/* No earlier than its CPU had switched away. */
-		if (f->clock < vm.clock + vm.cost.wake_to_run_ps)
-			f->clock = vm.clock + vm.cost.wake_to_run_ps;
-		sched_push(f);
+		wake(f);
 		woken++;
 	}
 	return woken;
@@ -365,10 +616,20 @@ uint32_t emu_futex_wake(_Atomic uint32_t *word, uint32_t n)
 
 static void entry(void)
 {
+	struct fiber *f = vm.fiber;
+
+	f->spent.runqueue_ps += f->queued_ps;
+	if (f->nr != f->cpu)
+		machine_store(&f->task->on_cpu, 1);
 	vm.body(vm.body_arg);
 	drain_stores();
-	vm.fiber->state = FIBER_DONE;
+	/* In order, like all that leaves the core to its other threads. */
+	if (queue_key(vm.clock, vm.nr) > vm.top_key)
+		sched_yield_to_first();
+	stack_done();
+	f->state = FIBER_DONE;
 	vm.nr_done++;
+	pass_on();
 	block();
 	__builtin_unreachable();
 }
@@ -388,15 +649,23 @@ int emu_virtual_run(void (*fn)(void *arg), void *arg)
 	vm.nr_done = 0;
 	vm.heap_size = 0;
 	vm.accesses_limit = cost->event_limit ? vm.accesses + cost->event_limit : UINT64_MAX;
-	for (uint32_t i = 0; i < cost->nr_cpus; i++) {
+	memset(vm.queues, 0, cost->nr_cpus * sizeof(*vm.queues));
+	memset(vm.busy, 0, cost->nr_cpus * sizeof(*vm.busy));
+	for (uint32_t i = 0; i < vm.nr_tasks; i++) {
 		struct fiber *f = &vm.fibers[i];
 
 		fiber_prepare(f, entry);
 		f->clock = f->since = vm.now;
-		f->depth = 0;
-		f->nr_watches = 0;
-		memset(&f->spent, 0, sizeof(f->spent));
-		sched_push(f);
+		f->depth = f->preempt_off = f->nr_watches = 0;
+		f->queued_ps = 0;
+		stack_begin(f);
+		if (i < cost->nr_cpus) {
+			vm.busy[f->core]++;
+			run_on(&vm.queues[i], f);
+		} else {
+			queue_add(&vm.queues[f->cpu], f, vm.now);
+		}
+		atomic_store_explicit(&f->task->on_cpu, i < cost->nr_cpus, memory_order_relaxed);
 	}
 	fault_handler(true);
 	vm.main.shadow = vm.shadow;
@@ -405,10 +674,14 @@ int emu_virtual_run(void (*fn)(void *arg), void *arg)
 	fiber_switch(&vm.main.sp, vm.fiber->sp);
 	vm.span = 0;
 	fault_handler(false);
-	for (uint32_t i = 0; i < cost->nr_cpus; i++)
+	for (uint32_t i = 0; i < vm.nr_tasks; i++)
 		if (vm.fibers[i].clock > vm.now)
 			vm.now = vm.fibers[i].clock;
 	vm.clock = vm.now;
+	vm.slice_end = UINT64_MAX;
+	vm.preempt_off = 0;
+	if (!vm.error)
+		stack_end();
 	vm.shadow = vm.main.shadow;
 	vm.depth = 0;
 	emu_current = caller;

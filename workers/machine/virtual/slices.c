@@ -45,7 +45,7 @@ static void slice(uint32_t kind, uint32_t what, uint64_t at, uint32_t site, uint
 		.start_ns = start_ns,
 		.end_ns = end_ns,
 		.at = at,
-		.cpu = vm.cpu,
+		.task = vm.nr,
 		.kind = kind,
 		.what = what,
 		.site = site,

@@ -34,6 +34,9 @@
 #define SHADOW_DEPTH 256u /* a power of two */
 #define TIME_BITS 47 /* CPU numbers take the other bits of a queue key, but one to spare */
 #define HORIZON_PS UINT64_C(100000000)
+#define SMT_MAX 16u
+#define CLOCK_LOOKS 10000000u /* at one time, after which a loop is taken to wait for the clock */
+#define SMT_STEP_PS UINT64_C(20000000) /* computing looks this often whether the core's other threads do */
 
 /* A directory entry, all that an access to a line needs that the CPU has. Zeroed: never touched. */
 struct line {
@@ -58,14 +61,15 @@ struct frame {
 	uint32_t path;
 };
 
-enum fiber_state { FIBER_IDLE, FIBER_READY, FIBER_PARKED, FIBER_ASLEEP, FIBER_DONE };
+enum fiber_state { FIBER_IDLE, FIBER_READY, FIBER_PARKED, FIBER_ASLEEP, FIBER_QUEUED, FIBER_DONE };
 
-/* A line that a CPU has looked at since it last waited, as it was then. Linked to the line's list while parked. */
+/* A line that a task has looked at since it last waited, as it was then. Linked to the line's list while parked. */
 struct watch {
 	uint32_t line, version;
-	uint32_t next, prev; /* ids: cpu * WATCHES + index + 1; 0 = none */
+	uint32_t next, prev; /* ids: task * WATCHES + index + 1; 0 = none */
 };
 
+/* A task. The fiber with a CPU's number is always on that CPU, so it stands for the CPU where its caches matter. */
 struct fiber {
 	/* What a switch and a wait touch comes first. */
 	__cacheline_aligned void *sp;
@@ -74,22 +78,40 @@ struct fiber {
 	struct frame *shadow;
 	struct task_struct *task;
 	uint32_t depth;
-	uint32_t cpu;
+	uint32_t cpu, nr; /* its CPU, its own number */
 	enum fiber_state state;
 	uint32_t nr_watches;
+	uint32_t preempt_off; /* while it does not run */
+	uint32_t core;
 	uint64_t store_done; /* when all its stores so far are through */
 	__cacheline_aligned struct watch watches[WATCHES];
 
 	struct emu_virtual_cpu spent;
+	/* For the time stack: locks that it holds, and what has been put into the stack so far. */
+	uint32_t rmap_locks, other_locks;
+	uint64_t stacked_clock, stacked_waits, stacked_spin, stacked_sleep;
+	uint64_t queued_at; /* when it got into the run queue; then how long it was there */
+	uint64_t queued_ps;
+	struct fiber *queue_next;
 	uint64_t *older; /* [set][WAYS - 1] */
 	uint64_t *l3_tags;
-	uint32_t node, core, l3;
+	uint32_t node, l3;
 	uint32_t next_store;
 	uint64_t stores[EMU_STORES_MAX];
 	const _Atomic uint32_t *futex;
 	struct fiber *futex_next;
 	char *stack; /* lowest address, the guard page */
 	uint64_t since; /* clock at the start of the phase */
+};
+
+/* A CPU that tasks share, and its run queue: first come, first served. */
+struct run_queue {
+	struct fiber *running; /* may be parked; NULL: the CPU is idle */
+	struct fiber *first, *last;
+	uint64_t slice_end; /* when the running task may have to go; UINT64_MAX: it has been told to */
+	uint64_t free;	    /* since when it has been idle */
+	bool resched;	    /* the running task must go as soon as it may be preempted */
+	bool timer;	    /* slice_end is in the queue of events, since the running task is parked */
 };
 
 /* What the hooks touch, in as few lines of the host as may be; then the rest. */
@@ -107,7 +129,8 @@ struct vm {
 	uint64_t accesses;
 	struct frame *shadow;
 	uint32_t depth;
-	uint32_t cpu;
+	uint32_t cpu, nr;
+	uint32_t preempt_off;
 	struct fiber *fiber;
 	uint64_t top_key; /* of the first in the queue, UINT64_MAX: empty */
 	uint64_t trace_hash;
@@ -125,8 +148,17 @@ struct vm {
 	uint64_t switches, misses, transfers, remote_transfers, dram;
 	uint64_t now; /* outside phases */
 	uint64_t accesses_limit;
+	uint64_t asked; /* the clock when a task last looked at it, */
+	uint32_t times_asked; /* and how often it has since been the same */
+	uint32_t nr_tasks;
+	bool shared; /* more tasks than CPUs */
+	uint64_t slice_end; /* of the running task's CPU, as are horizon and access_ps */
+	struct run_queue *queues; /* [cpu] */
+	uint32_t *busy;		  /* [core]: threads that run something and do not just watch a line */
+	uint32_t threads;	  /* the most that a core has */
+	uint64_t access_ps_of[SMT_MAX + 1]; /* [busy threads of the core] */
 
-	uint64_t *heap; /* 4-ary: clock << 16 | cpu */
+	uint64_t *heap; /* 4-ary: clock << 16 | task */
 	uint32_t heap_size;
 	uint32_t nr_done;
 	struct fiber main;
@@ -151,7 +183,9 @@ void fault_handler(bool on);
 void sched_push(struct fiber *fiber);
 void sched_yield_to_first(void);
 void horizon_reached(void);
+void computed(void);
 _Noreturn void sched_fail(int err);
+_Noreturn void clock_stands_still(void);
 void fiber_wake_watchers(uint32_t line, uint64_t when);
 void trace_event(uint32_t line);
 
@@ -161,6 +195,11 @@ void machine_store(_Atomic uint32_t *word, uint32_t value);
 
 /* names.c */
 void function_name(uintptr_t pc, char *name, size_t size);
+
+/* machine.c: time stacks at the start of a phase, at the end of a task, at the end of the phase. */
+void stack_begin(struct fiber *fiber);
+void stack_done(void);
+void stack_end(void);
 
 /* machine.c: zeroed memory until emu_virtual_end(); NULL: there is none. */
 void *keep(uint64_t count, uint64_t size);
@@ -185,9 +224,15 @@ void line_store(uint64_t offset);
 /* any_order: the operation is one of many that the hardware may serve in the order it likes. */
 void line_modify(uint64_t offset, bool any_order);
 
-static inline uint64_t queue_key(uint64_t clock, uint32_t cpu)
+static inline uint64_t queue_key(uint64_t clock, uint32_t nr)
 {
-	return clock << 16 | cpu;
+	return clock << 16 | nr;
+}
+
+/* What `ps` of work takes on a core of which `busy` threads work: all share what two get together. */
+static inline uint64_t on_busy_core(uint64_t ps, uint32_t busy)
+{
+	return busy < 2 ? ps : ps * busy * 500 / vm.cost.smt_speed_permille;
 }
 
 static inline uint32_t tag_set(uint32_t line)
@@ -213,14 +258,14 @@ static inline uint32_t l3_slot(uint32_t line)
 static inline __attribute__((always_inline)) void sync_point(uint32_t line, bool has)
 {
 	vm.syncs++;
-	if (queue_key(vm.clock, vm.cpu) > vm.top_key) {
+	if (queue_key(vm.clock, vm.nr) > vm.top_key) {
 		uint64_t first = vm.top_key >> 16;
 
 		if (!has || vm.clock >= first + vm.lookahead || first <= vm.transits[line].ready)
 			sched_yield_to_first();
 	}
 	/* FNV-like: order matters. */
-	vm.trace_hash = (vm.trace_hash ^ (vm.clock + ((uint64_t)vm.cpu << 48) + line)) * UINT64_C(0x100000001b3);
+	vm.trace_hash = (vm.trace_hash ^ (vm.clock + ((uint64_t)vm.nr << 48) + line)) * UINT64_C(0x100000001b3);
 	if (unlikely(vm.nr_events < vm.max_events))
 		trace_event(line);
 }

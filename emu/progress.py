@@ -1,0 +1,54 @@
+"""A progress bar for commands that may take longer than two seconds."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+_AFTER_S = 2.0
+
+
+class ProgressBar:
+    """A bar on stderr, from 2 s on, on a terminal only. It has no thread: workers are forked."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        self._began = time.monotonic()
+
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Take the bar away, so that a line can be printed; the next update brings it back."""
+        if self._bar:
+            self._bar.stop()
+            self._bar = None
+
+    def say(self, line: str) -> None:
+        """At once, and not only in the output at the end."""
+        self._console.print(f"emu: {line}", soft_wrap=True, markup=False)
+
+    def update(self, done: float, total: int, what: str) -> None:
+        """``done`` of ``total`` are there and ``what`` is next."""
+        if not self._console.is_terminal or time.monotonic() - self._began < _AFTER_S:
+            return
+        if not self._bar:
+            self._bar = Progress(
+                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+                BarColumn(),
+                TimeElapsedColumn(),
+                TextColumn("{task.description}"),
+                console=self._console,
+                auto_refresh=False,
+                transient=True,
+            )
+            self._task = self._bar.add_task("", total=total)
+            self._bar.start()
+        self._bar.update(self._task, completed=done, description=what, refresh=True)

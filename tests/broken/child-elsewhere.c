@@ -1,0 +1,17 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * breaks: fork-order
+ *
+ * numa-locks that puts a forked child into the tree of the node where fork runs.
+ */
+#define emu_rmap_ops good_rmap_ops
+#include "../../workers/designs/rmap/numa-locks.c"
+#include "derive.h"
+
+static void wrong_insert_after(struct address_space *mapping, struct vm_area_struct *vma, struct vm_area_struct *prev)
+{
+	(void)prev;
+	numa_locks_insert(mapping, vma);
+}
+
+DERIVED(numa_locks, "child-elsewhere", .destroy = numa_locks_destroy, .insert_after = wrong_insert_after);

@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * native_cpus.h - CPUs of the native machine for a test, and the rmap designs to test, in the ways that are worth it.
+ *
+ *   run_cpus(fn)               fn(cpu) on CPUS CPUs; returns when all are done
+ *   for_each_variant(fn, only) fn on every design in EMU_DESIGNS/rmap, and on variants; only (may be NULL): one design's
+ *
+ * A CPU is a process, or with -DEMU_TEST_THREADS a thread, so that the thread sanitizer sees them all.
+ */
+#ifndef NATIVE_CPUS_H
+#define NATIVE_CPUS_H
+
+#include "test.h"
+
+#include <dirent.h>
+#include <dlfcn.h>
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define CPUS 4u
+
+#ifdef EMU_TEST_THREADS
+static void (*cpu_function)(uint32_t cpu);
+
+static void *cpu_thread(void *arg)
+{
+	cpu_function((uint32_t)(uintptr_t)arg);
+	return NULL;
+}
+
+static void run_cpus(void (*fn)(uint32_t cpu))
+{
+	pthread_t threads[CPUS];
+
+	cpu_function = fn;
+	for (uintptr_t i = 0; i < CPUS; i++)
+		ASSERT(!pthread_create(&threads[i], NULL, cpu_thread, (void *)i), "pthread_create");
+	for (uint32_t i = 0; i < CPUS; i++)
+		pthread_join(threads[i], NULL);
+}
+#else
+static void run_cpus(void (*fn)(uint32_t cpu))
+{
+	pid_t pids[CPUS];
+
+	fflush(stdout);
+	for (uint32_t i = 0; i < CPUS; i++) {
+		pids[i] = fork();
+		ASSERT(pids[i] >= 0, "fork: %s", strerror(errno));
+		if (!pids[i]) {
+			alarm(120); /* a lost wake-up must not hang the tests */
+			fn(i);
+			_exit(0);
+		}
+	}
+	for (uint32_t left = CPUS; left; left--) {
+		int status;
+		pid_t pid = wait(&status);
+
+		ASSERT(pid > 0, "wait: %s", strerror(errno));
+		if (status) {
+			/* The others would wait for it at the end. */
+			for (uint32_t i = 0; i < CPUS; i++)
+				if (pids[i] != pid)
+					kill(pids[i], SIGKILL);
+			ASSERT(!status, "a CPU ended with status %#x", status);
+		}
+	}
+}
+#endif
+
+/* Every design is run as it is; some in other ways too. */
+static const struct variant {
+	const char *design, *params;
+	bool penalty;
+	uint32_t rounds; /* 0: one. As many short runs, for what happens once a run */
+} variants[] = {
+	{ "numa-locks", NULL, true, 0 },
+	{ "cpu-locks", "cpus=1", false, 0 },
+	{ "cpu-locks", "cpus=3", false, 0 },
+	{ "outer-inner", "shards=3,by=vma", true, 0 },
+	{ "outer-inner", "shards=4,by=mm", false, 0 },
+	{ "outer-percpu", "shards=3,by=vma", false, 0 },
+	{ "outer-percpu", "shards=1", false, 0 },
+	{ "dynamic", "threshold=0,shards=3", false, 0 },
+	{ "dynamic", "threshold=300", false, 0 },
+	{ "dynamic", "threshold=2", false, 40 },
+	{ "exclude", "files=all", false, 0 },
+	{ "btree", "node=128", false, 0 },
+	{ "btree", "node=512", true, 0 },
+};
+
+static int is_design(const struct dirent *entry)
+{
+	size_t len = strlen(entry->d_name);
+
+	return len > 3 && !strcmp(entry->d_name + len - 3, ".so");
+}
+
+static void for_each_variant(void (*fn)(const struct variant *v), const char *only)
+{
+	struct dirent **designs;
+	int n = scandir(EMU_DESIGNS "/rmap", &designs, is_design, alphasort);
+
+	ASSERT(n > 0, "no designs in %s", EMU_DESIGNS "/rmap");
+	/* Open to the end: a sanitizer names functions only of what it saw loaded before its first report. */
+	for (int i = 0; i < n; i++) {
+		char path[512];
+
+		snprintf(path, sizeof(path), "%s/rmap/%s", EMU_DESIGNS, designs[i]->d_name);
+		ASSERT(dlopen(path, RTLD_NOW), "%s", dlerror());
+	}
+	for (int i = 0; i < n; i++) {
+		char *design = designs[i]->d_name;
+
+		design[strlen(design) - 3] = '\0';
+		if (!only || !strcmp(design, only)) {
+			fn(&(struct variant){ .design = design });
+			for (size_t v = 0; v < sizeof(variants) / sizeof(variants[0]); v++)
+				if (!strcmp(design, variants[v].design))
+					fn(&variants[v]);
+		}
+		free(designs[i]);
+	}
+	free(designs);
+}
+
+#endif

@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: MIT
+"""The conformance suite: good designs pass all rules, broken ones fail the one they break."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from conftest import left_behind
+from emu_command import children, emu, start, wait_until
+
+from emu import _core, check
+from emu.check import Rule, RuleResult
+from emu.coordinator import StopFlag
+from emu.errors import InputError
+
+BROKEN = sorted((Path(__file__).parent / "broken").glob("*.c"))
+STOP = StopFlag()
+
+# What the suite has to say about each on the virtual engine, where a seed is a seed.
+SEEN = {
+    "argument-order": r"deadlock: CPU \d+ waits in prepare of \S+ \(.*rwsem_down_write_slow",
+    "asks-one-tree": r"CPU \d+: mapped\(\) of \S+ says no while at least one process maps it",
+    "child-elsewhere": r"CPU \d+: a walk of \S+ met pages? \S+ of process \d+, forked by CPU \d+, "
+    r"before the same of its parent, process \d+",
+    "child-first": r"CPU \d+: a walk of \S+ met pages? \S+ of process \d+, forked by CPU \d+, "
+    r"before the same of its parent, process \d+",
+    "keeps-removed": r"CPU \d+: a walk of \S+ met the VMA of pages? \S+ of process \d+, which was "
+    r"unlinked before it began|does not end",
+    "leaks-files": r"the arena leaks \d+ objects",
+    "leaks-vmas": r"the arena leaks \d+ objects",
+    "locks-twice": r"BUG: CPU \d+ at \d+ ns, seed \d+: .*holds the lock already",
+    "one-tree-at-a-time": r"CPU \d+: a walk of \S+ met page \d of process \d+ \d times \(an? ",
+    "skips-last-tree": r"CPU \d+: a (trylock )?walk of pages? \S+ of \S+ missed the VMA of pages? "
+    r"\S+ of process \d+, linked by CPU (12|13|14|15)",
+    "trusts-empty-tree": r"CPU \d+: mapped\(\) of \S+ says no while at least one process maps it",
+    "trylock-waits": r"deadlock: CPU \d+ waits in trylock walk of \S+ \(.*rwsem_down_read_slow",
+    "unlocked-change": r"CPU \d+: a walk of \S+ met page \d of process \d+ \d times \(an? ",
+    "walks-what-it-got": r"CPU \d+: a trylock walk of pages? \S+ of \S+ missed the VMA of",
+}
+
+
+def breaks(source: Path) -> str:
+    """The rule that the file's header says it breaks."""
+    found = re.search(r"^ \* breaks: ([\w-]+)$", source.read_text(), flags=re.MULTILINE)
+    assert found
+    return found[1]
+
+
+@pytest.fixture(scope="module")
+def rules() -> list[Rule]:
+    return check.rules("rmap", STOP)
+
+
+def run_rules(design: str, rules: list[Rule], engine: str, seeds: int) -> list[RuleResult]:
+    return list(check.run([design], rules, engines=[engine], seeds=seeds, stop=STOP))
+
+
+def test_there_are_seven_rules_and_each_is_broken_by_a_design(rules: list[Rule]) -> None:
+    names = [rule.name for rule in rules]
+    assert names == ["walk", "fork-order", "atomic", "mapped", "trylock", "deadlock", "memory"]
+    assert [rule.number for rule in rules] == list(range(1, 8))
+    assert {breaks(source) for source in BROKEN} == set(names)
+    assert {source.stem for source in BROKEN} == set(SEEN)
+
+
+@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize("source", BROKEN, ids=lambda source: source.stem)
+def test_a_broken_design_fails_the_rule_that_it_breaks(source: Path, rules: list[Rule]) -> None:
+    chosen = check.choose_rules(rules, breaks(source))
+    [result] = run_rules(str(source), chosen, "virtual", 10)
+    assert result.status == "failed"
+    assert re.search(SEEN[source.stem], result.detail), result.detail
+    assert result.seed == result.seeds
+    assert result.command == (
+        f"emu check {source} --suite conformance --engine virtual --rule {breaks(source)} "
+        f"--seed {result.seed} --seeds 1"
+    )
+    # The command shows it again.
+    [again] = list(
+        check.run(
+            [str(source)],
+            chosen,
+            engines=["virtual"],
+            seeds=1,
+            first_seed=result.seed or 0,
+            stop=STOP,
+        )
+    )
+    assert again.detail == result.detail
+
+
+@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize("source", BROKEN, ids=lambda source: source.stem)
+def test_and_in_real_processes_too(
+    source: Path, rules: list[Rule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "_HANG_S", 2.0)
+    [result] = run_rules(str(source), check.choose_rules(rules, breaks(source)), "native", 100)
+    assert result.status == "failed"
+    assert re.search(r"CPU \d+|arena leaks", result.detail), result.detail
+    if source.stem in ("trylock-waits", "argument-order"):
+        assert re.search(r"CPU \d+ hangs in [\w ]+ of \S+", result.detail)
+
+
+@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize("engine", check.ENGINES)
+@pytest.mark.parametrize("design", _core.design_names("rmap"))
+def test_a_built_in_design_keeps_every_rule(design: str, engine: str, rules: list[Rule]) -> None:
+    results = run_rules(design, rules, engine, 2)
+    assert [(r.rule, r.detail) for r in results if r.status == "failed"] == []
+    assert [r.rule for r in results] == [rule.name for rule in rules]
+    walks = [r for r in results if r.rule in ("walk", "fork-order", "atomic", "trylock")]
+    assert {r.status for r in walks} == {"declared" if design == "exclude" else "ok"}
+    assert all(r.counts.walks > 0 and r.counts.vmas_met > 0 for r in walks)
+    by_rule = {r.rule: r.counts for r in results}
+    assert by_rule["mapped"].answers > 100
+    assert by_rule["deadlock"].changes > 100
+    costs = by_rule["memory"]
+    assert costs.cold_file_bytes and costs.used_file_bytes is not None
+    assert 0 < costs.cold_file_bytes <= costs.used_file_bytes
+    lines = by_rule["mapped"].lines_per_answer
+    assert lines == pytest.approx(0, abs=0.05) if engine == "virtual" else lines is None
+
+
+def test_a_design_that_excludes_all_files_declares_it(rules: list[Rule]) -> None:
+    results = run_rules("exclude:files=all", rules, "virtual", 1)
+    statuses = {r.rule: r.status for r in results}
+    assert statuses["walk"] == statuses["trylock"] == "declared"
+    assert statuses["mapped"] == statuses["memory"] == "ok"
+    assert "data and libpair.so.1" in results[0].detail
+
+
+LOCKS_TO_ANSWER = """/* SPDX-License-Identifier: MIT */
+#define emu_rmap_ops good_rmap_ops
+#include "{single}"
+#include "{derive}"
+static bool locking_mapped(struct address_space *mapping)
+{{
+	return single_walk(mapping, 0, UINT64_MAX, false, rmap_found, NULL);
+}}
+DERIVED(single, "locks-to-answer", .mapped = locking_mapped);
+"""
+
+
+def test_lines_that_mapped_writes_are_counted(tmp_path: Path, rules: list[Rule]) -> None:
+    """It keeps the rule, and the count tells that every answer writes to the lock."""
+    root = Path(__file__).parents[1]
+    single = root / "workers" / "designs" / "rmap" / "single.c"
+    source = tmp_path / "mine.c"
+    source.write_text(
+        LOCKS_TO_ANSWER.format(single=single, derive=root / "tests" / "broken" / "derive.h")
+    )
+    [result] = run_rules(str(source), check.choose_rules(rules, "4"), "virtual", 1)
+    assert result.status == "ok"
+    assert result.counts.lines_per_answer is not None
+    assert result.counts.lines_per_answer > 1
+    assert 'a "yes" makes' in result.detail
+
+
+def test_a_seed_is_one_interleaving(rules: list[Rule]) -> None:
+    chosen = check.choose_rules(rules, "walk")
+    runs = [
+        list(check.run(["single"], chosen, engines=["virtual"], seeds=1, first_seed=n, stop=STOP))
+        for n in (1, 1, 2, 3)
+    ]
+    counts = [result.counts for [result] in runs]
+    assert counts[0] == counts[1]
+    assert len({(c.walks, c.vmas_met, c.changes) for c in counts}) == 3
+
+
+CRASHES = """/* SPDX-License-Identifier: MIT */
+#define emu_rmap_ops good_rmap_ops
+#include "{single}"
+#include "{derive}"
+static void crashing(struct address_space *mapping, struct vm_area_struct *vma)
+{{
+	single_insert(mapping, vma);
+	{statement}
+}}
+DERIVED(single, "crashes", .insert = crashing);
+"""
+
+
+@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize("engine", check.ENGINES)
+@pytest.mark.parametrize(
+    ("statement", "seen"),
+    [
+        (
+            "*(int *)8 = 0;",
+            {"native": "CPU .* was killed by SIGSEGV in insert of", "virtual": "wild"},
+        ),
+        ("__builtin_trap();", {"native": "CPU .* was killed by SIGILL", "virtual": "the run died"}),
+        (
+            "for (;;) READ_ONCE(vma->vm_start);",
+            {"native": "CPU .* hangs in insert of", "virtual": "event limit: .* CPU"},
+        ),
+    ],
+    ids=["bad pointer", "trap", "endless loop"],
+)
+def test_a_design_that_crashes_or_spins_fails_the_rule(
+    tmp_path: Path,
+    rules: list[Rule],
+    monkeypatch: pytest.MonkeyPatch,
+    engine: str,
+    statement: str,
+    seen: dict[str, str],
+) -> None:
+    monkeypatch.setattr(check, "_HANG_S", 1.0)
+    monkeypatch.setattr(check, "_EVENT_LIMIT", 3_000_000)
+    root = Path(__file__).parents[1]
+    source = tmp_path / "mine.c"
+    source.write_text(
+        CRASHES.format(
+            single=root / "workers" / "designs" / "rmap" / "single.c",
+            derive=root / "tests" / "broken" / "derive.h",
+            statement=statement,
+        )
+    )
+    [result] = run_rules(str(source), check.choose_rules(rules, "walk"), engine, 2)
+    assert result.status == "failed"
+    assert re.search(seen[engine], result.detail), result.detail
+    assert result.seed == 1
+
+
+def test_the_command_prints_a_line_a_rule_and_fails() -> None:
+    broken = Path(__file__).parent / "broken" / "skips-last-tree.c"
+    arguments = ("--engine", "virtual", "--seeds", "2", "--rule", "walk,memory")
+    done = emu("check", "single,exclude", str(broken), *arguments)
+    assert done.returncode == 1, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 6
+    assert re.match(r"single +virtual  1 walk +ok +2 seeds: \d+ walks met \d+ VMAs", lines[0])
+    assert re.match(r"single +virtual  7 memory +ok +2 seeds: \d+ bytes per cold file", lines[1])
+    assert re.match(r"exclude +virtual  1 walk +declared +2 seeds: -EOPNOTSUPP", lines[2])
+    assert re.match(rf"{broken} +virtual  1 walk +FAILED +seed \d: CPU \d+: ", lines[4])
+    command = lines[4].rpartition("; again: emu ")[2].split()
+    again = emu(*command)
+    assert again.returncode == 1
+    assert again.stdout == lines[4] + "\n"
+
+
+def test_the_command_writes_json(tmp_path: Path) -> None:
+    arguments = ("--engine", "virtual", "--seeds", "1", "--rule", "7", "--json")
+    done = emu("check", "btree", *arguments, "-")
+    assert done.returncode == 0
+    report = json.loads(done.stdout)
+    assert report["suite"] == "conformance"
+    [result] = report["results"]
+    assert (result["design"], result["rule"], result["status"]) == ("btree", "memory", "ok")
+    assert result["counts"]["vma_bytes"] > 0
+    done = emu("check", "btree", *arguments, str(tmp_path / "out.json"))
+    assert json.loads((tmp_path / "out.json").read_text()) == report
+    assert done.stdout.startswith("btree")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nosuch",), "no rmap design 'nosuch'"),
+        (
+            ("single", "--rule", "fork"),
+            "no rule 'fork' (did you mean 'fork-order'?); there are: walk, ",
+        ),
+        (("single", "--suite", "conform"), "no suite 'conform' (did you mean 'conformance'?)"),
+        (("single", "--engine", "real"), "no engine 'real'"),
+        (("cpu-locks:cpus=0",), "cpus must be a number from 1"),
+        (("./nosuch.c",), "there is no file nosuch.c"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: tuple[str, ...], message: str) -> None:
+    done = emu("check", *arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
+
+
+def test_a_rule_may_be_named_by_number(rules: list[Rule]) -> None:
+    assert [rule.name for rule in check.choose_rules(rules, "5,walk")] == ["trylock", "walk"]
+    with pytest.raises(InputError, match="no rule '8'"):
+        check.choose_rules(rules, "8")
+
+
+def test_all_is_every_built_in_design() -> None:
+    assert check.choose_designs("rmap", ["all", "single"]) == _core.design_names("rmap")
+    chosen = check.choose_designs("rmap", ["outer-inner:shards=4,by=mm,single", "./x.c"])
+    assert chosen == ["outer-inner:shards=4,by=mm", "single", "./x.c"]
+
+
+@pytest.mark.parametrize("engine", check.ENGINES)
+def test_a_signal_ends_it_cleanly(engine: str) -> None:
+    before = left_behind()
+    process = start("check", "single", "--engine", engine, "--seeds", "5000")
+    wait_until(lambda: [p for child in children(process.pid) for p in (child, *children(child))])
+    time.sleep(0.3)
+    family = [p for child in children(process.pid) for p in (child, *children(child))]
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert err == ""
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family), 5)
+    assert left_behind() - before == set()
