@@ -255,8 +255,11 @@ def print_uncertainty(found: Sequence[Uncertainty], console: Console) -> None:
         )
         for design in each.designs:
             numbers = (design.p10, design.median, design.p90, design.min, design.max)
-            key, rho = next(iter(design.hangs_on.items()), ("nothing", 0.0))
-            table.add_row(design.rmap, *(f"{n:.2f}" for n in numbers), f"{key} ({rho:+.2f})")
+            key, rho = next(iter(design.hangs_on.items()), ("", 0.0))
+            # The strongest of some twenty chance correlations is seldom beyond this.
+            certain = abs(rho) >= 3 / (each.draws - 1) ** 0.5
+            hangs_on = f"{key} ({rho:+.2f})" if certain else "too few draws to tell"
+            table.add_row(design.rmap, *(f"{n:.2f}" for n in numbers), hangs_on)
         console.print(table)
 
 
