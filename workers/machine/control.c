@@ -332,13 +332,23 @@ static int init_backgrounds(void)
 	return 0;
 }
 
+/* Here, and not with the instances: asking for a name is no access that the virtual machine may see. */
 bool emu_background_symbol(const void *at, char *buf, size_t size)
 {
 	uint64_t places = (uint64_t)emu_arena->nr_backgrounds * emu_arena->background_places;
 
-	for (uint64_t i = 0; i < places; i++)
-		if (emu_arena->background_at[i] && background_symbol(emu_arena->background_at[i], at, buf, size))
-			return true;
+	for (uint64_t i = 0; i < places; i++) {
+		const struct background *b = emu_arena->background_at[i];
+		uintptr_t offset = (uintptr_t)at - (uintptr_t)b;
+		bool guarded;
+
+		if (!b || offset >= sizeof(*b) + b->nr_lines * sizeof(b->lines[0]))
+			continue;
+		guarded = b->kind != EMU_BACKGROUND_ATOMIC && offset >= offsetof(struct background, lines);
+		snprintf(buf, size, "%s%s%s%s", b->name, guarded ? " data" : "", b->file ? " " : "",
+			 b->file ? b->file : "");
+		return true;
+	}
 	return false;
 }
 

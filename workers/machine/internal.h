@@ -126,7 +126,7 @@ struct address_space *emu_file_named(uint32_t n);
 struct background *emu_background_of(uint32_t entry, int32_t file);
 /* How often a CPU has used what a use names once so many of its calls have. */
 uint64_t emu_uses_until(uint32_t use, uint32_t cpu, uint64_t occasions);
-/* Names the background instance at an address, as background_symbol(). */
+/* Names what lies at an address in a background instance: "name data file", "name file". */
 bool emu_background_symbol(const void *at, char *buf, size_t size);
 
 /* A CPU's part of a phase: statistics to zero; and the phase itself, from the start line on. */

@@ -7,28 +7,6 @@
  */
 #include "background.h"
 
-#include <emu/rwsem.h>
-
-#include <stdio.h>
-
-union background_line {
-	__cacheline_aligned uint64_t guarded; /* by the lock */
-	_Atomic uint64_t shared;	      /* of an entry without one */
-};
-
-struct background {
-	union {
-		struct rw_semaphore sem;
-		struct qspinlock spin;
-	};
-	/* Constant once CPUs run, on a line of their own. */
-	__cacheline_aligned uint32_t kind;
-	uint32_t nr_lines;
-	uint32_t hold_ns;
-	const char *name, *file;
-	union background_line lines[];
-};
-
 struct background *background_create(const struct emu_background *entry, const char *file, uint32_t lines,
 				     uint32_t node)
 {
@@ -92,15 +70,4 @@ uint64_t background_uses(const struct background *b)
 		if (b->lines[i].guarded != b->lines[0].guarded)
 			return UINT64_MAX;
 	return b->nr_lines ? b->lines[0].guarded : 0;
-}
-
-bool background_symbol(const struct background *b, const void *at, char *buf, size_t size)
-{
-	uintptr_t offset = (uintptr_t)at - (uintptr_t)b;
-	bool guarded = b->kind != EMU_BACKGROUND_ATOMIC && offset >= offsetof(struct background, lines);
-
-	if (offset >= sizeof(*b) + b->nr_lines * sizeof(b->lines[0]))
-		return false;
-	snprintf(buf, size, "%s%s%s%s", b->name, guarded ? " data" : "", b->file ? " " : "", b->file ? b->file : "");
-	return true;
 }

@@ -11,8 +11,25 @@
 #define EMU_MM_BACKGROUND_H
 
 #include <emu/control.h>
+#include <emu/rwsem.h>
 
-struct background;
+union background_line {
+	__cacheline_aligned uint64_t guarded; /* by the lock */
+	_Atomic uint64_t shared;	      /* of an entry without one */
+};
+
+struct background {
+	union {
+		struct rw_semaphore sem;
+		struct qspinlock spin;
+	};
+	/* Constant once CPUs run, on a line of their own. */
+	__cacheline_aligned uint32_t kind;
+	uint32_t nr_lines;
+	uint32_t hold_ns;
+	const char *name, *file;
+	union background_line lines[];
+};
 
 /* Set-up, on the node given. Names are kept; `file` is part of the lock class, or NULL. No CPU runs meanwhile. */
 struct background *background_create(const struct emu_background *entry, const char *file, uint32_t lines,
@@ -27,8 +44,5 @@ void background_use(struct background *b, struct background *inner);
 /* The uses that its lines have seen; UINT64_MAX: they do not agree. Without a line: 0. */
 uint64_t background_uses(const struct background *b);
 bool background_has_lines(const struct background *b);
-
-/* What lies at an address of the instance, for reports: "name data file", "name file"; false: not in it. */
-bool background_symbol(const struct background *b, const void *at, char *buf, size_t size);
 
 #endif
