@@ -61,6 +61,27 @@ class Lock(msgspec.Struct, kw_only=True):
     sites: list[Site]
 
 
+class Walker(msgspec.Struct, kw_only=True):
+    """A walker. ``vmas`` were visited and ``pages`` unmapped or moved in the walks ``done``.
+
+    ``refused``: reclaim found a lock taken. ``lost``: the rmap design has no index of the file.
+    """
+
+    kind: str
+    file: str
+    cpu: int
+    first: int
+    last: int
+    at_once: int
+    every_ns: int
+    done: int
+    refused: int
+    lost: int
+    vmas: int
+    pages: int
+    latency_ns: Latency
+
+
 class LineSite(msgspec.Struct, kw_only=True):
     """What one stack of functions did to 8 bytes of a line (virtual engine)."""
 
@@ -113,10 +134,16 @@ class ByCpu(msgspec.Struct, kw_only=True):
 
 
 class Memory(msgspec.Struct, kw_only=True):
-    """What a design's index costs."""
+    """What a design's index costs: bytes of the arena, of the file that takes most."""
 
     rmap_bytes_per_file: int = 0
+    """Of a file that was never mapped."""
+    rmap_bytes_per_mapped_file: int = 0
+    """Once it is mapped, by one process."""
+    rmap_bytes_per_used_file: int = 0
+    """After the run: with what the design has put up for a file in use."""
     bytes_per_vma: int = 0
+    """A VMA with its share of an index."""
 
 
 class Host(msgspec.Struct, kw_only=True):
@@ -149,6 +176,7 @@ class Phase(msgspec.Struct, kw_only=True):
     locks: list[Lock]
     time_stack: dict[str, float] = {}
     """Where the time of all tasks went: shares that add up to 1 (virtual engine)."""
+    walkers: list[Walker] = []
 
 
 class CellResult(msgspec.Struct, kw_only=True):
@@ -175,6 +203,7 @@ class CellResult(msgspec.Struct, kw_only=True):
     time_stack: dict[str, float] = {}
     locks: list[Lock] = []
     lines: list[Line] = []
+    walkers: list[Walker] = []
     waits: list[Wait] = []
     """The longest; of all phases, as are lines."""
     node_transfers: list[list[int]] = []

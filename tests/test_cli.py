@@ -195,7 +195,12 @@ def test_json_on_stdout_is_only_json_with_all_keys() -> None:
     for cell in document["cells"]:
         assert set(cell) >= CELL_KEYS
         assert (cell["status"], cell["error"], cell["lines"]) == ("ok", None, [])
-        assert set(cell["memory"]) == {"rmap_bytes_per_file", "bytes_per_vma"}
+        assert set(cell["memory"]) == {
+            "rmap_bytes_per_file",
+            "rmap_bytes_per_mapped_file",
+            "rmap_bytes_per_used_file",
+            "bytes_per_vma",
+        }
         assert set(cell["host"]) >= {"wall_s", "events", "peak_rss_bytes"}
         for op in ("exec", "fork", "exit", "mmap", "fault", "walk"):
             latency = cell["latency_ns"][op]

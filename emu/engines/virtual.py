@@ -261,6 +261,7 @@ def run_cell(plan: Plan, machine: Topology, window: trace.Window | None = None) 
     if not size:
         calls = sum(len(each) for each in workload.lists)
         heap = cpus * (native.CPU_HEAP_BYTES + 4 * calls * native.VMA_BYTES)
+        heap += cpus * workload.page_table_bytes
         size = coordinator.arena_overhead(plan) + heap + plan.nr_nodes * MIB
     began = time.monotonic()
     with Arena.anonymous(size) as arena:
@@ -292,6 +293,7 @@ def run_cell(plan: Plan, machine: Topology, window: trace.Window | None = None) 
             core.check_drained()
         except _core.CoreError as error:
             raise CellFailed(f"after the drain phase {error}") from None
+        memory = core.memory()
         stats = _core.VirtualStats()
         core.virtual_stats(ctypes.byref(stats))
         core.virtual_end()
@@ -300,8 +302,8 @@ def run_cell(plan: Plan, machine: Topology, window: trace.Window | None = None) 
             calls=calls,
             start_s=start_s,
             memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            rmap_bytes_per_file=core.rmap_bytes_per_file(),
-            bytes_per_vma=core.bytes_per_vma(),
+            rmap_memory=memory,
+            batches=core.design_batches(),
         )
         core.design_unload()
         return _Ran(totals, by_cpu, lines, waits, node_transfers, stats.accesses, traced)

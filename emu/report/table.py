@@ -169,6 +169,10 @@ def _print_scaling(groups: Sequence[Sequence[CellResult]], run: Run, console: Co
         per_s = f"{unit_of(good[0])}/s"
         console.print(_scaling(groups, per_s, console))
         console.print()
+        if good[0].walkers:
+            console.print(Text("What a walk takes (p50):", style="bold"))
+            console.print(_walk_scaling(groups, console))
+            console.print()
         for row in _rows(good):
             by_cpus = {group[0].cpus: _Row(row.name, group) for group in _groups(row.cells)}
             top = max(by_cpus, key=lambda cpus: by_cpus[cpus].median)
@@ -180,6 +184,8 @@ def _print_scaling(groups: Sequence[Sequence[CellResult]], run: Run, console: Co
         for line in _waiting(widest, f" on {most} CPUs"):
             console.print(line, soft_wrap=True)
         _print_time_stacks(widest, console, f" on {most} CPUs")
+        console.print()
+        console.print(_memory(widest, console))
     for note in dict.fromkeys(cell.note for cell in cells if cell.note):
         console.print(Text(f"Note: {note}", style="yellow"), soft_wrap=True)
 
@@ -205,6 +211,74 @@ def _scaling(groups: Sequence[Sequence[CellResult]], per_s: str, console: Consol
                 of_base = f"{row.median / base.median:.2f}" if row and base and base.median else "-"
                 values.append(Text(of_base))
         table.add_row(str(group[0].cpus), *values)
+    return table
+
+
+def _memory(rows: Sequence[_Row], console: Console) -> Table:
+    """What each design takes of the arena, of the file that takes most."""
+    columns = ("never mapped", "mapped once", "after the run", "bytes per VMA")
+    table = _table(console, "bytes per file", *columns)
+    for row in rows:
+        memory = [cell.memory for cell in row.cells]
+        table.add_row(
+            row.name,
+            f"{max(m.rmap_bytes_per_file for m in memory):,}",
+            f"{max(m.rmap_bytes_per_mapped_file for m in memory):,}",
+            f"{max(m.rmap_bytes_per_used_file for m in memory):,}",
+            f"{max(m.bytes_per_vma for m in memory):,}",
+        )
+    return table
+
+
+def _walk_scaling(groups: Sequence[Sequence[CellResult]], console: Console) -> Table:
+    """Walkers and numbers of CPUs down, designs across."""
+    names = list(dict.fromkeys(cell.rmap for group in groups for cell in group))
+    table = _table(console, "walker", "CPUs", *names)
+    first = next(cell for group in groups for cell in group if cell.ok)
+    for number in range(len(first.walkers)):
+        for group in groups:
+            rows = {row.name: row for row in _rows(group)}
+            values = [_p50(rows[name], number) if name in rows else "-" for name in names]
+            table.add_row(_walker_name(first, number), str(group[0].cpus), *values)
+    return table
+
+
+def _walker_name(cell: CellResult, number: int) -> str:
+    walker = cell.walkers[number]
+    return f"{walker.kind} of {walker.file.rpartition('/')[2]}"
+
+
+def _p50(row: _Row, number: int) -> str:
+    """The median of the repeats in which it has walked; else why it has not."""
+    walkers = [cell.walkers[number] for cell in row.cells]
+    took = [walker.latency_ns.p50 for walker in walkers if walker.done]
+    if took:
+        return format_ns(statistics.median(took))
+    if any(walker.refused for walker in walkers):
+        return "refused"
+    return "lost" if any(walker.lost for walker in walkers) else "-"
+
+
+def _walks(rows: Sequence[_Row], console: Console) -> Table:
+    """Walkers down; of each design how often it walked, what that took and what it came to."""
+    columns = ("rmap", "done", "refused", "lost", "p50", "max", "VMAs/walk", "PTEs/walk")
+    table = _table(console, "walker", *columns)
+    for number in range(len(rows[0].cells[0].walkers)):
+        for row in rows:
+            walkers = [cell.walkers[number] for cell in row.cells]
+            done = sum(walker.done for walker in walkers)
+            longest = max(walker.latency_ns.max for walker in walkers)
+            table.add_row(
+                _walker_name(row.cells[0], number),
+                row.name,
+                f"{done:,}",
+                f"{sum(walker.refused for walker in walkers):,}",
+                f"{sum(walker.lost for walker in walkers):,}",
+                _p50(row, number) if done else "-",
+                format_ns(longest) if done else "-",
+                f"{sum(walker.vmas for walker in walkers) / done:,.1f}" if done else "-",
+                f"{sum(walker.pages for walker in walkers) / done:,.1f}" if done else "-",
+            )
     return table
 
 
@@ -249,10 +323,15 @@ def _print_group(cells: Sequence[CellResult], run: Run, console: Console) -> Non
         console.print()
         console.print(_latencies(rows, console))
         console.print()
+        if first.walkers:
+            console.print(_walks(rows, console))
+            console.print()
         for line in _waiting(rows):
             console.print(line, soft_wrap=True)
         _print_time_stacks(rows, console)
         console.print(_verdict(rows), soft_wrap=True)
+        console.print()
+        console.print(_memory(rows, console))
     if first.note:
         console.print(Text(f"Note: {first.note}", style="yellow"), soft_wrap=True)
 

@@ -15,7 +15,7 @@
 
 /* Where the parts of an arena begin; the same arithmetic tells how large it must be. */
 struct layout {
-	uint64_t node_of_cpu, penalty_ns, lock_stats, cpus, pools, files, lists, calls, classes, end;
+	uint64_t node_of_cpu, penalty_ns, lock_stats, cpus, pools, files, lists, calls, walkers, classes, end;
 	uint32_t max_classes;
 };
 
@@ -45,6 +45,7 @@ static struct layout layout_of(const struct emu_config *c)
 	l.files = place(&at, c->nr_files * sizeof(struct address_space));
 	l.lists = place(&at, c->nr_lists * sizeof(struct emu_list));
 	l.calls = place(&at, c->nr_calls * sizeof(struct emu_call));
+	l.walkers = place(&at, c->nr_walkers * sizeof(struct emu_walker));
 	l.classes = place(&at, l.max_classes * sizeof(struct emu_class));
 	l.end = at;
 	return l;
@@ -68,6 +69,8 @@ static int config_check(const struct emu_config *c)
 		if (c->node_of_cpu[i] != c->node_of_cpu[i % c->nr_hw_cpus])
 			return emu_set_error(-EINVAL, "task %u is on node %u, its CPU %u is not", i, c->node_of_cpu[i],
 					     i % c->nr_hw_cpus);
+	if (c->nr_files >= PTE_NO_FILE)
+		return emu_set_error(-EINVAL, "%u files, at most %u", c->nr_files, (uint32_t)PTE_NO_FILE - 1);
 	if (c->work_jitter_permille > 1000)
 		return emu_set_error(-EINVAL, "work_jitter_permille is %u, at most 1000", c->work_jitter_permille);
 	return 0;
@@ -106,6 +109,7 @@ int emu_arena_format(void *base, uint64_t bytes, const struct emu_config *config
 	arena->files = (struct address_space *)(start + l.files);
 	arena->lists = (struct emu_list *)(start + l.lists);
 	arena->calls = (struct emu_call *)(start + l.calls);
+	arena->walkers = (struct emu_walker *)(start + l.walkers);
 	arena->classes = (struct emu_class *)(start + l.classes);
 	arena->max_classes = l.max_classes;
 	arena->nr_classes = 1;
@@ -127,12 +131,14 @@ int emu_arena_format(void *base, uint64_t bytes, const struct emu_config *config
 		cpu->task.lock_stats = emu_cpu_lock_stats(i);
 		cpu->task.sites = cpu->sites;
 		atomic_init(&cpu->task.on_cpu, 1);
+		cpu->walk_due_ns = UINT64_MAX;
 		cpu->random = config->seed * UINT64_C(0xd1342543de82ef95) + i;
 		emu_sync_init_cpu(&cpu->sync, i);
 		atomic_init(&cpu->state.op, EMU_CALL_NR);
 	}
 	emu_pools_init(l.end);
 	EMU_ASSERT(lock_class("mmap_lock", NULL) == EMU_CLASS_MMAP_LOCK, "the first class is taken");
+	EMU_ASSERT(lock_class("ptl", NULL) == EMU_CLASS_PTL, "the second class is taken");
 	/* The caller's arrays are its own again. */
 	arena->config.node_of_cpu = arena->node_of_cpu;
 	arena->config.penalty_ns = arena->penalty_ns;
@@ -176,8 +182,10 @@ int emu_list_add(const struct emu_call *calls, uint32_t n)
 					     calls[i].arg);
 	for (uint32_t i = 0; i < n; i++)
 		arena->has_micro |= calls[i].op > EMU_CALL_PACE;
-	if (n)
+	if (n) {
 		memcpy(arena->calls + arena->nr_calls, calls, n * sizeof(*calls));
+		emu_program_find_groups(arena->calls + arena->nr_calls, n);
+	}
 	arena->lists[arena->nr_lists] = (struct emu_list){ arena->calls + arena->nr_calls, n };
 	arena->nr_calls += n;
 	return (int)arena->nr_lists++;
@@ -196,19 +204,19 @@ int emu_list_add(const struct emu_call *calls, uint32_t n)
 		emu_fail_jmp = NULL;             \
 	} while (0)
 
-/* As new files to the rmap design. The caller is attached to a CPU. */
+/* As a new one to the rmap design. The caller is attached to a CPU. */
+static void init_file(struct address_space *file)
+{
+	memset(file->i_mmap, 0, sizeof(file->i_mmap));
+	init_rwsem(&file->invalidate_lock, lock_class("invalidate_lock", file->name));
+	emu_rmap->init(file);
+}
+
 static int init_files(void)
 {
-	struct emu_arena *arena = emu_arena;
-
 	WITH_FAIL(err, {
-		for (uint32_t i = 0; i < arena->nr_files; i++) {
-			int64_t before = emu_live_bytes();
-
-			memset(arena->files[i].i_mmap, 0, sizeof(arena->files[i].i_mmap));
-			emu_rmap->init(&arena->files[i]);
-			arena->rmap_bytes_per_file = emu_rmap->size + (uint64_t)(emu_live_bytes() - before);
-		}
+		for (uint32_t i = 0; i < emu_arena->nr_files; i++)
+			init_file(&emu_arena->files[i]);
 	});
 	return 0;
 }
@@ -286,6 +294,7 @@ void emu_phase_reset(uint32_t number)
 	cpu->task.wait_ns = 0;
 	cpu->in_ping_pong = false;
 	cpu->ping_pong_turn = number & 1;
+	emu_walkers_reset(cpu);
 }
 
 int emu_phase_body(void)
@@ -297,6 +306,8 @@ int emu_phase_body(void)
 	int err = 0;
 
 	cpu->in_phase = true;
+	if (!arena->phase_once || arena->phase_record)
+		emu_walkers_start(cpu);
 	cpu->result.start_ns = emu_clock_ns();
 	do {
 		uint64_t start_ns = emu_clock_ns();
@@ -361,11 +372,6 @@ struct emu_hist *emu_cpu_hists(uint32_t cpu)
 	return emu_arena->cpus[cpu].hists;
 }
 
-uint64_t emu_rmap_bytes_per_file(void)
-{
-	return emu_arena->rmap_bytes_per_file;
-}
-
 static int count_vma(struct vm_area_struct *vma, void *arg)
 {
 	(void)vma;
@@ -401,6 +407,16 @@ static int check_micro(void)
 	return 0;
 }
 
+/* Returns the bytes that the rmap design had for it. */
+static uint64_t destroy_file(struct address_space *file)
+{
+	int64_t before = emu_live_bytes();
+
+	if (emu_rmap->destroy)
+		emu_rmap->destroy(file);
+	return emu_rmap->size + (uint64_t)(before - emu_live_bytes());
+}
+
 int emu_check_drained(void)
 {
 	struct emu_arena *arena = emu_arena;
@@ -419,8 +435,11 @@ int emu_check_drained(void)
 	}
 	if (!err) {
 		/* A design may have allocated more for a file since boot; that goes with the file. Then all start anew. */
-		for (uint32_t i = 0; i < arena->nr_files && emu_rmap->destroy; i++)
-			emu_rmap->destroy(&arena->files[i]);
+		for (uint32_t i = 0; i < arena->nr_files; i++) {
+			uint64_t bytes = destroy_file(&arena->files[i]);
+
+			arena->used_file_bytes = bytes > arena->used_file_bytes ? bytes : arena->used_file_bytes;
+		}
 		if (emu_live_objects() != arena->boot_objects)
 			err = emu_set_error(-EBUSY, "the arena leaks %lld objects",
 					    (long long)(emu_live_objects() - arena->boot_objects));
@@ -429,4 +448,58 @@ int emu_check_drained(void)
 	}
 	current = caller;
 	return err;
+}
+
+/* VMAs that a file is given to see what an index takes for each: enough to fill nodes that hold several. */
+#define MEASURED_VMAS 512u
+
+static uint64_t live_bytes_since(int64_t before)
+{
+	return (uint64_t)(emu_live_bytes() - before);
+}
+
+static void grow(uint64_t *most, uint64_t bytes)
+{
+	*most = bytes > *most ? bytes : *most;
+}
+
+static void measure_file(struct address_space *file, struct emu_memory *m)
+{
+	struct vm_area_struct *vmas[MEASURED_VMAS];
+	uint64_t cold, first, vma;
+	int64_t before;
+
+	cold = destroy_file(file);
+	init_file(file);
+	grow(&m->cold_file, cold);
+
+	before = emu_live_bytes();
+	for (uint32_t i = 0; i < MEASURED_VMAS; i++)
+		vmas[i] = vm_area_alloc(NULL, 0, file->nr_pages << EMU_PAGE_SHIFT, VM_READ, file, 0);
+	vma = live_bytes_since(before) / MEASURED_VMAS;
+	before = emu_live_bytes();
+	emu_rmap->insert(file, vmas[0]);
+	first = live_bytes_since(before);
+	grow(&m->mapped_file, cold + first);
+	for (uint32_t i = 1; i < MEASURED_VMAS; i++)
+		emu_rmap->insert(file, vmas[i]);
+	grow(&m->vma, vma + (live_bytes_since(before) - first) / (MEASURED_VMAS - 1));
+	for (uint32_t i = 0; i < MEASURED_VMAS; i++) {
+		emu_rmap->remove(file, &vmas[i], 1);
+		vm_area_free(vmas[i]);
+	}
+}
+
+int emu_measure_memory(struct emu_memory *memory)
+{
+	struct task_struct *caller = current;
+
+	*memory = (struct emu_memory){ .used_file = emu_arena->used_file_bytes };
+	emu_cpu_attach(0);
+	WITH_FAIL(err, {
+		for (uint32_t i = 0; i < emu_arena->nr_files; i++)
+			measure_file(&emu_arena->files[i], memory);
+	});
+	current = caller;
+	return 0;
 }
