@@ -4,7 +4,9 @@
 >>> run = emu.run(rmap="single,numa-locks", cpus="1,2", duration="100ms")
 >>> print(run)                  # the table that `emu run` prints
 >>> run.array("ops_per_s")      # one number a cell
+>>> run.to_pandas()             # a row a cell
 >>> emu.load("last")            # a stored run
+>>> emu.compare("last:single", "last:numa-locks")
 """
 
 import contextlib
@@ -17,10 +19,10 @@ from emu._version import __version__
 
 if TYPE_CHECKING:
     from emu.errors import EmuError, InputError
-    from emu.experiment import load, run
+    from emu.experiment import compare, load, run
     from emu.results import CellResult, Run
 
-__all__ = ["CellResult", "EmuError", "InputError", "Run", "__version__", "load", "run"]
+__all__ = ["CellResult", "EmuError", "InputError", "Run", "__version__", "compare", "load", "run"]
 
 # A checkout in the current directory hides the installed package; what only the build makes (and
 # what lies elsewhere in the checkout) is then found in the installed one.
@@ -33,6 +35,7 @@ _HOME = {
     "EmuError": "emu.errors",
     "InputError": "emu.errors",
     "Run": "emu.results",
+    "compare": "emu.experiment",
     "load": "emu.experiment",
     "run": "emu.experiment",
 }

@@ -46,6 +46,7 @@ CALL_NAMES = (
     "munmap",
     "mprotect",
     "brk",
+    "fault",
     "work",
     "pace",
     "line_write",
@@ -110,10 +111,46 @@ class Config(ctypes.Structure):
         ("numa_penalty", ctypes.c_uint32),
         ("work_jitter_permille", ctypes.c_uint32),
         ("strict", ctypes.c_uint32),
+        ("nr_walkers", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
         ("seed", ctypes.c_uint64),
         ("node_of_cpu", ctypes.POINTER(ctypes.c_uint32)),
         ("penalty_ns", ctypes.POINTER(ctypes.c_uint32)),
         ("host_node_of_node", ctypes.POINTER(ctypes.c_int32)),
+        ("nr_backgrounds", ctypes.c_uint32),
+        ("nr_uses", ctypes.c_uint32),
+        ("nr_background_classes", ctypes.c_uint32),
+        ("nr_private_files", ctypes.c_uint32),
+    )
+
+
+class Walker(ctypes.Structure):
+    """``struct emu_walker`` without its histogram, which follows."""
+
+    _fields_ = (
+        ("kind", ctypes.c_uint32),
+        ("cpu", ctypes.c_uint32),
+        ("file", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+        ("first", ctypes.c_uint64),
+        ("last", ctypes.c_uint64),
+        ("at_once", ctypes.c_uint64),
+        ("every_ns", ctypes.c_uint64),
+        ("done", ctypes.c_uint64),
+        ("refused", ctypes.c_uint64),
+        ("lost", ctypes.c_uint64),
+        ("vmas", ctypes.c_uint64),
+        ("pages", ctypes.c_uint64),
+        ("due_ns", ctypes.c_uint64),
+        ("next", ctypes.c_uint64),
+    )
+
+
+class Memory(ctypes.Structure):
+    """``struct emu_memory``: bytes."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_uint64) for name in ("cold_file", "mapped_file", "used_file", "vma")
     )
 
 
@@ -336,11 +373,17 @@ _PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "emu_machine_id": (_U32,),
     "emu_design_load": (_INT, _U32, _STR, _STR),
     "emu_design_unload": (None,),
+    "emu_design_batches": (ctypes.c_bool,),
     "emu_design_params": (_INT, _U32, _STR, ctypes.c_size_t),
     "emu_arena_overhead": (_U64, ctypes.POINTER(Config)),
     "emu_arena_format": (_INT, _PTR, _U64, ctypes.POINTER(Config)),
     "emu_file_add": (_INT, _STR, _U64),
     "emu_list_add": (_INT, _PTR, _U32),
+    "emu_walker_add": (_INT, _U32, _U32, _U32, _U64, _U64, _U64, _U64),
+    "emu_walker": (_PTR, _U32),
+    "emu_walk_name": (_STR, _U32),
+    "emu_background_add": (_INT, _PTR),
+    "emu_use_add": (_INT, _PTR),
     "emu_boot": (_INT,),
     "emu_cpu_attach": (_INT, _U32),
     "emu_phase_prepare": (_INT, _U32, _U32, _U32, _U64),
@@ -357,8 +400,7 @@ _PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "emu_maps": (_I64, _STR, _U64),
     "emu_list_run": (_INT, _U32, ctypes.POINTER(_U32)),
     "emu_file_vmas": (_U64, _U32),
-    "emu_rmap_bytes_per_file": (_U64,),
-    "emu_bytes_per_vma": (_U64,),
+    "emu_measure_memory": (_INT, ctypes.POINTER(Memory)),
     "emu_check_drained": (_INT,),
     "emu_op_name": (_STR, _U32),
     "emu_call_name": (_STR, _U32),
@@ -499,6 +541,23 @@ class Core:
         """The CPU's histograms in the arena, by LAT_NAMES: a view, not a copy."""
         return _view(self._lib.emu_cpu_hists(cpu), HIST_DTYPE, (len(LAT_NAMES),))
 
+    def memory(self) -> dict[str, int]:
+        """What the rmap design takes of the arena, as results have it. After check_drained()."""
+        memory = Memory()
+        self._check(self._lib.emu_measure_memory(ctypes.byref(memory)), "")
+        return {
+            "rmap_bytes_per_file": memory.cold_file,
+            "rmap_bytes_per_mapped_file": memory.mapped_file,
+            "rmap_bytes_per_used_file": memory.used_file,
+            "bytes_per_vma": memory.vma,
+        }
+
+    def walker(self, number: int) -> tuple[Walker, NDArray[np.void]]:
+        """What a walker has done in the last phase, and its latencies (HIST_DTYPE): views."""
+        address = self._lib.emu_walker(number)
+        histogram = _view(address + ctypes.sizeof(Walker), HIST_DTYPE, (1,))
+        return Walker.from_address(address), histogram[0]
+
     def lock_stats(self, cpu: int) -> NDArray[np.void]:
         """The CPU's lock statistics, ``[class, site]``: a view of the arena."""
         shape = (self._lib.emu_nr_lock_classes(), SITES_MAX)
@@ -564,12 +623,17 @@ def make_config(
     nr_lists: int,
     nr_calls: int,
     seed: int,
+    nr_walkers: int = 0,
     oversubscribed: bool = False,
     work_jitter_permille: int = 0,
     nr_hw_cpus: int = 0,
     strict: bool = False,
     penalty_ns: list[list[int]] | None = None,
     host_node_of_node: list[int] | None = None,
+    nr_backgrounds: int = 0,
+    nr_uses: int = 0,
+    nr_background_classes: int = 0,
+    nr_private_files: int = 0,
 ) -> Config:
     """A ``struct emu_config``; it keeps the arrays that it points to alive."""
     cpus = len(node_of_cpu)
@@ -585,7 +649,12 @@ def make_config(
         numa_penalty=penalty_ns is not None,
         work_jitter_permille=work_jitter_permille,
         strict=strict,
+        nr_walkers=nr_walkers,
         seed=seed & (2**64 - 1),
+        nr_backgrounds=nr_backgrounds,
+        nr_uses=nr_uses,
+        nr_background_classes=nr_background_classes,
+        nr_private_files=nr_private_files,
     )
     config.node_of_cpu = (_U32 * cpus)(*node_of_cpu)
     if penalty_ns is not None:

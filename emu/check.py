@@ -454,7 +454,7 @@ def _run_seed(
     )
     if rule.name == "memory":
         core.check_drained()
-        counts.cold_file_bytes = core.rmap_bytes_per_file()
+        counts.cold_file_bytes = core.memory()["rmap_bytes_per_file"]
         counts.used_file_bytes = counts.cold_file_bytes + totals.used_file_bytes
         counts.vma_bytes = totals.vma_millibytes / 1000
     if on_virtual:

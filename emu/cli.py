@@ -6,8 +6,10 @@ Exit status: 0 done, 1 a cell failed, 2 the input was wrong (one line on stderr)
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
@@ -18,19 +20,25 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from emu import _core, cli_check, cli_host, cli_topology, experiment, topology
+from emu import _core, cli_check, cli_host, cli_topology, experiment, host, topology
 from emu import record as recorder
+from emu import validate as validation
 from emu import workload as workloads
 from emu._version import __version__
+from emu.comparison import LAYOUTS, side
+from emu.comparison import compare as compare_sides
 from emu.coordinator import StopFlag
 from emu.errors import EmuError, InputError
 from emu.experiment import unknown
 from emu.progress import ProgressBar
 from emu.record import Each
-from emu.report import text
+from emu.report import mail, text
+from emu.report.export import EXPORTS
 from emu.report.table import cell_name, plain_console, print_run
 from emu.report.trace import DEFAULT_WINDOW
-from emu.results import Store, write_atomically
+from emu.results import Run, write_atomically
+from emu.schedule import Progress
+from emu.store import Store
 
 app = typer.Typer(
     name="emu",
@@ -57,11 +65,15 @@ def _top(
         typer.echo(context.get_help())
 
 
-@app.command()
+@app.command(epilog="Example: emu run --rmap single,numa-locks --engine virtual --cpus 1..384")
 def run(
-    experiment_file: Annotated[
-        Path | None,
-        typer.Argument(metavar="[EXPERIMENT.toml]", help="The same words as the options, in TOML."),
+    experiment_name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[EXPERIMENT]",
+            help="A TOML file with the same words as the options, the name of one that comes with "
+            "mm-emu, or a run of the store, to run it again.",
+        ),
     ] = None,
     rmap: Annotated[
         str | None,
@@ -111,6 +123,20 @@ def run(
         str | None,
         typer.Option(metavar="20ms", help="Measured time of a cell.  Default: 1s, 10ms if virtual"),
     ] = None,
+    timeout: Annotated[
+        str | None,
+        typer.Option(metavar="5m", help="A cell that takes longer fails.  Default: 30m"),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RULE", help='Leave cells out: "rmap=btree cpus=32..384".  May be repeated'
+        ),
+    ] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RULE", help='More cells: "rmap=single cpus=384".  May be repeated'),
+    ] = None,
     numa_penalty: Annotated[
         str | None,
         typer.Option(
@@ -119,10 +145,25 @@ def run(
             "Default: off",
         ),
     ] = None,
+    isolate: Annotated[
+        bool | None,
+        typer.Option(
+            "--isolate",
+            help="Without the locks and lines of the rest of the kernel: i_mmap's alone.",
+        ),
+    ] = None,
     arena_size: Annotated[
         str | None,
         typer.Option(metavar="SIZE", help="Shared memory, as 512M.  Default: what is needed"),
     ] = None,
+    uncertainty: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Run on N machines more, whose uncertain numbers are drawn within their spread, "
+            "and tell how far the speed-ups move (virtual).",
+        ),
+    ] = 0,
     json_file: Annotated[
         str | None,
         typer.Option("--json", metavar="FILE|-", help="Write JSON; -: to stdout, and no table."),
@@ -145,11 +186,20 @@ def run(
         Path | None,
         typer.Option(metavar="DIR", help="Where runs are kept.  Default: the user's data folder"),
     ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Begin anew where a run could be gone on with.")
+    ] = False,
+    jobs: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Virtual cells at once.  Default: this machine's CPUs"),
+    ] = None,
 ) -> None:
     """Run designs side by side and compare them.
 
     Without options: three rmap designs, the execl workload, measured on this machine's CPUs and
     predicted for 1 to 384 CPUs of the hygon-12x32 server. With an option: this machine only.
+
+    What an interrupted run of the same experiment has finished is kept; the same command goes on.
     """
     if json_file and json_file != "-":
         _check_writable(Path(json_file))
@@ -157,7 +207,7 @@ def run(
     stop = StopFlag(restore=False).__enter__()
     with ProgressBar() as bar:
         result = experiment.run(
-            experiment_file,
+            experiment_name,
             rmap=rmap,
             mm=mm,
             topology=topology,
@@ -167,10 +217,17 @@ def run(
             seed=seed,
             repeats=repeats,
             duration=duration,
+            timeout=timeout,
+            exclude=exclude or None,
+            include=include or None,
             numa_penalty=numa_penalty,
+            isolate=isolate,
             arena_size=arena_size,
+            uncertainty=uncertainty,
             store=store,
-            progress=lambda done, total, cell, share: bar.update(done + share, total, str(cell)),
+            fresh=fresh,
+            jobs=jobs,
+            progress=lambda now: bar.update(*_how_far(now)),
             on_failure=lambda cell: bar.say(f"{cell_name(cell)}: {cell.error}"),
             trace=trace,
             trace_window=trace_window,
@@ -189,24 +246,23 @@ def run(
         raise typer.Exit(1)
 
 
-@app.command("list")
+@app.command("list", epilog="Example: emu list designs")
 def list_(
-    what: Annotated[str, typer.Argument(metavar="designs|topologies|workloads")],
+    what: Annotated[str, typer.Argument(metavar="designs|topologies|workloads|experiments")],
 ) -> None:
     """List what there is to choose from."""
-    lists = {"designs": _designs, "topologies": _topologies, "workloads": _workloads}
+    lists = {
+        "designs": _designs,
+        "topologies": _topologies,
+        "workloads": _workloads,
+        "experiments": _experiments,
+    }
     if what not in lists:
         raise experiment.unknown("list", what, lists)
-    rows = lists[what]()
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for heading in rows[0]:
-        table.add_column(heading, overflow="fold")
-    for row in rows[1:]:
-        table.add_row(*row)
-    _console().print(table)
+    _print_table(lists[what]())
 
 
-@app.command()
+@app.command(epilog="Example: emu show last --config > again.toml; emu run again.toml")
 def show(
     name: Annotated[
         str, typer.Argument(metavar="RUN", help="Id, beginning of an id, last, or a JSON file.")
@@ -214,6 +270,10 @@ def show(
     json_file: Annotated[
         str | None, typer.Option("--json", metavar="-", help="Print the JSON instead.")
     ] = None,
+    config: Annotated[
+        bool,
+        typer.Option("--config", help="Print the experiment as TOML, complete."),
+    ] = False,
     store: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Where runs are kept.  Default: the user's data folder"),
@@ -221,12 +281,114 @@ def show(
 ) -> None:
     """Show the table of a stored run again."""
     result = Store(store).load(name)
-    if json_file is None:
+    if config:
+        sys.stdout.write(_config_of(result))
+    elif json_file is None:
         print_run(result, _console())
     elif json_file == "-":
         sys.stdout.buffer.write(result.to_json())
     else:
-        raise InputError(f"--json {json_file}: only - here; the run is a JSON file in the store")
+        raise InputError(f"--json {json_file}: only - here; emu export writes files")
+
+
+@app.command(epilog="Example: emu runs")
+def runs(
+    store: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where runs are kept.  Default: the user's data folder"),
+    ] = None,
+) -> None:
+    """List the stored runs, oldest first."""
+    rows = [("run", "experiment", "engines", "cells", "failed", "status")]
+    for each in Store(store).summaries():
+        cells = f"{each.done}/{each.total}"
+        rows.append((each.id, each.name or "-", each.engines, cells, f"{each.failed}", each.status))
+    _print_table(rows)
+
+
+@app.command(epilog="Example: emu rm 20260131-235959")
+def rm(
+    names: Annotated[list[str], typer.Argument(metavar="RUN...", help="As emu runs lists them.")],
+    store: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where runs are kept.  Default: the user's data folder"),
+    ] = None,
+) -> None:
+    """Remove stored runs."""
+    where = Store(store)
+    for run_id in [where.find_id(name) for name in names]:
+        where.remove(run_id)
+
+
+@app.command(epilog="Example: emu export last --format csv -o cells.csv")
+def export(
+    name: Annotated[
+        str, typer.Argument(metavar="RUN", help="Id, beginning of an id, last, or a JSON file.")
+    ],
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="|".join(EXPORTS),
+            help="json: all that is known; csv and parquet: a row a cell.",
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Where to.  Default: stdout"),
+    ] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where runs are kept.  Default: the user's data folder"),
+    ] = None,
+) -> None:
+    """Write a stored run for other programs."""
+    if form not in EXPORTS:
+        raise unknown("format", form, EXPORTS)
+    data = EXPORTS[form](Store(store).load(name))
+    if output is None:
+        sys.stdout.buffer.write(data)
+    else:
+        _write(output, data)
+
+
+@app.command(epilog="Example: emu system")
+def system() -> None:
+    """Show what on this machine matters to measurements, and what disturbs them."""
+    about = host.info() | host.state()
+    rows = [("what", "is")]
+    for key, value in about.items():
+        parts = value.items() if isinstance(value, dict) else [("", value)]
+        rows += [(f"{key} {part}".strip(), str(each)) for part, each in parts]
+    _print_table(rows)
+    for line in host.disturbances(about):
+        print(line)
+
+
+@app.command(epilog="Example: emu compare last:single last:numa-locks --layout lkp")
+def compare(
+    base: Annotated[
+        str, typer.Argument(metavar="RUN[:DESIGN]", help="A run, or one of its designs.")
+    ],
+    other: Annotated[str, typer.Argument(metavar="RUN[:DESIGN]", help="What to compare with it.")],
+    layout: Annotated[
+        str,
+        typer.Option(
+            metavar="|".join(LAYOUTS),
+            help="As a table with intervals, as the kernel test robot, or as mmtests print it; "
+            "~: no difference.",
+        ),
+    ] = LAYOUTS[0],
+    store: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where runs are kept.  Default: the user's data folder"),
+    ] = None,
+) -> None:
+    """Compare two runs, or two designs of one: by how much, and is it more than chance?"""
+    if layout not in LAYOUTS:
+        raise unknown("layout", layout, LAYOUTS)
+    load = Store(store).load
+    print(compare_sides(side(base, load), side(other, load)).text(layout))
 
 
 @app.command(epilog="Example: emu report last --format folded -o waits.folded")
@@ -238,9 +400,9 @@ def report(
         str,
         typer.Option(
             "--format",
-            metavar="|".join(text.FORMATS),
-            help="Locks as /proc/lock_stat; cache lines as perf c2c; stacks of waiting for "
-            "flamegraph.pl and speedscope; a row a cell; HdrHistogram's percentiles.",
+            metavar="|".join(("text", *text.FORMATS)),
+            help="A mail of 72 columns; locks as /proc/lock_stat; cache lines as perf c2c; stacks "
+            "of waiting for flamegraph.pl and speedscope; a row a cell; percentiles.",
         ),
     ],
     output: Annotated[
@@ -260,22 +422,24 @@ def report(
         typer.Option(metavar="DIR", help="Where runs are kept.  Default: the user's data folder"),
     ] = None,
 ) -> None:
-    """Write a stored run in the layout of another tool."""
-    if form not in text.FORMATS:
-        raise unknown("format", form, text.FORMATS)
+    """Write a stored run for a mail, or in the layout of another tool."""
+    if form not in ("text", *text.FORMATS):
+        raise unknown("format", form, ("text", *text.FORMATS))
     if op is not None and form != "hgrm":
         raise InputError(f"--op {op}: only --format hgrm has operations to choose from")
-    cells = text.choose(Store(store).load(name), cell)
-    written = text.hgrm(cells, op) if form == "hgrm" else text.FORMATS[form](cells)
+    result = Store(store).load(name)
+    cells = text.choose(result, cell)
+    if form == "text":
+        result.cells = [each for _, each in cells]
+        written = mail.text(result)
+    else:
+        written = text.hgrm(cells, op) if form == "hgrm" else text.FORMATS[form](cells)
     if not written:
         print(f"emu: {name} has nothing to show as {form}", file=sys.stderr)
     if output is None:
         sys.stdout.write(written)
         return
-    try:
-        write_atomically(output, written.encode())
-    except OSError as error:
-        raise InputError(f"{output}: {error.strerror}") from None
+    _write(output, written.encode())
 
 
 @app.command(
@@ -313,10 +477,92 @@ def record(
     print(f"{output}: emu run --workload {output}", file=sys.stderr)
 
 
+@app.command(epilog="Example: emu validate --row hygon-numa-locks --row emr-wait-share")
+def validate(
+    row: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="A published result; again for more.  Default: all"),
+    ] = None,
+    duration: Annotated[
+        str, typer.Option(metavar="40ms", help="Measured time of a cell, virtual.")
+    ] = validation.DURATION,
+    uncertainty: Annotated[
+        int,
+        typer.Option(
+            metavar="N", help="For speed-ups: on N machines more, with drawn uncertain numbers."
+        ),
+    ] = 0,
+    json_file: Annotated[
+        str | None,
+        typer.Option("--json", metavar="FILE|-", help="Write JSON; -: to stdout, and no table."),
+    ] = None,
+) -> None:
+    """Compare the virtual engine with published results, row by row."""
+    if json_file and json_file != "-":
+        _check_writable(Path(json_file))
+    if uncertainty:
+        experiment.check_draws(uncertainty)
+    console = Console(stderr=True, highlight=False)
+
+    def say(point: validation.Point) -> None:
+        if console.is_terminal:
+            console.print(f"{point.row}: {point.workload} on {point.cpus} CPUs", style="dim")
+
+    with StopFlag() as stop:
+        found = validation.run_all(
+            row or (), duration=duration, uncertainty=uncertainty, progress=say, stop=stop
+        )
+    if json_file == "-":
+        sys.stdout.buffer.write(found.to_json())
+    else:
+        if json_file:
+            write_atomically(Path(json_file), found.to_json())
+        validation.print_validation(found, _console())
+    if any(point.note and "failed" in point.note for point in found.points):
+        raise typer.Exit(1)
+
+
 def _console() -> Console:
     if sys.stdout.isatty():
         return Console(highlight=False)
     return plain_console(sys.stdout)
+
+
+def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
+    """The first row is the heading."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for heading in rows[0]:
+        table.add_column(heading, overflow="fold")
+    for row in rows[1:]:
+        table.add_row(*row)
+    _console().print(table)
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        write_atomically(path, data)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+
+
+def _config_of(result: Run) -> str:
+    """The experiment of a run as a file, with what it was run with in comments."""
+    info = result.run
+    build = ", ".join(f"{key} {value}" for key, value in info.build.items() if value)
+    about = [
+        f"run {info.id}, {info.started}, mm-emu {info.version}",
+        f"emu {shlex.join(info.command)}",
+        f"on {info.host.get('model', '?')}, Linux {info.host.get('kernel', '?')}",
+        build,
+        *(f"{path}: SHA-256 {digest}" for path, digest in info.files.items()),
+    ]
+    return "".join(f"# {line}\n" for line in about if line) + experiment.to_toml(info.experiment)
+
+
+def _experiments() -> list[tuple[str, ...]]:
+    names = experiment.names()
+    about = [experiment.describe_file(experiment.path_of(name)) for name in names]
+    return [("experiment", "what"), *zip(names, about, strict=True)]
 
 
 def _designs() -> list[tuple[str, ...]]:
@@ -346,6 +592,18 @@ def _check_writable(path: Path) -> None:
     """Better now than after the run. Raises InputError."""
     if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise InputError(f"--json {path}: no file can be written there")
+
+
+def _how_far(now: Progress) -> tuple[float, int, str]:
+    """Cells that are done, parts of them included; all cells; and what is going on."""
+    what = f"{len(now.running)} running"
+    if now.left_s is not None:
+        minutes = now.left_s / 60
+        what += f", {now.left_s:.0f} s left" if minutes < 2 else f", {minutes:.0f} min left"
+    if now.running:
+        cell = now.running[0][0]
+        what += f": {cell.rmap} on {cell.cpus}"
+    return now.done + sum(share for _, share in now.running), now.total, what
 
 
 def _one_line(error: Exception) -> str:

@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Any, Generic, NoReturn, Self, TypeVar
 
 import msgspec
 import multiprocess
@@ -45,13 +45,15 @@ from emu.design import Cache
 from emu.errors import EmuError, InputError
 from emu.histogram import Histogram
 from emu.workers import cpu as worker
-from emu.workload import Workload
+from emu.workload import WALKER_KINDS, Workload
 
 _WATCH_S = 0.1
 """How often dead and stopped workers are looked for."""
 _HANG_S = 10.0
 """A CPU that does nothing for so long after its time is up hangs. A busy host takes far less."""
 _REHEARSAL_BYTES = 256 * MIB
+_WORDS_BYTES = 1 << 20
+"""Of what a process wrote on stderr, at most; its last line is what counts."""
 _FORK = multiprocess.get_context("fork")
 _T = TypeVar("_T")
 
@@ -107,6 +109,21 @@ class StopFlag:
                 signal.signal(number, handler)
 
 
+class Deadline(StopFlag):
+    """A StopFlag that also fails the cell once its time is up."""
+
+    def __init__(self, stop: StopFlag, timeout_ns: int) -> None:
+        super().__init__()
+        self._stop, self._timeout_s = stop, timeout_ns / 1e9
+        self._end_s = time.monotonic() + self._timeout_s
+
+    def check(self) -> None:
+        """Raises Interrupted once a signal has come, CellFailed once the time is up."""
+        self._stop.check()
+        if time.monotonic() > self._end_s:
+            raise CellFailed(f"not done after {self._timeout_s:g} s (--timeout)")
+
+
 @dataclass(frozen=True)
 class DesignFile:
     """A design to load: its shared object and its parameters "k=v,k=v"."""
@@ -149,6 +166,25 @@ class LockTotals:
 
 
 @dataclass
+class WalkerTotals:
+    """What a walker did in a phase. ``done``, ``refused`` and ``lost`` add up to its attempts."""
+
+    kind: str
+    file: str
+    cpu: int
+    first: int
+    last: int
+    at_once: int
+    every_ns: int
+    done: int
+    refused: int
+    lost: int
+    vmas: int
+    pages: int
+    latency: Histogram
+
+
+@dataclass
 class PhaseTotals:
     """What a recorded phase came to. ``seconds``: from the start line to the last CPU's end."""
 
@@ -158,6 +194,7 @@ class PhaseTotals:
     counts: dict[str, int]
     hists: dict[str, Histogram]
     locks: list[LockTotals]
+    walkers: list[WalkerTotals]
 
 
 @dataclass
@@ -168,8 +205,10 @@ class CellTotals:
     calls: int
     start_s: float
     memory_bytes: int
-    rmap_bytes_per_file: int
-    bytes_per_vma: int
+    rmap_memory: dict[str, int]
+    """The fields of results.Memory."""
+    batches: bool
+    """Can the rmap design do what its parameter batch asks?"""
 
 
 def compile_design(source: Path, machine: str, directory: Path) -> Path:
@@ -243,23 +282,22 @@ def rehearse(plan: Plan, stop: StopFlag) -> None:
     """
     context = _context(plan.machine)
     ours, theirs = context.Pipe(duplex=False)
-    with tempfile.NamedTemporaryFile(prefix="emu-") as silence:
-        arguments = (plan, theirs, silence.name, os.getpid())
-        process = context.Process(target=_rehearse, args=arguments, daemon=True)
-        _start(process)
-        theirs.close()
-        try:
-            give_up = time.monotonic() + _HANG_S
-            while not ours.poll(0.05) and time.monotonic() < give_up:
-                stop.check()
-            problem = ours.recv() if ours.poll(0) else None
-        except EOFError:
-            problem = None
-        finally:
-            process.kill()
-            process.join()
-            process.close()
-            ours.close()
+    arguments = (plan, theirs, os.devnull, os.getpid())
+    process = context.Process(target=_rehearse, args=arguments, daemon=True)
+    _start(process)
+    theirs.close()
+    try:
+        give_up = time.monotonic() + _HANG_S
+        while not ours.poll(0.05) and time.monotonic() < give_up:
+            stop.check()
+        problem = ours.recv() if ours.poll(0) else None
+    except EOFError:
+        problem = None
+    finally:
+        process.kill()
+        process.join()
+        process.close()
+        ours.close()
     if problem:
         raise InputError(problem)
 
@@ -298,72 +336,84 @@ def _rehearse_alone(plan: Plan) -> str | None:
     return None
 
 
-class Child:
-    """A function in a process of its own; nothing that it loads or maps stays here.
+class Child(Generic[_T]):
+    """``work(*arguments)`` in a process of its own; a context manager that ends it.
 
-    It begins afresh where another machine is loaded here, and is a fork otherwise. ``talks``: the
-    function gets one more argument, a function that sends what it is given. ``what`` it is called
-    when it dies.
+    Nothing that it loads or maps stays here. It begins afresh where another machine is loaded here,
+    and is a fork otherwise. When it dies it is called ``what``. ``talks``: ``work`` gets one more
+    argument, a function that sends what it is given; ``result`` then gives these first.
     """
 
     def __init__(
         self,
-        work: Callable[..., Any],
+        work: Callable[..., _T],
         *arguments: Any,
         what: str = "the virtual machine",
         talks: bool = False,
     ) -> None:
-        self._what = what
         context = multiprocess.get_context("spawn") if _core.is_any_loaded() else _FORK
-        self._ours, theirs = context.Pipe(duplex=False)
-        self._words = tempfile.NamedTemporaryFile(prefix="emu-")  # noqa: SIM115
+        self.connection, theirs = context.Pipe(duplex=False)
+        """Can be waited for (``multiprocess.connection.wait``): there is a result."""
+        self._what = what
+        # What it writes on stderr; memory, so that nothing is left however we end.
+        self._words = os.memfd_create("emu-words")
+        words = f"/proc/{os.getpid()}/fd/{self._words}"
         self._process = context.Process(
             target=_child,
-            args=(work, arguments, talks, theirs, self._words.name, os.getpid()),
+            args=(work, arguments, talks, theirs, words, os.getpid()),
             daemon=True,
         )
         try:
             _start(self._process)
         except BaseException:
-            self._ours.close()
-            self._words.close()
+            self.connection.close()
+            os.close(self._words)
             raise
         finally:
             theirs.close()
 
-    def poll(self, timeout_s: float) -> bool:
-        """Is there something to receive, in so much time?"""
-        return bool(self._ours.poll(timeout_s))
+    def ready(self, wait_s: float = 0) -> bool:
+        """Will ``result`` answer at once? Waits for at most ``wait_s``."""
+        return bool(self.connection.poll(wait_s))
 
-    def receive(self) -> Any:
-        """The next thing that it sends, the result last.
+    def result(self) -> _T:
+        """What the work returned.
 
-        Raises what the function raises if that is an EmuError, CellFailed when it dies.
+        Raises what it raised if that is an EmuError, CellFailed when the process died.
         """
         try:
-            answer = self._ours.recv()
+            answer = self.connection.recv()
         except EOFError:
             self._process.join()
-            last = Path(self._words.name).read_text(errors="replace").strip().splitlines()[-1:]
-            exit_status = f"exit status {self._process.exitcode}"
-            reason = last[0].removeprefix("emu: ") if last else exit_status
-            raise CellFailed(f"{self._what} died: {reason}") from None
+            status = self._process.exitcode
+            words = os.pread(self._words, _WORDS_BYTES, 0).decode(errors="replace")
+            last = words.strip().splitlines()[-1:]
+            reason = last[0].removeprefix("emu: ") if last else f"exit status {status}"
+            outside = status in (-signal.SIGKILL, -signal.SIGTERM)
+            raise CellFailed(f"{self._what} died: {reason}", outside=outside) from None
         if isinstance(answer, EmuError):
             raise answer
-        return answer
+        result: _T = answer
+        return result
 
     def close(self) -> None:
-        """End it, if it still runs."""
+        """End the process, whatever it is at."""
         self._process.kill()
         self._process.join()
         self._process.close()
-        self._ours.close()
-        self._words.close()
+        self.connection.close()
+        os.close(self._words)
 
-    @staticmethod
-    def wait(children: Iterable[Child], timeout_s: float) -> None:
-        """Until one of them has something to say, or the time is over."""
-        multiprocess.connection.wait([child._ours for child in children], timeout_s)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
 
 
 def in_child(
@@ -373,22 +423,40 @@ def in_child(
     what: str = "the virtual machine",
     limit_s: float = float("inf"),
 ) -> _T:
-    """What ``work(*arguments)`` returns, from a process of its own (see ``Child``).
+    """What ``work(*arguments)`` returns, from a process of its own.
 
-    Raises what ``work`` raises if that is an EmuError, CellFailed when it dies or takes longer than
-    ``limit_s``, Interrupted.
+    Raises as ``Child.result``, CellFailed when it takes longer than ``limit_s``, Interrupted.
     """
-    child = Child(work, *arguments, what=what)
-    try:
-        give_up = time.monotonic() + limit_s
-        while not child.poll(0.05):
+    give_up = time.monotonic() + limit_s
+    with Child(work, *arguments, what=what) as child:
+        while not child.ready(0.05):
             stop.check()
             if time.monotonic() > give_up:
                 raise CellFailed(f"{what} hangs: no result after {limit_s:.0f} s")
-        result: _T = child.receive()
-        return result
-    finally:
-        child.close()
+        return child.result()
+
+
+def first_ready(children: Sequence[Child[Any]], wait_s: float) -> None:
+    """Wait until one of them has a result, for at most ``wait_s``."""
+    multiprocess.connection.wait([child.connection for child in children], wait_s)
+
+
+def commit_of(directory: Path) -> str | None:
+    """The git commit that is checked out in a directory, "+changes" behind it if there are any."""
+    words = []
+    for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(directory), *command],
+                capture_output=True,
+                text=True,
+                timeout=5,
+                check=True,
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        words.append(done.stdout.strip())
+    return words[0] + ("+changes" if words[1] else "")
 
 
 def _child(
@@ -522,10 +590,28 @@ def set_up(core: _core.Core, plan: Plan, arena: Arena, *, strict: bool = False) 
             raise InputError(f"--{kind} {design.name}: {error}{hint}") from None
     config = _config(plan, strict=strict)
     core.arena_format(arena.base, arena.size, ctypes.byref(config))
-    for name, pages in workload.files:
-        core.file_add(os.fsencode(name), pages)
+    shared = len(workload.files) - workload.private_files
+    for number, (name, pages) in enumerate(workload.files):
+        for _ in range(1 if number < shared else len(plan.node_of_cpu)):
+            core.file_add(os.fsencode(name), pages)
+    for add, table in (
+        (core.background_add, workload.uses.entry_table()),
+        (core.use_add, workload.uses.use_table()),
+    ):
+        for number in range(len(table)):
+            add(table.ctypes.data + number * table.itemsize)
     for calls in workload.lists:
         core.list_add(calls.ctypes.data, len(calls))
+    for number, walker in enumerate(workload.walkers):
+        core.walker_add(
+            WALKER_KINDS.index(walker.kind),
+            (number if walker.cpu is None else walker.cpu) % len(plan.node_of_cpu),
+            walker.file,
+            walker.first,
+            walker.last,
+            walker.at_once,
+            walker.every_ns,
+        )
     core.boot()
 
 
@@ -534,8 +620,9 @@ def _config(plan: Plan, *, strict: bool = False) -> _core.Config:
     return _core.make_config(
         node_of_cpu=plan.node_of_cpu,
         nr_nodes=plan.nr_nodes,
-        nr_files=len(workload.files),
+        nr_files=len(workload.files) + workload.private_files * (len(plan.node_of_cpu) - 1),
         nr_lists=len(workload.lists),
+        nr_walkers=len(workload.walkers),
         nr_calls=sum(len(calls) for calls in workload.lists),
         seed=plan.seed,
         oversubscribed=plan.oversubscribed,
@@ -544,6 +631,10 @@ def _config(plan: Plan, *, strict: bool = False) -> _core.Config:
         strict=strict,
         penalty_ns=plan.penalty_ns,
         host_node_of_node=plan.host_node_of_node,
+        nr_backgrounds=len(workload.uses.entries),
+        nr_uses=len(workload.uses.use_table()),
+        nr_background_classes=workload.uses.lock_classes,
+        nr_private_files=workload.private_files,
     )
 
 
@@ -606,8 +697,8 @@ def run(plan: Plan, stop: StopFlag, tick: Callable[[float], None]) -> CellTotals
                     calls=calls,
                     start_s=start_s,
                     memory_bytes=memory,
-                    rmap_bytes_per_file=core.rmap_bytes_per_file(),
-                    bytes_per_vma=core.bytes_per_vma(),
+                    rmap_memory=core.memory(),
+                    batches=core.design_batches(),
                 )
     finally:
         core.design_unload()
@@ -874,6 +965,8 @@ def gather(core: _core.Core, plan: Plan, name: str) -> PhaseTotals:
         op: Histogram.merged(core.hists(cpu)[number] for cpu in cpus)
         for number, op in enumerate(_core.LAT_NAMES)
     }
+    # A call that touches pages makes as many faults as there are pages missing.
+    counts["fault"] = hists["fault"].count
     for op, histogram in hists.items():
         if op in counts and histogram.count != counts[op]:
             raise CellFailed(
@@ -886,6 +979,26 @@ def gather(core: _core.Core, plan: Plan, name: str) -> PhaseTotals:
         counts=counts,
         hists=hists,
         locks=_gather_locks(core, cpus),
+        walkers=[_gather_walker(core, plan, i) for i in range(len(plan.workload.walkers))],
+    )
+
+
+def _gather_walker(core: _core.Core, plan: Plan, number: int) -> WalkerTotals:
+    walker, latency = core.walker(number)
+    return WalkerTotals(
+        kind=WALKER_KINDS[walker.kind],
+        file=plan.workload.files[walker.file].name,
+        cpu=walker.cpu,
+        first=walker.first,
+        last=walker.last,
+        at_once=walker.at_once,
+        every_ns=walker.every_ns,
+        done=walker.done,
+        refused=walker.refused,
+        lost=walker.lost,
+        vmas=walker.vmas,
+        pages=walker.pages,
+        latency=Histogram.merged([latency]),
     )
 
 

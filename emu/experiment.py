@@ -1,48 +1,58 @@
-"""An experiment: a matrix of cells, from the command line, a file or Python, and how it is run.
+"""An experiment: a matrix of cells, from the command line, a file or Python.
 
-The words are the same in all three. In TOML a value is what the option takes, or a list:
+The words are the same in all three. In TOML a value is what the option takes, or a list, and what
+cells differ in is in ``[matrix]``:
 
-    rmap = ["single", "numa-locks"]
-    cpus = "1,2,4..64"
+    repeats = 5
     duration = "200ms"
+
+    [matrix]
+    rmap = ["single", "numa-locks", "btree:node=256"]
+    cpus = "1,2,4..64"
+
+    [[exclude]]             # cells that all words of a rule fit are left out ...
+    rmap = "btree"
+    cpus = "32..64"         # in a rule: all numbers from 32 to 64
+
+    [[include]]             # ... and these come in addition; a word that is missing: the matrix's
+    rmap = "single"
+    cpus = 384
 
 With two engines, ``[native]`` and ``[virtual]`` are tables of what only one of them goes by:
 
     engine = ["native", "virtual"]
     [virtual]
-    cpus = "1,2,4..384"
+    repeats = 1
 """
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import itertools
-import os
-import platform
 import re
-import sys
-import time
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emu._version import __version__
 from emu.errors import InputError
-from emu.report.trace import Window, make_window
-from emu.results import CellResult, Run, RunInfo, Store, new_run_id
+from emu.report.trace import make_window
+from emu.results import CellResult, Run
+from emu.uncertainty import MAX_DRAWS, MIN_DRAWS
+from emu.workload import line_of_key
 
 if TYPE_CHECKING:
+    from emu.comparison import Comparison, Side
     from emu.coordinator import StopFlag
+    from emu.schedule import Progress
+    from emu.store import Store
 
 MAX_CPUS = 4096
 """More CPUs than this are surely a slip of the hand: each is a process here."""
 MAX_REPEATS = 1000
-
-Progress = Callable[[int, int, "Cell", float], None]
-"""Called often with: finished cells, all cells, the cell that runs, its share done (0..1)."""
+AXES = ("rmap", "mm", "topology", "cpus", "workload")
+"""What is in ``[matrix]``."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,28 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Rule:
+    """Some cells, by the words that all fit them. An empty word fits every cell."""
+
+    rmap: tuple[str, ...] = ()
+    """A design without parameters stands for itself with any."""
+    mm: tuple[str, ...] = ()
+    topology: tuple[str, ...] = ()
+    cpus: tuple[tuple[int, int], ...] = ()
+    """From and to, both included."""
+    workload: tuple[str, ...] = ()
+    engine: tuple[str, ...] = ()
+
+    def fits(self, cell: Cell) -> bool:
+        """Is the rule about this cell?"""
+        for word in ("rmap", "mm", "topology", "workload", "engine"):
+            names, name = getattr(self, word), getattr(cell, word)
+            if names and name not in names and name.partition(":")[0] not in names:
+                return False
+        return not self.cpus or any(low <= cell.cpus <= high for low, high in self.cpus)
+
+
+@dataclass(frozen=True)
 class Experiment:
     """The matrix of one engine, complete: every default is filled in. Times are ns, sizes bytes."""
 
@@ -80,18 +112,22 @@ class Experiment:
     repeats: int = 3
     duration_ns: int = 1_000_000_000
     numa_penalty: bool = False
+    isolate: bool = False
+    """Without the locks and lines of the rest of the kernel (``emu.background``)."""
     arena_size: int = 0
     """0: from the number of CPUs and the workload."""
+    timeout_ns: int = 1800 * 10**9
+    """A cell that takes longer, in the host's time, fails."""
+    exclude: tuple[Rule, ...] = ()
+    included: bool = False
+    """Is this what an ``[[include]]`` adds to the matrix before it?"""
 
     def cells(self, cpus: Mapping[str, tuple[int, ...]]) -> Iterator[Cell]:
-        """All cells; ``cpus`` has the numbers of CPUs for each topology.
-
-        Designs take turns, so that what changes on the host meets all of them: A B A B.
-        """
+        """All cells; ``cpus`` has the numbers of CPUs for each topology."""
         for workload, topology, mm in itertools.product(self.workload, self.topology, self.mm):
             for nr in cpus[topology]:
                 for repeat, rmap in itertools.product(range(self.repeats), self.rmap):
-                    yield Cell(
+                    cell = Cell(
                         rmap=rmap,
                         mm=mm,
                         topology=topology,
@@ -101,6 +137,8 @@ class Experiment:
                         seed=self.seed + repeat,
                         repeat=repeat,
                     )
+                    if not any(rule.fits(cell) for rule in self.exclude):
+                        yield cell
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -159,20 +197,20 @@ def parse_cpus(text: str) -> tuple[int, ...]:
 _UNITS_NS = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9}
 
 
-def parse_duration(text: str) -> int:
+def parse_duration(text: str, option: str = "duration", *, most_m: int = 60) -> int:
     """ "20ms", "1.5s" in ns. Raises InputError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ns|us|ms|s|m)", str(text).strip())
     if not match:
-        raise InputError(f'--duration {text}: a number with its unit, as "20ms" or "2s"')
+        raise InputError(f'--{option} {text}: a number with its unit, as "20ms" or "2s"')
     value = round(float(match[1]) * _UNITS_NS[match[2]])
-    if not 10**6 <= value <= 3600 * 10**9:
-        raise InputError(f"--duration {text}: must be from 1ms to 60m")
+    if not 10**6 <= value <= most_m * 60 * 10**9:
+        raise InputError(f"--{option} {text}: must be from 1ms to {most_m}m")
     return value
 
 
 def format_duration(ns: int) -> str:
     """The shortest text that parse_duration reads back to ``ns``."""
-    for unit in ("s", "ms", "us"):
+    for unit in ("m", "s", "ms", "us"):
         if ns % _UNITS_NS[unit] == 0:
             return f"{ns // _UNITS_NS[unit]}{unit}"
     return f"{ns}ns"
@@ -207,10 +245,19 @@ def _integer(key: str, value: object, low: int, high: int) -> int:
     return value
 
 
+def _numbers(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
 def _cpus(key: str, value: object) -> tuple[int, ...]:
-    if isinstance(value, list | tuple):
-        value = ",".join(str(each) for each in value)
-    return parse_cpus(str(value))
+    text = _numbers(value)
+    return () if text.strip() == "all" else parse_cpus(text)
+
+
+def _intervals(key: str, value: object) -> tuple[tuple[int, int], ...]:
+    parts = [part.strip() for part in _numbers(value).split(",")]
+    ends = [parse_cpus(part) for part in parts]
+    return tuple((numbers[0], numbers[-1]) for numbers in ends)
 
 
 def _switch(key: str, value: object) -> bool:
@@ -219,6 +266,36 @@ def _switch(key: str, value: object) -> bool:
     if value in (False, "off"):
         return False
     raise InputError(f'{key.replace("_", "-")}: "on" or "off", not {value!r}')
+
+
+def _rules(key: str, value: object) -> tuple[dict[str, Any], ...]:
+    """Rules as they are given: tables, or the text "rmap=btree cpus=32..64"."""
+    if isinstance(value, str | Mapping):
+        value = [value]
+    if not isinstance(value, list | tuple):
+        raise InputError(f"{key}: rules, not {value!r}")
+    return tuple(_rule(key, rule) for rule in value)
+
+
+def _rule(key: str, rule: object) -> dict[str, Any]:
+    if isinstance(rule, str):
+        words = rule.split()
+        if not words or not all("=" in word for word in words):
+            raise InputError(f'--{key} "{rule}": words like "rmap=btree cpus=32..64"')
+        rule = dict(word.split("=", 1) for word in words)
+    if not isinstance(rule, Mapping) or not rule:
+        raise InputError(f"{key}: a table of {', '.join((*AXES, 'engine'))}, not {rule!r}")
+    for name in rule:
+        if name not in (*AXES, "engine"):
+            raise BadKey(name, f"[[{key}]]", (*AXES, "engine"))
+    for name, value in rule.items():
+        if name != "cpus":
+            _names(f"{key}: {name}", value)
+        elif key == "exclude":
+            _intervals(name, value)
+        else:
+            _cpus(name, value)
+    return dict(rule)
 
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -243,13 +320,33 @@ _READERS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
     "seed": ("seed", lambda key, value: _integer(key, value, 0, 2**63 - 1)),
     "repeats": ("repeats", lambda key, value: _integer(key, value, 1, MAX_REPEATS)),
     "duration": ("duration_ns", lambda _, value: parse_duration(value)),
+    "timeout": ("timeout_ns", lambda key, value: parse_duration(value, key, most_m=24 * 60)),
     "numa_penalty": ("numa_penalty", _switch),
+    "isolate": ("isolate", _switch),
     "arena_size": ("arena_size", lambda _, value: parse_size(value)),
+}
+_ONCE = {"engine": _names, "exclude": _rules, "include": _rules}
+"""Words that are not for one engine."""
+_WRITERS: dict[str, Callable[[Any], Any]] = {
+    "duration": format_duration,
+    "timeout": format_duration,
+    "numa_penalty": lambda value: "on" if value else "off",
+    "isolate": lambda value: "on" if value else "off",
+    "arena_size": str,
 }
 
 
+class BadKey(InputError):
+    """A word that is not known where it stands."""
+
+    def __init__(self, key: str, place: str, valid: Iterable[str]) -> None:
+        what = f"key in {place}" if place else "key"
+        super().__init__(str(unknown(what, key, valid)))
+        self.key = key
+
+
 def make(given: Mapping[str, Any]) -> tuple[Experiment, ...]:
-    """An experiment for each engine: the engine's defaults, and over them what is given.
+    """The matrix of each engine, followed by what is included: defaults, over them what is given.
 
     Keys are the names of the options; None: not given. Under an engine's name is a mapping of what
     only that engine goes by.
@@ -258,62 +355,159 @@ def make(given: Mapping[str, Any]) -> tuple[Experiment, ...]:
     """
     values = _read(given)
     only = {name: _read(given.get(name) or {}, table=name) for name in _DEFAULTS}
+    excluded = tuple(_exclusion(rule) for rule in values.pop("exclude", ()))
+    included = values.pop("include", ())
     made = []
     for engine in dict.fromkeys(values.pop("engine", ("native",))):
         mine = values | only.get(engine, {})
         if engine == "virtual" and not {"topology", "cpus"} & set(mine):
             mine["cpus"] = _VIRTUAL_CPUS
-        made.append(Experiment(**(_DEFAULTS.get(engine, {}) | mine), engine=engine))
+        defaults = _DEFAULTS.get(engine, {})
+        matrix = Experiment(**(defaults | mine), engine=engine, exclude=excluded)
+        made.append(matrix)
+        for rule in included:
+            words = {key: _READERS[key][1](key, value) for key, value in rule.items()}
+            if engine in words.pop("engine", (engine,)):
+                made.append(replace(matrix, **words, exclude=(), included=True))
     return tuple(made)
+
+
+def _exclusion(rule: Mapping[str, Any]) -> Rule:
+    words: dict[str, Any] = {
+        key: (_intervals if key == "cpus" else _names)(key, value) for key, value in rule.items()
+    }
+    return Rule(**words)
 
 
 def _read(given: Mapping[str, Any], table: str = "") -> dict[str, Any]:
     """The fields that are given, in a table or (no name) outside of tables."""
     if not isinstance(given, Mapping):
         raise InputError(f"{table}: a table, not {given!r}")
-    valid = [key for key in _READERS if key != "engine"] if table else [*_READERS, *_DEFAULTS]
+    valid = [key for key in _READERS if key not in _ONCE]
+    if not table:
+        valid += [*_ONCE, *_DEFAULTS]
     values: dict[str, Any] = {}
     for key, value in given.items():
         if key not in valid:
-            raise unknown(f"key in [{table}]" if table else "key", key, valid)
-        if value is not None and key in _READERS:
+            raise BadKey(key, f"[{table}]" if table else "", valid)
+        if value is not None and key in _ONCE:
+            values[key] = _ONCE[key](key, value)
+        elif value is not None and key in _READERS:
             field, reader = _READERS[key]
             values[field] = reader(key, value)
     return values
 
 
 def override(given: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """``given`` with the options over it, also over what is in its tables."""
+    """``given`` with the options over it, also over what is in its tables and is included."""
     options = {key: value for key, value in options.items() if value is not None}
     merged = dict(given)
     for name in _DEFAULTS:
         if name in merged:
             merged[name] = {k: v for k, v in merged[name].items() if k not in options}
+    if "include" in merged:
+        rules = _rules("include", merged["include"])
+        left = ({k: v for k, v in rule.items() if k not in options} for rule in rules)
+        merged["include"] = [rule for rule in left if rule]
     return merged | options
+
+
+# ---- files ----
+
+
+def names() -> list[str]:
+    """The experiments that come with mm-emu, sorted."""
+    return sorted(file.stem for file in _folder().glob("*.toml"))
+
+
+def path_of(name: str) -> Path:
+    """The file of an experiment that comes with mm-emu."""
+    return _folder() / f"{name}.toml"
+
+
+def _folder() -> Path:
+    return Path(__file__).with_name("experiments")
+
+
+def describe_file(path: Path) -> str:
+    """What an experiment file says about itself. Raises InputError."""
+    return str(_parse(path)[0].get("description", ""))
 
 
 def read_toml(path: Path) -> dict[str, Any]:
     """What an experiment file gives, for ``make``. Raises InputError with the place in it."""
+    raw, text = _parse(path)
     try:
-        given = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: {error}") from None
-    try:
-        make(given)
+        given = flatten(raw)
+        made = make(given)
+        for each in made:
+            _check_exclude(each)
     except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        line = line_of_key(text, error.key) if isinstance(error, BadKey) else None
+        raise InputError(f"{path}{f':{line}' if line else ''}: {error}") from None
     return given
 
 
+def _parse(path: Path) -> tuple[dict[str, Any], str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        return tomllib.loads(text), text
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def flatten(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file, or the description of a run, gives: its words without ``[matrix]``.
+
+    Raises InputError for a word that is in the wrong place or unknown.
+    """
+    given = dict(raw)
+    for key in ("name", "description"):
+        if not isinstance(given.pop(key, ""), str):
+            raise InputError(f"{key}: a text, not {raw[key]!r}")
+    matrix = given.pop("matrix", {})
+    if not isinstance(matrix, Mapping):
+        raise InputError(f"matrix: a table, not {matrix!r}")
+    for key in matrix:
+        if key not in AXES:
+            raise BadKey(key, "[matrix]", AXES)
+    for key in given:
+        if key in AXES:
+            raise InputError(f"'{key}' is in no table; it belongs below [matrix]")
+    outside = [key for key in _READERS if key not in (*AXES, *_ONCE)]
+    valid = ["name", "description", *_ONCE, *outside, "matrix", *_DEFAULTS]
+    for key in given:
+        if key not in valid:
+            raise BadKey(key, "", valid)
+    return given | dict(matrix)
+
+
+def _check_exclude(matrix: Experiment) -> None:
+    """A rule about a name that the matrix does not have is a slip of the hand."""
+    for rule in matrix.exclude:
+        for word in ("rmap", "mm", "topology", "workload"):
+            have = getattr(matrix, word)
+            for name in getattr(rule, word):
+                if name not in have and name not in (each.partition(":")[0] for each in have):
+                    raise unknown(f"{word} in the matrix that [[exclude]] is about:", name, have)
+
+
 def describe(
-    experiments: Sequence[Experiment], cpus: Sequence[Mapping[str, tuple[int, ...]]]
+    experiments: Sequence[Experiment],
+    cpus: Sequence[Mapping[str, tuple[int, ...]]],
+    given: Mapping[str, Any],
+    name: str = "",
 ) -> dict[str, Any]:
-    """The experiments in the words of a TOML file, complete; ``cpus`` as in ``cells``, for each."""
+    """The experiments in the words of a TOML file, complete; ``cpus`` as in ``cells``, for each.
+
+    ``given`` is what they were made from; its rules are taken over.
+    """
     tables = {
         experiment.engine: _describe(experiment, numbers)
         for experiment, numbers in zip(experiments, cpus, strict=True)
+        if not experiment.included
     }
     first, *others = tables.values()
     common = {
@@ -323,131 +517,66 @@ def describe(
     }
     engines: str | list[str] = list(tables) if others else next(iter(tables))
     own = {
-        name: {key: value for key, value in table.items() if key not in common}
-        for name, table in tables.items()
+        engine: {key: value for key, value in table.items() if key not in common}
+        for engine, table in tables.items()
     }
-    return {"engine": engines} | common | {name: table for name, table in own.items() if table}
+    described: dict[str, Any] = {"name": name} if name else {}
+    described |= {"engine": engines}
+    described |= {key: value for key, value in common.items() if key not in AXES}
+    described["matrix"] = {key: common[key] for key in AXES if key in common}
+    for key in ("exclude", "include"):
+        if rules := _rules(key, given.get(key) or ()):
+            described[key] = list(rules)
+    return described | {name: table for name, table in own.items() if table}
 
 
 def _describe(experiment: Experiment, cpus: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    values = asdict(experiment)
-    del values["engine"]
-    values["duration"] = format_duration(values.pop("duration_ns"))
-    values["cpus"] = sorted(set(itertools.chain.from_iterable(cpus.values())))
-    values["numa_penalty"] = "on" if values["numa_penalty"] else "off"
-    size = values.pop("arena_size")
-    if size:
-        values["arena_size"] = str(size)
+    values = {}
+    defaults = {field.name: field.default for field in fields(Experiment)}
+    for key, (field, _) in _READERS.items():
+        value = getattr(experiment, field)
+        if key == "cpus" and not value:
+            numbers = set(cpus.values())
+            value = list(numbers.pop()) if len(numbers) == 1 else "all"
+        # The size of the arena is no default but what the cell needs.
+        if key not in _ONCE and not (key == "arena_size" and value == defaults[field]):
+            value = _WRITERS.get(key, lambda same: same)(value)
+            values[key] = list(value) if isinstance(value, tuple) else value
     return values
 
 
-def _host_info() -> dict[str, Any]:
-    model = "unknown"
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            model = line.partition(":")[2].strip()
-            break
-    return {
-        "cpus": len(os.sched_getaffinity(0)),
-        "model": model,
-        "kernel": platform.release(),
-        "machine": platform.machine(),
-    }
+def to_toml(described: Mapping[str, Any]) -> str:
+    """The text of an experiment file for what ``describe`` gave."""
+    lines = [f"{key} = {_toml(value)}" for key, value in described.items() if not _is_table(value)]
+    for key, value in described.items():
+        for table in value if isinstance(value, list) else [value]:
+            if _is_table(value):
+                lines += ["", f"[[{key}]]" if isinstance(value, list) else f"[{key}]"]
+                lines += [f"{word} = {_toml(each)}" for word, each in table.items()]
+    return "".join(f"{line}\n" for line in lines)
 
 
-def execute(
-    experiments: Sequence[Experiment],
-    *,
-    store: Store | None,
-    progress: Progress | None = None,
-    on_failure: Callable[[CellResult], None] | None = None,
-    trace: Window | None = None,
-    on_notice: Callable[[str], None] | None = None,
-    stop: StopFlag | None = None,
-) -> Run:
-    """Run all cells, engine after engine, and keep them in the store (None: nowhere).
+def _is_table(value: object) -> bool:
+    return isinstance(value, dict) or (
+        isinstance(value, list) and bool(value) and all(isinstance(each, dict) for each in value)
+    )
 
-    What has finished is in the store after every cell, in order of the experiments. The virtual
-    engine goes first: it forks its cells, which can be done as long as no machine is loaded here.
 
-    A failed cell does not end the run, unless somebody else killed or stopped a worker of it. An
-    interrupt (SIGINT, SIGTERM) ends it, and ``run.status`` says so.
+def _toml(value: object) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, str):
+        escaped = re.sub(r'["\\\\]|[\x00-\x1f\x7f]', lambda m: f"\\u{ord(m[0]):04x}", value)
+        return f'"{escaped}"'
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
-    Raises InputError before any cell runs when one of the experiments cannot be run.
-    """
-    from emu import engines
-    from emu.coordinator import Interrupted, StopFlag
-    from emu.engines.virtual import VirtualEngine
 
-    with contextlib.ExitStack() as cleanup:
-        stop = stop or cleanup.enter_context(StopFlag())
-        makers = [engines.get(each.engine) for each in experiments]
-        machines: list[engines.Engine] = []
-        for maker, each in zip(makers, experiments, strict=True):
-            machines.append(maker(each))
-            cleanup.callback(machines[-1].close)
-        cells = [
-            list(each.cells(machine.cpus))
-            for each, machine in zip(experiments, machines, strict=True)
-        ]
-        tracer: VirtualEngine | None = None
-        if trace:
-            number = sum(map(len, cells))
-            if number == 1 and isinstance(machines[0], VirtualEngine):
-                tracer = machines[0]
-                tracer.trace = trace
-            else:
-                raise InputError(
-                    f"--trace {trace.file}: one cell of the virtual engine can be traced, not "
-                    f"{number} of {', '.join(each.engine for each in experiments)}; "
-                    "--engine virtual with one --rmap and one --cpus is one"
-                )
-        if store:
-            store.prepare()
-        run = Run(
-            run=RunInfo(
-                id=new_run_id(),
-                started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-                version=__version__,
-                command=sys.argv[1:],
-                experiment=describe(experiments, [machine.cpus for machine in machines]),
-                host=_host_info(),
-            ),
-            cells=[],
-        )
-        try:
-            for machine, its_cells in zip(machines, cells, strict=True):
-                machine.prepare(its_cells, stop)
-            queue = [(which, cell) for which, its in enumerate(cells) for cell in its]
-            queue.sort(key=lambda item: item[1].engine != "virtual")
-            finished: list[list[CellResult]] = [[] for _ in machines]
-            for number, (which, cell) in enumerate(queue):
+# ---- running ----
 
-                def tick(share: float, number: int = number, cell: Cell = cell) -> None:
-                    if progress:
-                        progress(number, len(queue), cell, share)
 
-                result, go_on = machines[which].run(cell, stop, tick)
-                finished[which].append(result)
-                run.cells = [*itertools.chain.from_iterable(finished)]
-                if store:
-                    store.save(run)
-                if not result.ok and on_failure:
-                    on_failure(result)
-                if trace and tracer and tracer.trace_full_ns is not None and on_notice:
-                    on_notice(
-                        f"--trace {trace.file}: there was room up to "
-                        f"{tracer.trace_full_ns / 1000:.3f} us of the phase; what ended later is "
-                        "missing"
-                    )
-                if not go_on:
-                    break
-            run.run.status = "done"
-        except Interrupted:
-            run.run.status = "interrupted"
-    if store and run.cells:
-        store.save(run)
-    return run
+def check_draws(number: int) -> None:
+    """Raises InputError for a number of draws that makes no sense."""
+    _integer("uncertainty", number, MIN_DRAWS, MAX_DRAWS)
 
 
 def run(
@@ -462,10 +591,17 @@ def run(
     seed: int | None = None,
     repeats: int | None = None,
     duration: str | None = None,
+    timeout: str | None = None,
+    exclude: str | list[str] | list[dict[str, Any]] | None = None,
+    include: str | list[str] | list[dict[str, Any]] | None = None,
     numa_penalty: bool | str | None = None,
+    isolate: bool | str | None = None,
     arena_size: str | int | None = None,
+    uncertainty: int = 0,
     store: str | Path | None = None,
-    progress: Progress | None = None,
+    fresh: bool = False,
+    jobs: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
     on_failure: Callable[[CellResult], None] | None = None,
     trace: str | Path | None = None,
     trace_window: str | None = None,
@@ -474,7 +610,15 @@ def run(
 ) -> Run:
     """Run an experiment; arguments are the options of ``emu run`` and override those of the file.
 
-    Without any: the native engine on this machine and the virtual one on a server with 384 CPUs.
+    ``experiment`` is a file, the name of one that comes with mm-emu, or a run of the store, which
+    is run again. Without anything: the native engine on this machine and the virtual one on a
+    server with 384 CPUs.
+
+    What is missing of an unfinished run of the same experiment is run; with ``fresh``, and where
+    there is none, a new one begins. ``jobs``: virtual cells at once, at most; None: as many as this
+    machine has CPUs.
+
+    ``uncertainty``: on how many drawn machines to run the virtual engine's cells besides.
 
     ``trace``: a file for a trace of the one cell, of the virtual engine, of ``trace_window``
     ("2ms+500us": from 2 ms after the start of the measured phase on, 500 us long).
@@ -487,6 +631,9 @@ def run(
 
     Raises InputError when something given is wrong, EmuError when the engine cannot work here.
     """
+    from emu.schedule import Watchers, execute
+    from emu.store import Store
+
     options = {
         "rmap": rmap,
         "mm": mm,
@@ -497,27 +644,83 @@ def run(
         "seed": seed,
         "repeats": repeats,
         "duration": duration,
+        "timeout": timeout,
+        "exclude": exclude,
+        "include": include,
         "numa_penalty": numa_penalty,
+        "isolate": isolate,
         "arena_size": arena_size,
     }
+    where = Store(Path(store) if store is not None else None)
+    if jobs is not None:
+        _integer("jobs", jobs, 1, MAX_CPUS)
     given: dict[str, Any] = {}
+    name = ""
     if experiment is not None:
-        given = read_toml(Path(experiment))
+        given, name = _find(experiment, where)
     elif all(value is None for value in options.values()):
         given = {"engine": BOTH}
-    matrices = make(override(given, options))
-    where = Store(Path(store) if store is not None else None)
+    given = override(given, options)
+    if uncertainty:
+        check_draws(uncertainty)
+        if not any(each.engine == "virtual" and len(each.rmap) > 1 for each in make(given)):
+            raise InputError(
+                "--uncertainty: is of speed-ups that the virtual engine predicts; "
+                "it needs --engine virtual and two designs"
+            )
     if trace is None and trace_window is not None:
         raise InputError(f"--trace-window {trace_window}: --trace says where the trace goes")
     return execute(
-        matrices,
+        make(given),
+        given,
         store=where,
-        progress=progress,
-        on_failure=on_failure,
+        name=name,
+        fresh=fresh,
+        jobs=jobs,
+        uncertainty=uncertainty,
         trace=None if trace is None else make_window(trace, trace_window),
-        on_notice=on_notice,
+        watchers=Watchers(progress, on_failure, on_notice),
         stop=stop,
     )
+
+
+def _find(experiment: str | Path, store: Store) -> tuple[dict[str, Any], str]:
+    """What a file, a built-in experiment or a run of the store gives, and its name."""
+    text = str(experiment)
+    path = Path(text)
+    if isinstance(experiment, Path) or "/" in text or text.endswith(".toml"):
+        if path.suffix != ".json":
+            return read_toml(path), str(_parse(path)[0].get("name", path.stem))
+    elif text in names():
+        return read_toml(path_of(text)), text
+    try:
+        info = store.load(text).run
+    except InputError as error:
+        if path.suffix == ".json" or "more than one" in str(error):
+            raise
+        raise InputError(
+            f"{unknown('experiment', text, names())}, a path to a .toml file, or a run "
+            "(`emu runs` lists them)"
+        ) from None
+    return _absolute(flatten(info.experiment), info.files), str(info.experiment.get("name", ""))
+
+
+def _absolute(given: dict[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
+    """With the files that the run had, wherever we are now."""
+    for key, value in given.items():
+        if isinstance(value, Mapping):
+            given[key] = _absolute(dict(value), files)
+        elif isinstance(value, list) and all(isinstance(each, str) for each in value):
+            given[key] = [_where_it_is(text, files) for text in value]
+    return given
+
+
+def _where_it_is(text: str, files: Mapping[str, str]) -> str:
+    name, colon, parameters = text.partition(":")
+    if Path(name).suffix in (".c", ".toml") and not Path(name).exists():
+        known = [path for path in files if Path(path).name == Path(name).name]
+        name = known[0] if len(known) == 1 else name
+    return name + colon + parameters
 
 
 def load(name: str, store: str | Path | None = None) -> Run:
@@ -525,4 +728,23 @@ def load(name: str, store: str | Path | None = None) -> Run:
 
     Raises InputError when there is none.
     """
+    from emu.store import Store
+
     return Store(Path(store) if store is not None else None).load(name)
+
+
+def compare(base: Run | str, other: Run | str, store: str | Path | None = None) -> Comparison:
+    """Two runs compared; a name is that of a stored run, or "RUN:DESIGN" for one design of it.
+
+    Returns what prints as the table of ``emu compare``. Raises InputError when there is nothing to
+    compare.
+    """
+    from emu.comparison import compare as compare_sides
+    from emu.comparison import side
+
+    def of(each: Run | str) -> Side:
+        if isinstance(each, Run):
+            return side("", lambda _: each)
+        return side(each, lambda name: load(name, store))
+
+    return compare_sides(of(base), of(other))

@@ -517,15 +517,15 @@ class _Job:
         self.unit = unit
         self.schedules = 0
         what = f"scenario {unit.scenario.name}: the explorer"
-        self.child = Child(explore_unit, unit, what=what, talks=True)
+        self.child: Child[Any] = Child(explore_unit, unit, what=what, talks=True)
 
     def receive(self) -> Result | None:
         """What the process has to say by now: nothing, or how it ended.
 
         Raises EmuError.
         """
-        while self.child.poll(0):
-            answer = self.child.receive()
+        while self.child.ready():
+            answer = self.child.result()
             if not isinstance(answer, int):
                 result: Result = answer
                 return result
@@ -559,7 +559,7 @@ def check(
                 left = max(0.0, deadline - time.monotonic())
                 share = max(0.05, left * jobs / (len(waiting) + len(running)))
                 running.append(_Job(replace(waiting.pop(0), seconds=share)))
-            Child.wait([job.child for job in running], 0.1)
+            coordinator.first_ready([job.child for job in running], 0.1)
             stop.check()
             for job in list(running):
                 result = job.receive()

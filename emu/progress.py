@@ -6,18 +6,23 @@ import time
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 _AFTER_S = 2.0
+_LINE_EVERY_S = 30.0
 
 
 class ProgressBar:
-    """A bar on stderr, from 2 s on, on a terminal only. It has no thread: workers are forked."""
+    """On a terminal a bar, from 2 s on; elsewhere a line now and then. All of it goes to stderr.
+
+    It has no thread: workers are forked.
+    """
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False)
         self._bar: Progress | None = None
         self._task = TaskID(0)
-        self._began = time.monotonic()
+        self._began = self._told = time.monotonic()
 
     def __enter__(self) -> ProgressBar:
         return self
@@ -36,15 +41,21 @@ class ProgressBar:
         self._console.print(f"emu: {line}", soft_wrap=True, markup=False)
 
     def update(self, done: float, total: int, what: str) -> None:
-        """``done`` of ``total`` are there and ``what`` is next."""
-        if not self._console.is_terminal or time.monotonic() - self._began < _AFTER_S:
+        """``done`` of ``total`` are there and ``what`` goes on."""
+        now = time.monotonic()
+        if not self._console.is_terminal:
+            if now - self._told > _LINE_EVERY_S:
+                self._told = now
+                self.say(f"{int(done)} of {total}, {what}")
+            return
+        if now - self._began < _AFTER_S:
             return
         if not self._bar:
             self._bar = Progress(
                 TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-                BarColumn(),
+                BarColumn(bar_width=20),
                 TimeElapsedColumn(),
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", table_column=Column(no_wrap=True)),
                 console=self._console,
                 auto_refresh=False,
                 transient=True,

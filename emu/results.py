@@ -1,4 +1,4 @@
-"""What a run measured, as it is written in JSON, and the store that keeps runs.
+"""What a run measured, as it is written in JSON and kept in the store.
 
 The fields are the JSON's keys. Keys may be added, never renamed. Times are nanoseconds where the
 name ends in ``_ns`` and seconds where it ends in ``_s``.
@@ -7,10 +7,12 @@ name ends in ``_ns`` and seconds where it ends in ``_s``.
 from __future__ import annotations
 
 import contextlib
+import html
 import os
 import secrets
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emu.errors import InputError
+
+KIND = {"native": "measured", "virtual": "predicted"}
+"""What the figures of an engine are."""
 
 
 class Latency(msgspec.Struct, kw_only=True):
@@ -55,6 +60,27 @@ class Lock(msgspec.Struct, kw_only=True):
     wait_ns: int
     hold_ns: int
     sites: list[Site]
+
+
+class Walker(msgspec.Struct, kw_only=True):
+    """A walker. ``vmas`` were visited and ``pages`` unmapped or moved in the walks ``done``.
+
+    ``refused``: reclaim found a lock taken. ``lost``: the rmap design has no index of the file.
+    """
+
+    kind: str
+    file: str
+    cpu: int
+    first: int
+    last: int
+    at_once: int
+    every_ns: int
+    done: int
+    refused: int
+    lost: int
+    vmas: int
+    pages: int
+    latency_ns: Latency
 
 
 class LineSite(msgspec.Struct, kw_only=True):
@@ -96,6 +122,16 @@ class Wait(msgspec.Struct, kw_only=True):
     wait_ns: int
 
 
+class Bottleneck(msgspec.Struct, kw_only=True):
+    """What the CPUs waited for most. ``share``: of all CPU time of the phase that counts."""
+
+    name: str
+    """Of the lock with its file, or of the line."""
+    kind: str
+    """"lock" or "line"."""
+    share: float
+
+
 class ByCpu(msgspec.Struct, kw_only=True):
     """What each CPU did in the phase that counts operations: lists by CPU (virtual engine)."""
 
@@ -109,10 +145,16 @@ class ByCpu(msgspec.Struct, kw_only=True):
 
 
 class Memory(msgspec.Struct, kw_only=True):
-    """What a design's index costs."""
+    """What a design's index costs: bytes of the arena, of the file that takes most."""
 
     rmap_bytes_per_file: int = 0
+    """Of a file that was never mapped."""
+    rmap_bytes_per_mapped_file: int = 0
+    """Once it is mapped, by one process."""
+    rmap_bytes_per_used_file: int = 0
+    """After the run: with what the design has put up for a file in use."""
     bytes_per_vma: int = 0
+    """A VMA with its share of an index."""
 
 
 class Host(msgspec.Struct, kw_only=True):
@@ -125,6 +167,10 @@ class Host(msgspec.Struct, kw_only=True):
     """From the first fork until all CPUs were ready."""
     accesses: int = 0
     """Memory accesses that were modelled (virtual engine)."""
+    other_cpus: float = 0.0
+    """CPUs of the host that were busy with something else meanwhile (native engine)."""
+    stolen_cpus: float = 0.0
+    """CPUs that the hypervisor kept from the host meanwhile (native engine)."""
 
 
 class Phase(msgspec.Struct, kw_only=True):
@@ -141,6 +187,7 @@ class Phase(msgspec.Struct, kw_only=True):
     locks: list[Lock]
     time_stack: dict[str, float] = {}
     """Where the time of all tasks went: shares that add up to 1 (virtual engine)."""
+    walkers: list[Walker] = []
 
 
 class CellResult(msgspec.Struct, kw_only=True):
@@ -167,6 +214,9 @@ class CellResult(msgspec.Struct, kw_only=True):
     time_stack: dict[str, float] = {}
     locks: list[Lock] = []
     lines: list[Line] = []
+    walkers: list[Walker] = []
+    bottleneck: Bottleneck | None = None
+    """None: nothing was waited for, as far as the engine sees lines."""
     waits: list[Wait] = []
     """The longest; of all phases, as are lines."""
     node_transfers: list[list[int]] = []
@@ -182,6 +232,55 @@ class CellResult(msgspec.Struct, kw_only=True):
         return self.status == "ok"
 
 
+_PART_OF_LOCKS = ("osq_node", "qspin_node", "task")
+"""Lines that waiters for locks spin on: their wait is the lock's."""
+
+
+def find_bottleneck(cell: CellResult, line_waits: Mapping[str, int]) -> Bottleneck | None:
+    """The lock, or the line that is no lock's, with the longest waits in the phase that counts.
+
+    ``line_waits``: ns by name of the line, as far as the engine knows.
+    """
+    time_ns = cell.cpus * cell.seconds * 1e9
+    locks = {f"{lock.name} {lock.file or ''}".strip(): lock.wait_ns for lock in cell.locks}
+    waits = [(ns, "lock", name) for name, ns in locks.items()]
+    waits += [
+        (ns, "line", name)
+        for name, ns in line_waits.items()
+        if name not in locks and name not in _PART_OF_LOCKS
+    ]
+    longest = max(waits, default=None)
+    if longest is None or longest[0] <= 0 or not time_ns:
+        return None
+    return Bottleneck(name=longest[2], kind=longest[1], share=longest[0] / time_ns)
+
+
+class DesignUncertainty(msgspec.Struct, kw_only=True):
+    """The speed-up of a design over the first one, over all draws."""
+
+    rmap: str
+    p10: float
+    median: float
+    p90: float
+    min: float
+    max: float
+    hangs_on: dict[str, float]
+    """The topology's numbers it hangs on most: their rank correlations with it, strongest first."""
+
+
+class Uncertainty(msgspec.Struct, kw_only=True):
+    """What is not known of the machine, as intervals of the speed-ups (``emu.uncertainty``)."""
+
+    topology: str
+    cpus: int
+    workload: str
+    mm: str
+    baseline: str
+    draws: int
+    seed: int
+    designs: list[DesignUncertainty]
+
+
 class RunInfo(msgspec.Struct, kw_only=True):
     """What is said once for all cells of a run."""
 
@@ -190,10 +289,18 @@ class RunInfo(msgspec.Struct, kw_only=True):
     version: str
     command: list[str]
     status: str = "running"
-    """"running", "done" or "interrupted"; a run that is killed stays "running"."""
+    """"running", "done", "interrupted", or "stopped" when somebody else killed or stopped a worker;
+    a run that is killed stays "running"."""
     experiment: dict[str, Any]
     """The whole matrix with every default filled in: as TOML it would run the same again."""
     host: dict[str, Any]
+    """The machine that it began on; with the native engine also what ``emu system`` shows."""
+    build: dict[str, Any] = {}
+    """Compiler, flags, digest of the core, and the commit of the checkout where there is one."""
+    files: dict[str, str] = {}
+    """Absolute path and SHA-256 of the user's own designs, workloads and topologies."""
+    uncertainty: list[Uncertainty] = []
+    """With --uncertainty only."""
 
 
 class Run(msgspec.Struct, kw_only=True):
@@ -213,6 +320,24 @@ class Run(msgspec.Struct, kw_only=True):
         Raises InputError for a field that cells do not have.
         """
         return np.array([_dig(cell, field) for cell in self.cells])
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A flat row for each cell: what was run, throughput, locks, latencies, memory."""
+        from emu.report.text import choose, row
+
+        return [row(number, cell) for number, cell in choose(self, None)]
+
+    def to_pandas(self) -> Any:
+        """The rows as a pandas.DataFrame. Raises InputError without pandas."""
+        try:
+            import pandas
+        except ImportError:
+            raise InputError("pandas is not installed: pip install pandas") from None
+        return pandas.DataFrame(self.rows())
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the tables as they are printed."""
+        return f"<pre>{html.escape(str(self))}</pre>"
 
     def to_json(self) -> bytes:
         """The JSON document, with a newline at the end."""
@@ -265,54 +390,3 @@ def read_run(path: Path) -> Run:
         raise InputError(f"{path}: {error.strerror}") from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not the result of a run: {error}") from None
-
-
-class Store:
-    """A directory of runs, one JSON file each, each written in one piece."""
-
-    def __init__(self, directory: Path | None = None) -> None:
-        if directory is None:
-            data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-            directory = Path(data).expanduser() / "mm-emu" / "runs"
-        self.directory = directory
-
-    def prepare(self) -> None:
-        """Make the directory. Raises InputError when nothing can be written there."""
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            probe = self.directory / f".probe-{secrets.token_hex(4)}"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise InputError(
-                f"{self.directory}: {error.strerror}; --store names another directory for results"
-            ) from None
-
-    def save(self, run: Run) -> Path:
-        """Write the run, over what was written of it before. May raise OSError."""
-        path = self.directory / f"{run.run.id}.json"
-        write_atomically(path, run.to_json())
-        return path
-
-    def ids(self) -> list[str]:
-        """The runs, oldest first."""
-        return sorted(path.stem for path in self.directory.glob("[!.]*.json"))
-
-    def load(self, name: str) -> Run:
-        """A run by its id, the beginning of its id, "last", or the path of a file.
-
-        Raises InputError when there is no such run or more than one.
-        """
-        if name.endswith(".json") or "/" in name:
-            return read_run(Path(name))
-        ids = self.ids()
-        if name == "last":
-            found = ids[-1:]
-        else:
-            found = [name] if name in ids else [i for i in ids if i.startswith(name)]
-        if len(found) == 1:
-            return read_run(self.directory / f"{found[0]}.json")
-        if found:
-            raise InputError(f"{name!r} begins more than one run: {', '.join(found)}")
-        known = f"the latest are {', '.join(ids[-3:])}" if ids else "there is none yet"
-        raise InputError(f"no run {name!r} in {self.directory}; {known}")

@@ -8,6 +8,7 @@ A program is a list of system calls, one string each, written as strace writes t
       "exec(example)",                        # becomes [image.example]
       "brk(NULL) = 0x555555558000",
       "mmap(NULL, 8192, PROT_READ, MAP_PRIVATE, libc.so.6, 0) = 0x7ffff7fc0000",
+      "fault(0x7ffff7fc0000, 4096)",         # touches each page; a third argument PROT_WRITE writes
       "munmap(0x7ffff7fc0000, 8192)",
       "work(150us)",                          # computing, no call
       "pace(1ms)",                            # computing until the phase has lasted n x 1ms
@@ -23,12 +24,28 @@ address that the real kernel returned; a replay checks it. Flags that mean nothi
                     MAP_BRK: the heap starts at the end of this mapping. MAP_SPECIAL: vdso, vvar;
                     the file only names them
     [files]         name = size in pages
+    [private_files] the same, but each CPU has a file of its own by that name
     [work.OP]       the rest of the kernel and of user space, with its source: time to compute
                     inside each exec, fork or exit, or (call) before every other call of a program
+    waiting         processes that each CPU's process leaves behind when it is loaded, forked from
+                    one another: they keep their mappings and do nothing until the end
     load            the program that a CPU starts with; it leaves one process, or none where no
                     program has any: line_write(), rwsem_read() and the others of MICRO_OPS
+    touch           which pages a program uses of the files that it maps, by exec, fork or mmap:
+                    "first", the first page of each mapping, with what a fault brings along; "all",
+                    every 16th page; or "none", which makes no faults but those of fault(). Writes
+                    where it may, else reads. Default: "first" with walkers, else "none"
+    [[walker]]      a background task that walks a file every so often, on one of the CPUs (cpu,
+                    modulo their number; default: walkers on CPUs 0, 1 ...) between two calls of its
+                    program. kind: "truncate", "reclaim" or "migrate"; file; every; first and last,
+                    in pages, if not the whole file; at_once, the pages of one walk, the next walk
+                    having the next pages: all for truncate, else 16, a folio of 64 KiB
+    kernel          whose locks besides i_mmap's the calls take: "linux", or none; see background.py
+    [[background]]  more of these locks and lines
     [[phase]]       a program that runs again and again for a share of the duration (kind "time"),
                     or once. unit: the operation that counts, "iteration" or a call of the program
+
+    base            another workload, by name or path: what is not said here is as there
 
 A run is: load, a warm-up with the first phase's program, the phases, and exit.
 """
@@ -39,7 +56,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -47,15 +64,24 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from emu import background
 from emu.errors import InputError
 
 PAGE = 4096
+PMD_BYTES = 2 << 20
+"""What a page table maps."""
 TASK_SIZE = 0x7FFFFFFFF000
 """The first address that no process has: EMU_TASK_SIZE."""
 MAX_PROCESSES = 64
 """Processes of one CPU that wait for a child: EMU_MM_STACK."""
 MAX_NAME = 95
 """Bytes of a file's name: address_space.name without its final 0."""
+WALKER_KINDS = ("truncate", "reclaim", "migrate")
+"""By the number of enum emu_walk_kind."""
+FOLIO_PAGES = 16
+"""Reclaim and migration walk once a folio; page caches have large ones, 64 KiB is taken here."""
+PAGE_TABLE_BYTES = 4352
+"""Arena for a bottom-level page table (struct page_table); an upper one takes less."""
 MAX_WORK_NS = 10 * 10**9
 WARM_UP_SHARE = 0.1
 """Of the duration, in addition to it."""
@@ -71,7 +97,7 @@ MICRO_OPS = (
 )
 """One operation on a line or a lock that all CPUs share; of a ping-pong, CPUs 2k and 2k + 1."""
 WITHOUT_PROCESS = ("work", "pace", *MICRO_OPS)
-OPS = ("exec", "fork", "exit", "mmap", "munmap", "mprotect", "brk", *WITHOUT_PROCESS)
+OPS = ("exec", "fork", "exit", "mmap", "munmap", "mprotect", "brk", "fault", *WITHOUT_PROCESS)
 """By the number of enum emu_call_op."""
 
 PROT = {"PROT_READ": 0x1, "PROT_WRITE": 0x2, "PROT_EXEC": 0x4}
@@ -108,10 +134,15 @@ _SIGNATURES = {
     "munmap": ("addr", "length"),
     "mprotect": ("addr", "length", "prot"),
     "brk": ("addr",),
+    "fault": ("addr", "length", "prot"),
     "work": ("time",),
     "pace": ("time",),
     **dict.fromkeys(MICRO_OPS, ()),
 }
+_OPTIONAL = {"fault": "PROT_READ"}
+"""What the last argument is where it is left out."""
+TOUCH_FLAGS = {"none": 0, "first": 0x40000000, "all": 0x80000000}
+"""EMU_MAP_TOUCH, EMU_MAP_TOUCH_ALL."""
 _IMAGE_OPS = ("mmap", "munmap", "mprotect")
 _TIME_UNITS = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9}
 
@@ -126,7 +157,9 @@ CALL_DTYPE = np.dtype(
         ("offset", np.uint64),
         ("expect", np.uint64),
         ("work_ns", np.uint64),
-        ("reserved", np.uint64),
+        ("first_use", np.uint32),
+        ("nr_uses", np.uint16),
+        ("followers", np.uint16),
     ]
 )
 """struct emu_call."""
@@ -181,6 +214,10 @@ def format_call(call: Call) -> str:
             arguments = (_address(call.addr), call.length, _names(call.prot, PROT) or "PROT_NONE")
         case "brk":
             arguments = (_address(call.addr),)
+        case "fault":
+            arguments = (_address(call.addr), call.length)
+            if call.prot != PROT["PROT_READ"]:
+                arguments += (_names(call.prot, PROT),)
         case "work" | "pace":
             arguments = (format_time(call.work_ns),)
     result = "" if call.expect is None else f" = {call.expect:#x}"
@@ -222,6 +259,8 @@ def parse_call(text: str) -> Call:
         raise CallError(f"no call '{op}'{_nearest(op, OPS)}; there are: {', '.join(OPS)}")
     arguments = [argument.strip() for argument in inside.split(",")] if inside.strip() else []
     names = _SIGNATURES[op]
+    if op in _OPTIONAL and len(arguments) == len(names) - 1:
+        arguments.append(_OPTIONAL[op])
     if len(arguments) != len(names):
         right = f"{op}({', '.join(names)})"
         raise CallError(f"{op} with {len(arguments)} argument(s); it is {right}")
@@ -298,7 +337,7 @@ def _check_call(call: Call) -> None:
     if call.op == "pace" and call.work_ns == 0:
         raise CallError("there is no multiple of 0 to wait for")
     addressed = call.op in ("mmap", "munmap", "mprotect")
-    if addressed and call.length == 0:
+    if (addressed or call.op == "fault") and call.length == 0:
         raise CallError("the length is 0")
     if addressed and call.addr % PAGE:
         raise CallError(f"address {call.addr:#x} is not a multiple of {PAGE}")
@@ -356,6 +395,21 @@ class Phase(NamedTuple):
     """The latency operation that counts as one: "iteration", "exec", "fork" ..."""
 
 
+class Walker(NamedTuple):
+    """A background task that walks pages ``first`` to ``last`` of a file (its number).
+
+    A walk is about ``at_once`` of them; the next about those that follow.
+    """
+
+    kind: str
+    file: int
+    first: int
+    last: int
+    at_once: int
+    every_ns: int
+    cpu: int | None
+
+
 class CallPlace(NamedTuple):
     """A call for people: its text, and "file.toml:12: [program.x] calls[3]"."""
 
@@ -384,11 +438,42 @@ class Workload:
     work_jitter_permille: int
     calls: tuple[tuple[CallPlace, ...], ...]
     """By list and index."""
+    touch: str = "none"
+    walkers: tuple[Walker, ...] = ()
+    private_files: int = 0
+    """So many of the files, the last, are each CPU's own."""
+    uses: background.Uses = field(default_factory=background.Uses)
+    """What the calls use of the rest of the kernel."""
+
+    def scaled(self, factor: float) -> Workload:
+        """With all computing `factor` times as long, also what background entries hold."""
+        lists = []
+        for calls in self.lists:
+            calls = calls.copy()
+            calls["work_ns"] = np.round(calls["work_ns"] * factor).astype(np.uint64)
+            lists.append(_read_only(calls))
+        return replace(self, lists=tuple(lists), uses=self.uses.scaled(factor))
 
     @property
     def counting_phase(self) -> str:
         """The phase whose operations are the run's: the first that is recorded."""
         return next(phase.name for phase in self.phases if phase.record)
+
+    @property
+    def page_table_bytes(self) -> int:
+        """Arena for the page tables of a CPU's processes, at most."""
+        return sum(map(self._list_page_table_bytes, self.lists))
+
+    def _list_page_table_bytes(self, calls: NDArray[np.void]) -> int:
+        op, flags = calls["op"], calls["flags"]
+        faults = op == OPS.index("fault")
+        # exec leads to an image, whose mappings count there.
+        touched = (op == OPS.index("mmap")) & (self.touch != "none") & (flags & MAP_ANONYMOUS == 0)
+        of_fork = int(np.sum(op == OPS.index("fork"))) * (
+            self.touch != "none" or bool(faults.any())
+        )
+        tables = calls["len"][faults | touched] // PMD_BYTES + 5
+        return PAGE_TABLE_BYTES * (int(tables.sum()) + 16 * of_fork)
 
     def describe_call(self, list_number: int, index: int) -> CallPlace:
         """Text and place of a call, for messages."""
@@ -397,24 +482,31 @@ class Workload:
 
 def names() -> list[str]:
     """The workloads that come with mm-emu, sorted."""
-    return sorted(file.stem for file in _folder().glob("*.toml"))
+    return sorted(file.stem for file in _folder().glob("[!_]*.toml"))
 
 
-def load(name_or_path: str | Path) -> Workload:
-    """A workload by name or path (has "/" or ends in ".toml").
+def load(name_or_path: str | Path, *, isolate: bool = False) -> Workload:
+    """A workload by name or path (has "/" or ends in ".toml"); isolate: without background.
+
+    "execl:kernel=linux-6.5" is execl with the background entries of another kernel.
 
     Raises InputError that says what is wrong, where, and what would be right.
     """
     text = str(name_or_path)
     if isinstance(name_or_path, Path) or "/" in text or text.endswith(".toml"):
-        return _Reader(Path(text)).read()
+        return _Reader(Path(text), isolate).read()
     known = names()
-    if text not in known:
+    name, _, parameter = text.partition(":")
+    if name not in known:
         raise InputError(
-            f"no workload '{text}'{_nearest(text, known)}; there are: {', '.join(known)}, "
+            f"no workload '{name}'{_nearest(name, known)}; there are: {', '.join(known)}, "
             "or a path to a .toml file"
         )
-    return _Reader(_folder() / f"{text}.toml").read()
+    key, _, kernel = parameter.partition("=")
+    if parameter and not (key == "kernel" and kernel):
+        kernels = ", ".join(background.kernels(_folder()))
+        raise InputError(f"{text}: a workload takes kernel=NAME; there are: {kernels}")
+    return _Reader(_folder() / f"{name}.toml", isolate, kernel).read()
 
 
 def _folder() -> Path:
@@ -456,6 +548,16 @@ class _Phase(_Table, frozen=True):
     unit: str = "iteration"
 
 
+class _Walker(_Table, frozen=True):
+    kind: Literal["truncate", "reclaim", "migrate"]
+    file: str
+    every: str
+    first: int = 0
+    last: int | None = None
+    at_once: int | None = None
+    cpu: int | None = None
+
+
 class _File(_Table, frozen=True):
     name: str
     load: str
@@ -466,6 +568,12 @@ class _File(_Table, frozen=True):
     description: str = ""
     work_jitter: float = 0.1
     work: dict[str, Any] = {}
+    touch: Literal["none", "first", "all"] | None = None
+    walker: list[Any] = []
+    private_files: dict[str, Any] = {}
+    waiting: int = 0
+    kernel: str = ""
+    background: list[Any] = []
 
 
 _WORK_KEYS = ("exec", "fork", "exit", "call")
@@ -475,8 +583,12 @@ _T = TypeVar("_T", bound=_Table)
 class _Reader:
     """Reads one file; knows where things stand in it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, isolate: bool, kernel: str = "") -> None:
         self.path = path
+        self.isolate = isolate
+        self.kernel = kernel
+        """Instead of the file's own; "": that one."""
+        self.uses = background.Uses()
         try:
             self.text = path.read_text(encoding="utf-8")
             self.raw = tomllib.loads(self.text)
@@ -486,15 +598,39 @@ class _Reader:
             raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
         except (tomllib.TOMLDecodeError, RecursionError) as error:
             raise InputError(f"{path}: not valid TOML: {error}") from None
+        self.calls_path = path
         self.line_of_call = _lines_of_calls(self.text)
+        if "base" in self.raw:
+            self.read_base(self.raw.pop("base"))
         self.file_numbers: dict[str, int] = {}
         self.pages: list[int] = []
         self.list_numbers: dict[str, int] = {}
         self.images: dict[str, _Image] = {}
         self.work_ns: dict[str, int] = {}
+        self.touch = "none"
+        self.alone_ns: dict[str, float] = {}
+        """By image: what its calls take of the rest of the kernel."""
+
+    def read_base(self, name: object) -> None:
+        """Take over what this file does not say itself. Tables are not mixed."""
+        if not isinstance(name, str):
+            raise self.error("base", f"the name of a workload or a path, not {name!r}", "base")
+        is_path = "/" in name or name.endswith(".toml")
+        if not is_path and name not in names():
+            what = f"no workload '{name}'{_nearest(name, names())}; there are: {', '.join(names())}"
+            raise self.error("base", what, "base")
+        base = _Reader(
+            self.path.parent / name if is_path else _folder() / f"{name}.toml", self.isolate
+        )
+        if base.calls_path != base.path:
+            raise self.error("base", f"{name} has a base itself", "base")
+        if {"image", "program"} & self.raw.keys():
+            raise self.error("base", "images and programs are those of the base", "base")
+        self.raw = base.raw | self.raw
+        self.calls_path, self.line_of_call = base.path, base.line_of_call
 
     def error(self, place: str, what: str, key: str = "") -> InputError:
-        line = _line_of_key(self.text, key) if key else None
+        line = line_of_key(self.text, key) if key else None
         where = f"{self.path}:{line}" if line else f"{self.path}"
         return InputError(f"{where}: {f'{place}: ' if place else ''}{what}")
 
@@ -502,13 +638,13 @@ class _Reader:
         """`raw` as a `kind`, whose keys and types it must have."""
         if not isinstance(raw, dict):
             raise self.error(place, f"this must be a table, not {raw!r}")
-        fields = {field.name: field for field in msgspec.structs.fields(kind)}
+        fields = {each.name: each for each in msgspec.structs.fields(kind)}
         for key in raw:
             if key not in fields:
                 what = f"unknown key '{key}'{_nearest(key, fields)}; valid: {', '.join(fields)}"
                 raise self.error(place, what, key)
-        for name, field in fields.items():
-            if field.required and name not in raw:
+        for name, each in fields.items():
+            if each.required and name not in raw:
                 raise self.error(place, f"'{name}' is missing")
         try:
             return msgspec.convert(raw, kind)
@@ -523,8 +659,18 @@ class _Reader:
         if not 0 <= file.work_jitter < 1:
             what = f"{file.work_jitter:g} is not between 0 and 1 (0.1: each time varies by 10 %)"
             raise self.error("work_jitter", what, "work_jitter")
-        self.read_files(file.files)
+        if not 0 <= file.waiting < MAX_PROCESSES:
+            what = f"{file.waiting} is not from 0 to {MAX_PROCESSES - 1} processes"
+            raise self.error("waiting", what, "waiting")
+        self.read_files(file.files, "files")
+        shared = len(self.pages)
+        self.read_files(file.private_files, "private_files")
+        if not self.isolate:
+            self.read_background(file, self.pages[:shared])
         self.read_work(file.work)
+        self.touch = file.touch or ("first" if file.walker else "none")
+        if self.touch == "none" and file.walker:
+            raise self.error("touch", 'walkers have nothing to do where touch is "none"', "touch")
         sections = {f"image.{name}": raw for name, raw in file.image.items()}
         sections |= {f"program.{name}": raw for name, raw in file.program.items()}
         self.list_numbers = {section: number for number, section in enumerate(sections)}
@@ -546,31 +692,57 @@ class _Reader:
             calls.append(())
         else:
             self.check_load(file.load, parsed[f"program.{file.load}"])
-            lists.append(self.encode("drain", [Call("exit")]))
-            calls.append((CallPlace("exit()", f"{self.path.name}: drain"),))
+            lists.append(self.encode("drain", [Call("exit")] * (1 + file.waiting)))
+            calls.append((CallPlace("exit()", f"{self.path.name}: drain"),) * (1 + file.waiting))
+        if file.waiting:
+            forks = self.encode("load", [Call("fork")] * file.waiting)
+            lists.append(_read_only(np.concatenate([lists[load], forks])))
+            fork = CallPlace("fork()", f"{self.path.name}: waiting")
+            calls.append((*calls[load], *[fork] * file.waiting))
+            load = len(lists) - 1
         return Workload(
             name=file.name,
             description=file.description,
             files=tuple(map(File, self.file_numbers, self.pages)),
             lists=tuple(lists),
-            list_names=(*sections, "drain"),
+            list_names=(*sections, "drain", *(["load"] if file.waiting else [])),
             load_list=load,
             phases=tuple(self.read_phases(file.phase, parsed)),
             drain_list=len(sections),
             work_jitter_permille=round(file.work_jitter * 1000),
             calls=tuple(calls),
+            touch=self.touch,
+            walkers=tuple(self.read_walkers(file.walker)),
+            private_files=len(file.private_files),
+            uses=self.uses,
         )
 
-    def read_files(self, files: dict[str, Any]) -> None:
+    def read_files(self, files: dict[str, Any], table: str) -> None:
         for name, pages in files.items():
+            if name in self.file_numbers:
+                what = f"'{name}' is in [files] already"
+                raise self.error(f"[{table}]", what, name)
             if not re.fullmatch(NAME_PATTERN, name, re.ASCII) or len(name) > MAX_NAME:
                 what = f"'{name}' is no name of a file: letters, digits and . + @ : / - [ ]"
-                raise self.error("[files]", f"{what}, at most {MAX_NAME} of them", name)
+                raise self.error(f"[{table}]", f"{what}, at most {MAX_NAME} of them", name)
             if type(pages) is not int or not 1 <= pages <= TASK_SIZE // PAGE:
                 what = f"'{name}' is {pages!r}; it must be a size in pages, 1 or more"
-                raise self.error("[files]", what, name)
+                raise self.error(f"[{table}]", what, name)
             self.file_numbers[name] = len(self.pages)
             self.pages.append(pages)
+
+    def read_background(self, file: _File, shared_pages: list[int]) -> None:
+        name = self.kernel or file.kernel
+        kernel: list[background.Entry] = []
+        if name:
+            kernels = background.kernels(_folder())
+            if name not in kernels:
+                what = f"no kernel '{name}'{_nearest(name, kernels)}"
+                raise self.error("kernel", f"{what}; there are: {', '.join(kernels)}", "kernel")
+            kernel = background.read_kernel(_folder(), name, parse_time)
+        own = background.read(file.background, str(self.path), parse_time)
+        entries = background.merge(kernel, own, str(self.path))
+        self.uses = background.Uses(entries, shared_pages)
 
     def read_work(self, work: dict[str, Any]) -> None:
         for key, raw in work.items():
@@ -581,6 +753,35 @@ class _Reader:
                 self.work_ns[key] = parse_time(self.table(raw, _Work, f"[work.{key}]").time)
             except CallError as error:
                 raise self.error(f"[work.{key}] time", str(error)) from None
+
+    def read_walkers(self, raw_walkers: Sequence[object]) -> Iterator[Walker]:
+        for number, raw in enumerate(raw_walkers):
+            place = f"[[walker]] {number + 1}"
+            spec = self.table(raw, _Walker, place)
+            if spec.file not in self.file_numbers:
+                what = f"no file '{spec.file}'{_nearest(spec.file, self.file_numbers)}"
+                raise self.error(
+                    place, f"{what}; [files] has: {', '.join(self.file_numbers)}", "walker"
+                )
+            file = self.file_numbers[spec.file]
+            last = self.pages[file] - 1 if spec.last is None else spec.last
+            if not 0 <= spec.first <= last < self.pages[file]:
+                what = f"pages {spec.first} to {last} of {spec.file}, which has {self.pages[file]}"
+                raise self.error(place, f"{what}: 0 <= first <= last < size", "walker")
+            try:
+                every_ns = parse_time(spec.every)
+            except CallError as error:
+                raise self.error(f"{place} every", str(error)) from None
+            if every_ns == 0:
+                raise self.error(f"{place} every", "0 is no time between two walks", "every")
+            if spec.cpu is not None and spec.cpu < 0:
+                raise self.error(f"{place} cpu", f"{spec.cpu} is below 0", "cpu")
+            at_once = spec.at_once
+            if at_once is None:
+                at_once = last + 1 if spec.kind == "truncate" else FOLIO_PAGES
+            if at_once < 1:
+                raise self.error(f"{place} at_once", f"{at_once}; at least 1 page", "at_once")
+            yield Walker(spec.kind, file, spec.first, last, at_once, every_ns, spec.cpu)
 
     def read_section(self, section: str, raw: object) -> list[str]:
         place = f"[{section}]"
@@ -602,10 +803,11 @@ class _Reader:
 
     def place(self, section: str, index: int) -> str:
         line = self.line_of_call.get((section, index))
-        return f"{self.path.name}{f':{line}' if line else ''}: [{section}] calls[{index}]"
+        name = self.calls_path.name
+        return f"{name}{f':{line}' if line else ''}: [{section}] calls[{index}]"
 
     def call_error(self, section: str, index: int, text: str, what: str) -> InputError:
-        return InputError(f"{self.path.parent / self.place(section, index)}: {text}: {what}")
+        return InputError(f"{self.calls_path.parent / self.place(section, index)}: {text}: {what}")
 
     def read_calls(self, section: str, texts: Sequence[str]) -> list[Call]:
         calls: list[Call] = []
@@ -672,10 +874,18 @@ class _Reader:
             entry["op"], entry["prot"], entry["flags"] = OPS.index(call.op), call.prot, call.flags
             entry["arg"], entry["addr"], entry["len"] = arg, call.addr, call.length
             entry["offset"], entry["expect"], entry["work_ns"] = call.offset, expect, call.work_ns
+            if call.op in ("exec", "fork") or (call.op == "mmap" and call.name):
+                entry["flags"] |= TOUCH_FLAGS[self.touch]
             if call.op == "pace":
                 entry["len"], entry["work_ns"] = call.work_ns, 0
-        array.setflags(write=False)
-        return array
+            first, number, alone_ns = self.uses.of_call(_background_ops(call), arg)
+            entry["first_use"], entry["nr_uses"] = first, number
+            self.alone_ns[section] = self.alone_ns.get(section, 0.0) + alone_ns
+            if call.op == "exec":
+                alone_ns += self.alone_ns[f"image.{call.name}"]
+            if not section.startswith("image."):
+                entry["work_ns"] = max(0, int(entry["work_ns"]) - round(alone_ns))
+        return _read_only(array)
 
     def check_brk(self, lists: Mapping[str, Sequence[Call]]) -> None:
         """A heap begins in one place, and every image has one if any program calls brk."""
@@ -741,6 +951,20 @@ class _Reader:
         yield from phases
 
 
+def _read_only(array: NDArray[np.void]) -> NDArray[np.void]:
+    array.setflags(write=False)
+    return array
+
+
+def _background_ops(call: Call) -> tuple[str, ...]:
+    """The kinds of call, in `times` of background entries, that this one is."""
+    if call.op not in background.OPS:
+        return ()
+    elsewhere = call.flags & (MAP_FIXED | MAP_SPECIAL)
+    opened = call.op == "mmap" and call.name and not call.offset and not elsewhere
+    return (call.op, "open") if opened else (call.op,)
+
+
 def _lines_of_calls(text: str) -> dict[tuple[str, int], int]:
     """{(section, index): line} of the calls that are written one string after the other."""
     lines: dict[tuple[str, int], int] = {}
@@ -766,7 +990,7 @@ def _lines_of_calls(text: str) -> dict[tuple[str, int], int]:
     return lines
 
 
-def _line_of_key(text: str, key: str) -> int | None:
+def line_of_key(text: str, key: str) -> int | None:
     """The line of the first `key =` or `[key]`, `[key.name]`, `[name.key]`."""
     word = rf"[\"']?{re.escape(key)}[\"']?"
     for number, line in enumerate(text.splitlines(), 1):

@@ -269,6 +269,7 @@ DESIGNS = [
         "\tup_read(&oi->outer);\n\tdown_read(&oi->outer);",
         "split-walk",
         *BROKEN,
+        DEADLOCK,
         ORDER,
         params=SHARDS,
     ),

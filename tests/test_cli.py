@@ -6,13 +6,15 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
+import tomllib
 from pathlib import Path
 
-import msgspec
 import pytest
 from emu_command import COMMAND, emu
 from hypothesis import given
@@ -24,15 +26,19 @@ from emu.errors import InputError
 from emu.experiment import (
     Experiment,
     describe,
+    flatten,
     make,
     override,
     parse_cpus,
     parse_duration,
     parse_size,
     split_names,
+    to_toml,
 )
+from emu.progress import ProgressBar
 from emu.report.table import format_ns
-from emu.results import Run, Store
+from emu.schedule import Progress
+from emu.store import Store
 
 ROOT = Path(__file__).parents[1]
 QUICK = ("--duration", "20ms", "--repeats", "1")
@@ -52,6 +58,7 @@ def test_lists() -> None:
     assert {"single", "numa-trees", "numa-locks", "mmap-sem-rbtree"} <= set(designs.split())
     assert {"host", "hygon-12x32"} <= set(emu("list", "topologies").stdout.split())
     assert {"execl", "spawn", "shell"} <= set(emu("list", "workloads").stdout.split())
+    assert {"i_mmap-hygon", "laptop"} <= set(emu("list", "experiments").stdout.split())
 
 
 BAD_WORKLOAD = """
@@ -104,7 +111,15 @@ BAD_INPUT = {
     "store": (["--store", "/proc/nowhere"], ["/proc/nowhere", "--store"]),
     "experiment": (["{dir}/none.toml"], ["none.toml", "No such file"]),
     "experiment-toml": (["{dir}/broken.toml"], ["broken.toml", "line 1"]),
-    "experiment-key": (["{dir}/key.toml"], ["key.toml", "'rmpa'", "did you mean 'rmap'"]),
+    "experiment-key": (["{dir}/key.toml"], ["key.toml:3: no key in [matrix] 'rmpa'", "'rmap'"]),
+    "experiment-name": (["i_mmap-hygn"], ["did you mean 'i_mmap-hygon'", "laptop", "emu runs"]),
+    "experiment-flat": (["{dir}/flat.toml"], ["flat.toml", "'rmap'", "belongs below [matrix]"]),
+    "rule-key": (["{dir}/rule.toml"], ["rule.toml:2: no key in [[exclude]] 'cpu'", "'cpus'"]),
+    "rule-name": (["{dir}/stray.toml"], ["stray.toml", "[[exclude]]", "'btre'", "single, btree"]),
+    "rule-option": (["--exclude", "btree"], ['--exclude "btree"', "rmap=btree cpus=32..64"]),
+    "nothing-left": (["--rmap", "single", "--exclude", "rmap=single"], ["no cell is left"]),
+    "timeout": (["--timeout", "5"], ["--timeout 5", "with its unit"]),
+    "jobs": (["--jobs", "0"], ["--jobs 0", "from 1 to"]),
     "engine-key": (["{dir}/engine.toml"], ["engine.toml", "no key in [virtual] 'cpsu'", "'cpus'"]),
     "engine-no-table": (["{dir}/table.toml"], ["table.toml", "virtual: a table, not 3"]),
     "one-engine-of-two": (["--engine", "native,virtul"], ["did you mean 'virtual'"]),
@@ -120,7 +135,12 @@ BAD_INPUT = {
 def test_bad_input_is_one_line_and_status_2(case: str, tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text(BAD_WORKLOAD)
     (tmp_path / "broken.toml").write_text("name = \n")
-    (tmp_path / "key.toml").write_text('rmpa = "single"\n')
+    (tmp_path / "key.toml").write_text('seed = 1\n[matrix]\nrmpa = "single"\n')
+    (tmp_path / "flat.toml").write_text('rmap = "single"\n')
+    (tmp_path / "rule.toml").write_text("[[exclude]]\ncpu = 1\n")
+    (tmp_path / "stray.toml").write_text(
+        '[matrix]\nrmap = ["single", "btree"]\n[[exclude]]\nrmap = "btre"\n'
+    )
     (tmp_path / "engine.toml").write_text("[virtual]\ncpsu = 1\n")
     (tmp_path / "table.toml").write_text("virtual = 3\n")
     arguments, words = BAD_INPUT[case]
@@ -175,7 +195,12 @@ def test_json_on_stdout_is_only_json_with_all_keys() -> None:
     for cell in document["cells"]:
         assert set(cell) >= CELL_KEYS
         assert (cell["status"], cell["error"], cell["lines"]) == ("ok", None, [])
-        assert set(cell["memory"]) == {"rmap_bytes_per_file", "bytes_per_vma"}
+        assert set(cell["memory"]) == {
+            "rmap_bytes_per_file",
+            "rmap_bytes_per_mapped_file",
+            "rmap_bytes_per_used_file",
+            "bytes_per_vma",
+        }
         assert set(cell["host"]) >= {"wall_s", "events", "peak_rss_bytes"}
         for op in ("exec", "fork", "exit", "mmap", "fault", "walk"):
             latency = cell["latency_ns"][op]
@@ -205,10 +230,8 @@ def test_table_file_store_and_show_agree(own_store: Path, tmp_path: Path) -> Non
         assert word in done.stdout
     assert "\x1b" not in done.stdout
     assert done.stderr == ""
-    stored = list(own_store.glob("*.json"))
-    assert len(stored) == 1
-    assert stored[0].read_bytes() == file.read_bytes()
-    for name in ("last", stored[0].stem, stored[0].stem[:-2], str(file)):
+    (run_id,) = Store(own_store).ids()
+    for name in ("last", run_id, run_id[:-2], str(file)):
         assert emu("show", name).stdout == done.stdout
     assert emu("show", "last", "--json", "-").stdout == file.read_text()
     assert str(package.load("last")) == done.stdout.rstrip("\n")
@@ -216,7 +239,8 @@ def test_table_file_store_and_show_agree(own_store: Path, tmp_path: Path) -> Non
 
 def test_an_experiment_file_and_options_over_it(tmp_path: Path) -> None:
     (tmp_path / "e.toml").write_text(
-        'rmap = ["single", "numa-locks"]\ncpus = [1]\nduration = "20ms"\nrepeats = 2\nseed = 7\n'
+        'duration = "20ms"\nrepeats = 2\nseed = 7\n'
+        '[matrix]\nrmap = ["single", "numa-locks"]\ncpus = [1]\n'
     )
     done = emu("run", str(tmp_path / "e.toml"), "--rmap", "single", "--json", "-")
     document = json.loads(done.stdout)
@@ -226,7 +250,7 @@ def test_an_experiment_file_and_options_over_it(tmp_path: Path) -> None:
         ("single", 1, 8, 1),
     ]
     # What is written back is complete, and as a file of its own it is the same experiment again.
-    again = make(document["run"]["experiment"])
+    again = make(flatten(document["run"]["experiment"]))
     assert again == make(
         {"rmap": "single", "cpus": "1", "duration": "20ms", "repeats": 2, "seed": 7}
     )
@@ -260,7 +284,24 @@ def test_colour_and_bar_only_on_a_terminal() -> None:
     )
     assert done.returncode == 0
     assert "\x1b[1m" in done.stdout
-    assert "repeat 0" in done.stdout  # the bar's description of the cell that runs
+    assert "1 running" in done.stdout
+    # The bar's description of the cell that runs.
+    assert re.search(r": (single|numa-trees|numa-locks) on 1", done.stdout)
+
+
+def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    (matrix,) = make({"rmap": "single", "cpus": 4})
+    cell = next(matrix.cells({"host": (4,)}))
+    with ProgressBar() as bar:
+        for done in range(60):
+            now = Progress(done=done, total=60, running=[(cell, 0.5)], left_s=200.0 - done)
+            bar.update(*cli._how_far(now))
+            clock[0] += 1.0
+    assert capsys.readouterr().err == "emu: 31 of 60, 1 running, 3 min left: single on 4\n"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
@@ -399,13 +440,14 @@ def test_a_table_is_for_one_engine_and_options_go_over_it() -> None:
 def test_the_description_of_two_engines_makes_them_again() -> None:
     given = {"engine": "native,virtual", "rmap": "single", "native": {"cpus": "1,2"}}
     made = make(given)
-    described = describe(made, [{"host": (1, 2)}, {"hygon-12x32": made[1].cpus}])
+    described = describe(made, [{"host": (1, 2)}, {"hygon-12x32": made[1].cpus}], given)
     assert described["engine"] == ["native", "virtual"]
-    assert described["rmap"] == ("single",)
-    assert "cpus" not in described
+    assert described["matrix"]["rmap"] == ["single"]
+    assert "cpus" not in described["matrix"]
     assert described["native"]["duration"] == "1s"
     assert described["virtual"]["duration"] == "10ms"
-    assert make(json.loads(json.dumps(described))) == made
+    assert make(flatten(json.loads(json.dumps(described)))) == made
+    assert make(flatten(tomllib.loads(to_toml(described)))) == made
 
 
 def test_repeats_are_interleaved() -> None:
@@ -420,64 +462,6 @@ def test_repeats_are_interleaved() -> None:
 )
 def test_format_ns(ns: float, text: str) -> None:
     assert format_ns(ns) == text
-
-
-# ---- the store ----
-
-
-def a_run(run_id: str) -> Run:
-    info = {
-        "id": run_id,
-        "started": "2026-01-01",
-        "version": "0",
-        "command": [],
-        "experiment": {},
-        "host": {},
-    }
-    return msgspec.convert({"run": info, "cells": []}, Run)
-
-
-def test_store_finds_by_prefix_and_last(tmp_path: Path) -> None:
-    store = Store(tmp_path / "a" / "b")
-    store.prepare()
-    for run_id in ("20260101-1", "20260101-2", "20260102-1"):
-        store.save(a_run(run_id))
-    assert store.load("last").run.id == "20260102-1"
-    assert store.load("20260102").run.id == "20260102-1"
-    with pytest.raises(InputError, match="more than one"):
-        store.load("20260101")
-    with pytest.raises(InputError, match="20260102-1"):
-        store.load("x")
-    (store.directory / "x.json").write_text("{")
-    with pytest.raises(InputError, match="not the result of a run"):
-        store.load("x")
-
-
-def test_store_writes_in_one_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store(tmp_path)
-    path = store.save(a_run("r"))
-    before = path.read_bytes()
-
-    def full(*args: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(OSError, match="No space"):
-        store.save(a_run("r"))
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_keys_that_are_added_later_do_not_hurt(tmp_path: Path) -> None:
-    document = json.loads(a_run("r").to_json())
-    document["run"]["something_new"] = 1
-    (tmp_path / "r.json").write_text(json.dumps(document))
-    assert Store(tmp_path).load("r").run.id == "r"
-
-
-def test_array_names_its_fields() -> None:
-    run = a_run("r")
-    assert run.array("ops").size == 0
 
 
 def test_main_reports_status(monkeypatch: pytest.MonkeyPatch) -> None:

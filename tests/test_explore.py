@@ -271,6 +271,8 @@ def test_a_users_design(tmp_path: Path) -> None:
         (("single", "--scenario", "program:0f/0z"), "from 'z' on"),
         (("single", "--scenario", "random:0"), "1 to 1000"),
         (("single", "--time", "fast"), "a number with its unit"),
+        (("single", "--suite", "explore", "--engine", "native"), "--engine does not belong"),
+        (("single", "--rule", "walk", "--time", "9s"), "--rule does not belong"),
     ],
 )
 def test_wrong_input_is_one_line(arguments: tuple[str, ...], message: str) -> None:

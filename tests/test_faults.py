@@ -16,7 +16,8 @@ from emu_command import children, cpu_ticks, start, wait_until
 
 import emu
 from emu import coordinator
-from emu.results import Run, Store
+from emu.results import Run
+from emu.store import Store
 
 ROOT = Path(__file__).parents[1]
 CPUS = 4
@@ -71,6 +72,10 @@ def test_a_worker_that_is_killed_or_stopped_fails_the_cell(number: signal.Signal
     assert "FAILED" in out
     run = emu.load("last")
     assert [cell.status for cell in run.cells] == ["failed"]
+    # What somebody else has done is no result: the same command would run the cell again.
+    outside = number != signal.SIGSEGV
+    assert run.run.status == ("stopped" if outside else "done")
+    assert Store().missing(run.run.id) == ({0} if outside else set())
     assert run.cells[0].error is not None
     assert run.cells[0].error in err
 

@@ -38,7 +38,9 @@ def skeleton() -> str:
 def test_the_skeleton_loads_and_takes_its_parameter(tmp_path: Path, skeleton: str) -> None:
     load(compile_design(tmp_path, skeleton), "spin=0")
     assert _core.load("native").design_params("rmap") == [
-        "spin=0: 1: writers spin on a running owner before they sleep"
+        "spin=0: 1: writers spin on a running owner before they sleep",
+        "batch=exit: VMAs of one file under one hold of its lock: "
+        "none, or up to 8 at exit, in fork, in exec",
     ]
 
 
@@ -48,7 +50,7 @@ def test_the_skeleton_loads_and_takes_its_parameter(tmp_path: Path, skeleton: st
         (
             ".version = EMU_RMAP_VERSION",
             ".version = 77",
-            "skeleton: rmap interface version 77, this emu has 1",
+            "skeleton: rmap interface version 77, this emu has 2",
         ),
         (
             ".machine = EMU_MACHINE_ID",

@@ -44,6 +44,8 @@ DESIGNS = (
     "exclude",  # keeps libraries out; a and b are none
     "btree:node=128",
     "btree",
+    "single:batch=none",
+    "outer-inner:shards=3,by=vma,batch=exit+fork",
 )
 
 

@@ -16,9 +16,9 @@ import emu
 from emu import _core, coordinator, topology
 from emu.engines.native import crossing_ns, place_cpus
 from emu.errors import EmuError, InputError
-from emu.experiment import Cell
 from emu.histogram import decode
 from emu.results import CellResult, Run
+from emu.schedule import Progress
 from emu.topology import Topology
 
 ROOT = Path(__file__).parents[1]
@@ -126,8 +126,9 @@ def test_a_user_s_own_design_runs_beside_the_built_in(tmp_path: Path) -> None:
 def test_progress_is_told() -> None:
     seen: list[tuple[int, int, str, float]] = []
 
-    def progress(done: int, total: int, cell: Cell, share: float) -> None:
-        seen.append((done, total, cell.rmap, share))
+    def progress(now: Progress) -> None:
+        ((cell, share),) = now.running
+        seen.append((now.done, now.total, cell.rmap, share))
 
     run(rmap="single,numa-locks", duration="500ms", progress=progress)
     assert {(done, total, rmap) for done, total, rmap, _ in seen} == {

@@ -20,15 +20,19 @@ RECORDED = sorted(path.name for path in DATA.glob("*.maps"))
 
 def test_there_is_a_recording_of_each_workload() -> None:
     assert {name.split(".")[0] for name in RECORDED} == {
-        name for name in workload.names() if workload.load(name).files
+        name
+        for name in workload.names()
+        if workload.load(name).files and not workload.load(name).walkers
     }
 
 
-@pytest.mark.parametrize("design", ["single", "numa-locks"])
+@pytest.mark.parametrize(
+    "design", ["single", "numa-locks", "single:batch=none", "dynamic:batch=exit+fork+exec"]
+)
 @pytest.mark.parametrize("name", RECORDED)
 def test_replay_ends_in_the_real_maps(name: str, design: str) -> None:
     workload_name, list_name, calls, *_ = name.split(".")
-    program = workload.load(workload_name)
+    program = workload.load(workload_name, isolate=True)
     recorded = program.lists[program.list_names.index(f"program.{list_name}")][: int(calls)].copy()
     recorded["work_ns"] = 0
     machine = Machine(

@@ -41,6 +41,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Run:
         cpus="1,2",
         duration="20ms",
         repeats=1,
+        isolate=True,
         store=tmp_path_factory.mktemp("store"),
     )
 
@@ -290,14 +291,14 @@ def test_folded_begins_with_what_else_differs() -> None:
 
 
 CSV = (
-    "cell,rmap,mm,topology,cpus,workload,engine,seed,repeat,status,ops,seconds,"
+    "cell,rmap,mm,topology,cpus,workload,engine,kind,seed,repeat,status,ops,seconds,"
     "ops_per_s,wait_share,oversubscribed,numa_penalty,lock_acquired,lock_contended,"
     "lock_wait_ns,lock_hold_ns,exec_count,exec_mean_ns,exec_p50_ns,exec_p90_ns,"
     "exec_p99_ns,exec_p999_ns,exec_max_ns,fork_count,fork_mean_ns,fork_p50_ns,"
     "fork_p90_ns,fork_p99_ns,fork_p999_ns,fork_max_ns,exit_count,exit_mean_ns,"
     "exit_p50_ns,exit_p90_ns,exit_p99_ns,exit_p999_ns,exit_max_ns,"
     "rmap_bytes_per_file,bytes_per_vma,wall_s,error\n"
-    '0,"outer-inner:shards=2,by=cpu",mmap-sem-rbtree,t,2,w,virtual,1,0,ok,5,0.02,'
+    '0,"outer-inner:shards=2,by=cpu",mmap-sem-rbtree,t,2,w,virtual,predicted,1,0,ok,5,0.02,'
     "250.0,0.25,0,0,14,4,8000,17000,5,350.0,200,0,0,0,1099511627776,0,0.0,0,0,0,0,0,"
     "0,0.0,0,0,0,0,0,128,256,0.5,\n"
 )
@@ -474,9 +475,8 @@ def test_hgrm_of_one_operation(real: Run) -> None:
 # ---- the command ----
 
 
-def test_a_stored_run_into_a_file(real: Run, own_store: Path, tmp_path: Path) -> None:
-    own_store.mkdir(parents=True)
-    (own_store / f"{real.run.id}.json").write_bytes(real.to_json())
+def test_a_stored_run_into_a_file(tmp_path: Path) -> None:
+    real = package.run(rmap="single,numa-locks", cpus=32, duration="1ms", engine="virtual")
     for form, of in text.FORMATS.items():
         file = tmp_path / form
         done = emu("report", "last", "--format", form, "-o", str(file))

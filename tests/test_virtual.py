@@ -315,11 +315,10 @@ def test_a_user_s_design_that_deadlocks_is_reported(tmp_path: Path) -> None:
     assert "deadlock: all CPUs wait: CPU 0" in error or "already" in error
 
 
-def test_without_options_both_engines_run(own_store: Path) -> None:
+def test_without_options_both_engines_run() -> None:
     done = emu("run", timeout_s=300)
     assert done.returncode == 0, done.stderr
-    (file,) = own_store.glob("*.json")
-    document = json.loads(file.read_text())
+    document = json.loads(emu("show", "last", "--json", "-").stdout)
     cells = document["cells"]
     designs = ["single", "numa-trees", "numa-locks"]
     cpus = [1, 2, 4, 8, 16, 32, 64, 128, 256, 384]
@@ -353,7 +352,8 @@ def test_without_options_both_engines_run(own_store: Path) -> None:
 
 def test_engines_side_by_side_on_this_machine(tmp_path: Path) -> None:
     (tmp_path / "e.toml").write_text(
-        'engine = ["native", "virtual"]\ntopology = "host"\ncpus = 1\nrmap = "single"\n'
+        'engine = ["native", "virtual"]\n'
+        '[matrix]\ntopology = "host"\ncpus = 1\nrmap = "single"\n'
         '[native]\nduration = "20ms"\nrepeats = 2\n'
     )
     file = tmp_path / "run.json"

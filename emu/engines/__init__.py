@@ -1,15 +1,16 @@
 """Engines: what turns a cell into its result.
 
 ``get(name)`` gives the class; it is made from an experiment (and refuses what it cannot run), is
-asked to ``prepare`` all cells, and then to ``run`` them one by one.
+asked to ``prepare`` all cells, and then to run them: one by one where the host is what is measured,
+else many at once, each in a process of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
-from emu.coordinator import StopFlag
+from emu.coordinator import CellFailed, Child, StopFlag
 from emu.engines.native import NativeEngine
 from emu.engines.virtual import VirtualEngine
 from emu.experiment import Cell, Experiment, unknown
@@ -25,22 +26,60 @@ class Engine(Protocol):
     def prepare(self, cells: Sequence[Cell], stop: StopFlag) -> None:
         """Check all that can be wrong with any of the cells. Raises InputError."""
 
-    def run(
-        self, cell: Cell, stop: StopFlag, tick: Callable[[float], None]
-    ) -> tuple[CellResult, bool]:
-        """Run a cell: its result, and whether it makes sense to go on with others."""
-
     def close(self) -> None:
         """Remove what was made for the experiment."""
 
 
-ENGINES: dict[str, Callable[[Experiment], Engine]] = {
+@runtime_checkable
+class OneByOne(Engine, Protocol):
+    """An engine whose cells need the host for themselves."""
+
+    def run(
+        self, cell: Cell, stop: StopFlag, tick: Callable[[float], None]
+    ) -> tuple[CellResult, bool]:
+        """Run a cell: its result, and False where somebody else killed or stopped a worker.
+
+        ``tick`` is told the share that is done.
+        """
+
+
+@runtime_checkable
+class ManyAtOnce(Engine, Protocol):
+    """An engine whose results do not depend on what else the host does."""
+
+    def start(self, cell: Cell) -> Job:
+        """Start a cell."""
+
+
+class Job(Protocol):
+    """A cell that runs. It is over with the first call of finish, fail or close."""
+
+    notice: str | None
+    """What a user should be told once it has finished."""
+
+    @property
+    def child(self) -> Child[Any]:
+        """Its process."""
+
+    def finish(self) -> tuple[CellResult, bool]:
+        """The result, once the child is ready, and False where somebody else killed it."""
+
+    def fail(self, error: CellFailed) -> CellResult:
+        """End it now: its result is that it failed."""
+
+    def close(self) -> None:
+        """End it now; there is no result."""
+
+
+Machine = OneByOne | ManyAtOnce
+
+ENGINES: dict[str, Callable[[Experiment], Machine]] = {
     "native": NativeEngine,
     "virtual": VirtualEngine,
 }
 
 
-def get(name: str) -> Callable[[Experiment], Engine]:
+def get(name: str) -> Callable[[Experiment], Machine]:
     """The engine of that name. Raises InputError."""
     if name not in ENGINES:
         raise unknown("engine", name, ENGINES)

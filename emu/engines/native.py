@@ -22,12 +22,23 @@ from emu.coordinator import (
     PhaseTotals,
     Plan,
     StopFlag,
+    WalkerTotals,
 )
 from emu.engines._designs import find_design
 from emu.errors import InputError
 from emu.experiment import Cell, Experiment
 from emu.histogram import Histogram
-from emu.results import CellResult, Host, Latency, Lock, Memory, Phase, Site
+from emu.results import (
+    CellResult,
+    Host,
+    Latency,
+    Lock,
+    Memory,
+    Phase,
+    Site,
+    Walker,
+    find_bottleneck,
+)
 from emu.topology import Topology
 
 _WORKER_BYTES = 4 * MIB
@@ -82,7 +93,9 @@ class NativeEngine:
         self._experiment = experiment
         self._host = topology.host()
         self._topologies = {name: topology.load(name) for name in experiment.topology}
-        self._workloads = {name: workloads.load(name) for name in experiment.workload}
+        self._workloads = {
+            name: workloads.load(name, isolate=experiment.isolate) for name in experiment.workload
+        }
         self.cpus: Mapping[str, tuple[int, ...]] = {
             name: self._cpus(machine) for name, machine in self._topologies.items()
         }
@@ -148,6 +161,7 @@ class NativeEngine:
         # Every call of a list may leave a VMA or two, and processes may wait for their children.
         calls = sum(len(each) for each in plan.workload.lists)
         heap = cell.cpus * (CPU_HEAP_BYTES + 4 * calls * VMA_BYTES)
+        heap += cell.cpus * plan.workload.page_table_bytes
         # In a child: this process stays free of the machine until the first cell runs, so that the
         # virtual engine, if it goes first, can fork its cells.
         key = (cell.topology, cell.workload, cell.cpus)
@@ -197,6 +211,7 @@ class NativeEngine:
         go_on = True
         try:
             fill_in(result, plan, coordinator.run(plan, stop, tick))
+            result.bottleneck = find_bottleneck(result, {})
         except CellFailed as error:
             result.status, result.error = "failed", str(error)
             go_on = not error.outside
@@ -252,6 +267,7 @@ def fill_in(result: CellResult, plan: Plan, totals: CellTotals) -> None:
                 wait_share=_wait_share(phase, cpus),
                 latency_ns={op: _latency(histogram) for op, histogram in phase.hists.items()},
                 locks=[_lock(lock) for lock in phase.locks],
+                walkers=[_walker(walker) for walker in phase.walkers],
             )
         )
     result.latency_ns = {op: _latency(histogram) for op, histogram in merged.items()}
@@ -260,9 +276,11 @@ def fill_in(result: CellResult, plan: Plan, totals: CellTotals) -> None:
             result.ops, result.seconds = done.ops, done.seconds
             result.ops_per_s = done.ops / done.seconds if done.ops else 0.0
             result.wait_share, result.locks = done.wait_share, done.locks
-    result.memory = Memory(
-        rmap_bytes_per_file=totals.rmap_bytes_per_file, bytes_per_vma=totals.bytes_per_vma
-    )
+            result.walkers = done.walkers
+    result.memory = Memory(**totals.rmap_memory)
+    if not totals.batches:
+        sentence = f"{plan.rmap.name} links one VMA at a time, whatever batch says."
+        result.note = f"{result.note} {sentence}" if result.note else sentence
     result.host.events = totals.calls
     result.host.peak_rss_bytes = totals.memory_bytes
     result.host.start_s = totals.start_s
@@ -283,6 +301,12 @@ def _latency(histogram: Histogram) -> Latency:
         hdr=histogram.encode(),
         **histogram.percentiles(),
     )
+
+
+def _walker(walker: WalkerTotals) -> Walker:
+    values = vars(walker) | {"latency_ns": _latency(walker.latency)}
+    del values["latency"]
+    return Walker(**values)
 
 
 def _lock(lock: LockTotals) -> Lock:

@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import resource
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,14 +20,14 @@ import numpy as np
 from emu import _core, coordinator, topology
 from emu import workload as workloads
 from emu.arena import MIB, Arena
-from emu.coordinator import CellFailed, CellTotals, DesignFile, PhaseTotals, Plan, StopFlag
+from emu.coordinator import CellFailed, CellTotals, Child, DesignFile, PhaseTotals, Plan, StopFlag
 from emu.engines import _sites, native
 from emu.engines._designs import find_design
 from emu.engines._slices import Recorder
 from emu.errors import InputError
 from emu.experiment import Cell, Experiment
 from emu.report import trace
-from emu.results import ByCpu, CellResult, Host, Latency, Line, Memory, Wait
+from emu.results import ByCpu, CellResult, Host, Latency, Line, Memory, Wait, find_bottleneck
 from emu.topology import MAX_CPUS, Topology
 
 _EVENT_LIMIT = 20_000_000_000
@@ -98,6 +99,8 @@ class _Ran:
     node_transfers: list[list[int]]
     accesses: int
     trace: trace.Trace | None
+    line_waits: Counter[str]
+    """Of the phase that counts, ns by name of the line."""
 
 
 class VirtualEngine:
@@ -111,7 +114,9 @@ class VirtualEngine:
             )
         self._experiment = experiment
         self._topologies = {name: topology.load(name) for name in experiment.topology}
-        self._workloads = {name: workloads.load(name) for name in experiment.workload}
+        self._workloads = {
+            name: workloads.load(name, isolate=experiment.isolate) for name in experiment.workload
+        }
         self.cpus: Mapping[str, tuple[int, ...]] = {
             name: self._cpus(machine) for name, machine in self._topologies.items()
         }
@@ -119,8 +124,6 @@ class VirtualEngine:
         self._designs: dict[tuple[str, str], DesignFile] = {}
         self.trace: trace.Window | None = None
         """Of each cell that is run, over the last one's."""
-        self.trace_full_ns: int | None = None
-        """When the last trace had no more room, from the start of its phase; None: it had."""
 
     def _cpus(self, machine: Topology) -> tuple[int, ...]:
         wanted = self._experiment.cpus or (machine.nr_cpus,)
@@ -145,13 +148,35 @@ class VirtualEngine:
         """Remove compiled designs."""
         self._cleanup.close()
 
+    def run_on(self, machine: Topology, cell: Cell, stop: StopFlag) -> CellResult:
+        """Run a cell on a machine that differs from the cell's own in its numbers only."""
+        own = self._topologies[cell.topology]
+        self._topologies[cell.topology] = machine
+        try:
+            job = self.start(cell)
+        finally:
+            self._topologies[cell.topology] = own
+        try:
+            while not job.child.ready(0.05):
+                stop.check()
+            return job.finish()[0]
+        except BaseException:
+            job.close()
+            raise
+
+    def machine(self, cell: Cell) -> Topology:
+        """What the cell's topology stands for."""
+        return self._topologies[cell.topology]
+
     def _plan(self, cell: Cell) -> Plan:
         machine = self._topologies[cell.topology]
         return Plan(
             machine="virtual",
             rmap=self._designs["rmap", cell.rmap],
             mm=self._designs["mm", cell.mm],
-            workload=self._workloads[cell.workload],
+            workload=self._workloads[cell.workload].scaled(
+                machine.value("kernel.work_scale") or 1.0
+            ),
             node_of_cpu=np.resize(machine.node_of_cpu[: cell.cpus], cell.cpus).tolist(),
             nr_nodes=machine.nr_nodes,
             host_cpu_of_cpu=[],
@@ -164,11 +189,9 @@ class VirtualEngine:
             nr_hw_cpus=min(cell.cpus, machine.nr_cpus),
         )
 
-    def run(
-        self, cell: Cell, stop: StopFlag, tick: Callable[[float], None]
-    ) -> tuple[CellResult, bool]:
-        """Run a cell: its result, and whether it makes sense to go on with others."""
-        plan = self._plan(cell)
+    def start(self, cell: Cell) -> VirtualJob:
+        """Start a cell in a process of its own."""
+        plan, machine = self._plan(cell), self._topologies[cell.topology]
         result = CellResult(
             rmap=cell.rmap,
             mm=cell.mm,
@@ -186,27 +209,72 @@ class VirtualEngine:
             memory=Memory(),
             host=Host(),
         )
-        began = time.monotonic()
-        tick(0.0)
+        child = coordinator.Child(run_cell, plan, machine, self.trace)
+        return VirtualJob(result, plan, child, self.trace, str(cell))
+
+
+class VirtualJob:
+    """See ``engines.Job``."""
+
+    def __init__(
+        self,
+        result: CellResult,
+        plan: Plan,
+        child: Child[_Ran],
+        window: trace.Window | None,
+        name: str,
+    ) -> None:
+        self.child = child
+        self.notice: str | None = None
+        self._result, self._plan, self._window, self._name = result, plan, window, name
+        self._began = time.monotonic()
+
+    def finish(self) -> tuple[CellResult, bool]:
+        """What came out, once ``child`` is ready, and whether a failure was its own."""
+        return self._finished(self._fill_in)
+
+    def fail(self, error: CellFailed) -> CellResult:
+        """End it now: its result is that it failed."""
+
+        def failed() -> None:
+            raise error
+
+        return self._finished(failed)[0]
+
+    def close(self) -> None:
+        """End it now; there is no result."""
+        self.child.close()
+
+    def _finished(self, fill_in: Callable[[], None]) -> tuple[CellResult, bool]:
+        own = True
         try:
-            machine = self._topologies[cell.topology]
-            ran = coordinator.in_child(run_cell, plan, machine, self.trace, stop=stop)
-            native.fill_in(result, plan, ran.totals)
-            result.lines, result.waits = ran.lines, ran.waits
-            result.node_transfers = ran.node_transfers
-            if self.trace and ran.trace:
-                trace.write(ran.trace, plan.node_of_cpu, str(cell), self.trace.file)
-                self.trace_full_ns = ran.trace.full_ns
-            for phase, by_cpu in zip(result.phases, ran.by_cpu, strict=True):
-                phase.time_stack = time_stack(by_cpu)
-                if phase.counts_ops:
-                    result.time_stack, result.by_cpu = phase.time_stack, by_cpu
-            result.host.accesses = ran.accesses
+            fill_in()
         except CellFailed as error:
-            result.status, result.error = "failed", str(error)
-        result.host.wall_s = time.monotonic() - began
-        tick(1.0)
-        return result, True
+            self._result.status, self._result.error = "failed", str(error)
+            own = not error.outside
+        finally:
+            self.child.close()
+        self._result.host.wall_s = time.monotonic() - self._began
+        return self._result, own
+
+    def _fill_in(self) -> None:
+        ran = self.child.result()
+        native.fill_in(self._result, self._plan, ran.totals)
+        self._result.lines, self._result.waits = ran.lines, ran.waits
+        self._result.node_transfers = ran.node_transfers
+        self._result.bottleneck = find_bottleneck(self._result, ran.line_waits)
+        for phase, by_cpu in zip(self._result.phases, ran.by_cpu, strict=True):
+            phase.time_stack = time_stack(by_cpu)
+            if phase.counts_ops:
+                self._result.time_stack, self._result.by_cpu = phase.time_stack, by_cpu
+        self._result.host.accesses = ran.accesses
+        if self._window and ran.trace:
+            trace.write(ran.trace, self._plan.node_of_cpu, self._name, self._window.file)
+            if ran.trace.full_ns is not None:
+                self.notice = (
+                    f"--trace {self._window.file}: there was room up to "
+                    f"{ran.trace.full_ns / 1000:.3f} us of the phase; what ended later is missing"
+                )
 
 
 def run_cell(plan: Plan, machine: Topology, window: trace.Window | None = None) -> _Ran:
@@ -221,6 +289,7 @@ def run_cell(plan: Plan, machine: Topology, window: trace.Window | None = None) 
     if not size:
         calls = sum(len(each) for each in workload.lists)
         heap = cpus * (native.CPU_HEAP_BYTES + 4 * calls * native.VMA_BYTES)
+        heap += cpus * workload.page_table_bytes
         size = coordinator.arena_overhead(plan) + heap + plan.nr_nodes * MIB
     began = time.monotonic()
     with Arena.anonymous(size) as arena:
@@ -238,9 +307,17 @@ def run_cell(plan: Plan, machine: Topology, window: trace.Window | None = None) 
 
         phase(workload.load_list, once=True)
         start_s = time.monotonic() - began
+        line_waits: Counter[str] = Counter()
+        before: Counter[str] = Counter()
         for each in workload.phases:
             recorder = Recorder(core, window) if window and each.record and not phases else None
+            counts = each.name == workload.counting_phase
+            if counts:
+                before = _sites.line_waits(core)
             phase(each.list, each.once, each.record, round(plan.duration_ns * each.share))
+            if counts:
+                line_waits = _sites.line_waits(core)
+                line_waits.subtract(before)
             if recorder:
                 traced = recorder.finish()
             if each.record:
@@ -252,6 +329,7 @@ def run_cell(plan: Plan, machine: Topology, window: trace.Window | None = None) 
             core.check_drained()
         except _core.CoreError as error:
             raise CellFailed(f"after the drain phase {error}") from None
+        memory = core.memory()
         stats = _core.VirtualStats()
         core.virtual_stats(ctypes.byref(stats))
         core.virtual_end()
@@ -260,11 +338,12 @@ def run_cell(plan: Plan, machine: Topology, window: trace.Window | None = None) 
             calls=calls,
             start_s=start_s,
             memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            rmap_bytes_per_file=core.rmap_bytes_per_file(),
-            bytes_per_vma=core.bytes_per_vma(),
+            rmap_memory=memory,
+            batches=core.design_batches(),
         )
         core.design_unload()
-        return _Ran(totals, by_cpu, lines, waits, node_transfers, stats.accesses, traced)
+        accesses = stats.accesses
+        return _Ran(totals, by_cpu, lines, waits, node_transfers, accesses, traced, line_waits)
 
 
 def time_stack(by_cpu: ByCpu) -> dict[str, float]:

@@ -14,16 +14,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from emu.results import CellResult, Run
+from emu.host import disturbances
+from emu.results import KIND, CellResult, Run, Uncertainty
+from emu.stats import unstable
 
 _SHOWN_LATENCIES = ("exec", "fork", "exit")
 _SHOWN_SHARE = 0.001
 _SHOWN_SITES = 3
+_SHOWN_BOTTLENECK = 0.01
 _BASELINE = "single"
 _REPEATS_TO_TELL = 3
 _DETAILED = 3
 """With more numbers of CPUs than this there is one table over all of them, not a section each."""
-_KIND = {"native": "measured", "virtual": "predicted"}
 _HEADING = {
     "native": "MEASURED on this machine (native engine)",
     "virtual": "PREDICTED by a model of the machine, in virtual time (virtual engine)",
@@ -62,7 +64,7 @@ def print_run(run: Run, console: Console) -> None:
         if len(engines) > 1:
             console.print()
             console.print(Text(_HEADING.get(engine, engine), style="bold underline"))
-        for cells in _sweeps(cell for cell in run.cells if cell.engine == engine):
+        for cells in sweeps(cell for cell in run.cells if cell.engine == engine):
             groups = list(_groups(cells))
             if len(groups) > _DETAILED:
                 _print_scaling(groups, run, console)
@@ -70,6 +72,12 @@ def print_run(run: Run, console: Console) -> None:
                 for group in groups:
                     _print_group(group, run, console)
     _print_comparison(run, console)
+    for line in unstable(run.cells):
+        console.print(Text(line, style="yellow"), soft_wrap=True)
+    if "native" in engines and (disturbed := disturbances(info.host)):
+        line = f"What disturbs measurements here: {' '.join(disturbed)}"
+        console.print(Text(line, style="yellow"), soft_wrap=True)
+    print_uncertainty(info.uncertainty, console)
     for cell in run.failed:
         console.print(
             Text(f"FAILED {cell_name(cell)}: {cell.error}", style="bold red"), soft_wrap=True
@@ -107,7 +115,7 @@ def format_ns(ns: float) -> str:
     return f"{ns:.0f} ns"
 
 
-def _sweeps(cells: Iterable[CellResult]) -> Iterator[list[CellResult]]:
+def sweeps(cells: Iterable[CellResult]) -> Iterator[list[CellResult]]:
     """Cells that differ in number of CPUs, rmap design and repeat only, in order of their first."""
     sweeps: dict[tuple[object, ...], list[CellResult]] = {}
     for cell in cells:
@@ -117,7 +125,7 @@ def _sweeps(cells: Iterable[CellResult]) -> Iterator[list[CellResult]]:
 
 
 def _groups(cells: Iterable[CellResult]) -> Iterator[list[CellResult]]:
-    """Of one of ``_sweeps``: the cells of each number of CPUs."""
+    """Of one of ``sweeps``: the cells of each number of CPUs."""
     groups: dict[int, list[CellResult]] = {}
     for cell in cells:
         groups.setdefault(cell.cpus, []).append(cell)
@@ -137,7 +145,7 @@ def _title(cells: Sequence[CellResult], run: Run) -> Text:
     numbers = sorted({cell.cpus for cell in cells})
     cpus = f"{numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else f"{numbers[0]}"
     repeats = max((len(row.cells) for group in _groups(cells) for row in _rows(group)), default=0)
-    marks = [first.engine, *([_KIND[first.engine]] if first.engine in _KIND else [])]
+    marks = [first.engine, *([KIND[first.engine]] if first.engine in KIND else [])]
     if any(cell.oversubscribed for cell in cells):
         marks.append("oversubscribed")
     if first.numa_penalty:
@@ -160,9 +168,13 @@ def _print_scaling(groups: Sequence[Sequence[CellResult]], run: Run, console: Co
     console.print()
     console.print(_title(cells, run))
     if good:
-        per_s = f"{_unit(good[0])}/s"
+        per_s = f"{unit_of(good[0])}/s"
         console.print(_scaling(groups, per_s, console))
         console.print()
+        if good[0].walkers:
+            console.print(Text("What a walk takes (p50):", style="bold"))
+            console.print(_walk_scaling(groups, console))
+            console.print()
         for row in _rows(good):
             by_cpus = {group[0].cpus: _Row(row.name, group) for group in _groups(row.cells)}
             top = max(by_cpus, key=lambda cpus: by_cpus[cpus].median)
@@ -174,6 +186,8 @@ def _print_scaling(groups: Sequence[Sequence[CellResult]], run: Run, console: Co
         for line in _waiting(widest, f" on {most} CPUs"):
             console.print(line, soft_wrap=True)
         _print_time_stacks(widest, console, f" on {most} CPUs")
+        console.print()
+        console.print(_memory(widest, console))
     for note in dict.fromkeys(cell.note for cell in cells if cell.note):
         console.print(Text(f"Note: {note}", style="yellow"), soft_wrap=True)
 
@@ -202,6 +216,74 @@ def _scaling(groups: Sequence[Sequence[CellResult]], per_s: str, console: Consol
     return table
 
 
+def _memory(rows: Sequence[_Row], console: Console) -> Table:
+    """What each design takes of the arena, of the file that takes most."""
+    columns = ("never mapped", "mapped once", "after the run", "bytes per VMA")
+    table = _table(console, "bytes per file", *columns)
+    for row in rows:
+        memory = [cell.memory for cell in row.cells]
+        table.add_row(
+            row.name,
+            f"{max(m.rmap_bytes_per_file for m in memory):,}",
+            f"{max(m.rmap_bytes_per_mapped_file for m in memory):,}",
+            f"{max(m.rmap_bytes_per_used_file for m in memory):,}",
+            f"{max(m.bytes_per_vma for m in memory):,}",
+        )
+    return table
+
+
+def _walk_scaling(groups: Sequence[Sequence[CellResult]], console: Console) -> Table:
+    """Walkers and numbers of CPUs down, designs across."""
+    names = list(dict.fromkeys(cell.rmap for group in groups for cell in group))
+    table = _table(console, "walker", "CPUs", *names)
+    first = next(cell for group in groups for cell in group if cell.ok)
+    for number in range(len(first.walkers)):
+        for group in groups:
+            rows = {row.name: row for row in _rows(group)}
+            values = [_p50(rows[name], number) if name in rows else "-" for name in names]
+            table.add_row(_walker_name(first, number), str(group[0].cpus), *values)
+    return table
+
+
+def _walker_name(cell: CellResult, number: int) -> str:
+    walker = cell.walkers[number]
+    return f"{walker.kind} of {walker.file.rpartition('/')[2]}"
+
+
+def _p50(row: _Row, number: int) -> str:
+    """The median of the repeats in which it has walked; else why it has not."""
+    walkers = [cell.walkers[number] for cell in row.cells]
+    took = [walker.latency_ns.p50 for walker in walkers if walker.done]
+    if took:
+        return format_ns(statistics.median(took))
+    if any(walker.refused for walker in walkers):
+        return "refused"
+    return "lost" if any(walker.lost for walker in walkers) else "-"
+
+
+def _walks(rows: Sequence[_Row], console: Console) -> Table:
+    """Walkers down; of each design how often it walked, what that took and what it came to."""
+    columns = ("rmap", "done", "refused", "lost", "p50", "max", "VMAs/walk", "PTEs/walk")
+    table = _table(console, "walker", *columns)
+    for number in range(len(rows[0].cells[0].walkers)):
+        for row in rows:
+            walkers = [cell.walkers[number] for cell in row.cells]
+            done = sum(walker.done for walker in walkers)
+            longest = max(walker.latency_ns.max for walker in walkers)
+            table.add_row(
+                _walker_name(row.cells[0], number),
+                row.name,
+                f"{done:,}",
+                f"{sum(walker.refused for walker in walkers):,}",
+                f"{sum(walker.lost for walker in walkers):,}",
+                _p50(row, number) if done else "-",
+                format_ns(longest) if done else "-",
+                f"{sum(walker.vmas for walker in walkers) / done:,.1f}" if done else "-",
+                f"{sum(walker.pages for walker in walkers) / done:,.1f}" if done else "-",
+            )
+    return table
+
+
 def _print_comparison(run: Run, console: Console) -> None:
     """What ran on both engines, side by side."""
     found: dict[tuple[object, ...], dict[str, list[CellResult]]] = {}
@@ -209,7 +291,7 @@ def _print_comparison(run: Run, console: Console) -> None:
         if cell.ok:
             key = (cell.workload, cell.cpus, cell.topology, cell.mm, cell.rmap)
             found.setdefault(key, {}).setdefault(cell.engine, []).append(cell)
-    both = {key: engines for key, engines in found.items() if set(engines) >= set(_KIND)}
+    both = {key: engines for key, engines in found.items() if set(engines) >= set(KIND)}
     if not both:
         return
     console.print()
@@ -221,9 +303,9 @@ def _print_comparison(run: Run, console: Console) -> None:
     several_mm = len({key[3] for key in both}) > 1
     for (workload, cpus, topology, mm, rmap), engines in both.items():
         native, virtual = (
-            statistics.median(cell.ops_per_s for cell in engines[engine]) for engine in _KIND
+            statistics.median(cell.ops_per_s for cell in engines[engine]) for engine in KIND
         )
-        unit = _unit(engines["native"][0])
+        unit = unit_of(engines["native"][0])
         table.add_row(
             f"{workload} on {cpus} CPUs of {topology}{f', mm {mm}' if several_mm else ''}",
             str(rmap),
@@ -232,6 +314,33 @@ def _print_comparison(run: Run, console: Console) -> None:
             f"{virtual / native:.2f}" if native else "-",
         )
     console.print(table)
+
+
+def print_uncertainty(found: Sequence[Uncertainty], console: Console) -> None:
+    """Print the intervals of speed-ups, and what each hangs on."""
+    for each in found:
+        console.print()
+        console.print(
+            Text(
+                f"HOW SURE: {each.workload} on {each.cpus} CPUs of {each.topology}, {each.draws} "
+                f"draws of its uncertain numbers (seed {each.seed})",
+                style="bold underline",
+            )
+        )
+        if not each.designs:
+            console.print("Too few draws ran to their end.")
+            continue
+        table = _table(
+            console, "rmap", f"x {each.baseline}: p10", "median", "p90", "min", "max", "hangs on"
+        )
+        for design in each.designs:
+            numbers = (design.p10, design.median, design.p90, design.min, design.max)
+            key, rho = next(iter(design.hangs_on.items()), ("", 0.0))
+            # The strongest of some twenty chance correlations is seldom beyond this.
+            certain = abs(rho) >= 3 / (each.draws - 1) ** 0.5
+            hangs_on = f"{key} ({rho:+.2f})" if certain else "too few draws to tell"
+            table.add_row(design.rmap, *(f"{n:.2f}" for n in numbers), hangs_on)
+        console.print(table)
 
 
 def _print_group(cells: Sequence[CellResult], run: Run, console: Console) -> None:
@@ -243,10 +352,15 @@ def _print_group(cells: Sequence[CellResult], run: Run, console: Console) -> Non
         console.print()
         console.print(_latencies(rows, console))
         console.print()
+        if first.walkers:
+            console.print(_walks(rows, console))
+            console.print()
         for line in _waiting(rows):
             console.print(line, soft_wrap=True)
         _print_time_stacks(rows, console)
         console.print(_verdict(rows), soft_wrap=True)
+        console.print()
+        console.print(_memory(rows, console))
     if first.note:
         console.print(Text(f"Note: {first.note}", style="yellow"), soft_wrap=True)
 
@@ -259,14 +373,22 @@ def _table(console: Console, *columns: str) -> Table:
     return table
 
 
-def _unit(cell: CellResult) -> str:
+def unit_of(cell: CellResult) -> str:
+    """What the cell's ops are."""
     return next(phase.unit for phase in cell.phases if phase.counts_ops)
 
 
 def _throughput(rows: Sequence[_Row], console: Console) -> Table:
-    unit, per = _unit(rows[0].cells[0]), _libc_locks(rows[0].cells[0])[0]
+    unit, per = unit_of(rows[0].cells[0]), _libc_locks(rows[0].cells[0])[0]
     table = _table(
-        console, "rmap", f"{unit}/s", "spread", f"x {_BASELINE}", "waiting", f"libc locks/{per}"
+        console,
+        "rmap",
+        f"{unit}/s",
+        "spread",
+        f"x {_BASELINE}",
+        "waiting",
+        f"libc locks/{per}",
+        "bottleneck",
     )
     base = next((row for row in rows if row.name == _BASELINE), None)
     best = max(rows, key=lambda row: row.median)
@@ -282,9 +404,20 @@ def _throughput(rows: Sequence[_Row], console: Console) -> Table:
             speed,
             f"{waiting:.1%}",
             f"{locks:.1f}",
+            _bottleneck(row.cells),
             style="green" if row is best and len(rows) > 1 else None,
         )
     return table
+
+
+def _bottleneck(cells: Sequence[CellResult]) -> str:
+    """What limits most of the repeats, with the median of its share of CPU time."""
+    found = [cell.bottleneck for cell in cells if cell.bottleneck]
+    names = Counter(each.name for each in found if each.share >= _SHOWN_BOTTLENECK)
+    if not names:
+        return "-"
+    name = names.most_common(1)[0][0]
+    return f"{name} {statistics.median(each.share for each in found if each.name == name):.0%}"
 
 
 def _libc_locks(cell: CellResult) -> tuple[str, float]:

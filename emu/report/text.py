@@ -20,7 +20,7 @@ from emu.errors import InputError
 from emu.experiment import unknown
 from emu.histogram import decode
 from emu.report.table import cell_name
-from emu.results import ByCpu, CellResult, Latency, Lock, Run
+from emu.results import KIND, ByCpu, CellResult, Latency, Lock, Run
 
 Cells = Sequence[tuple[int, CellResult]]
 """Cells with their numbers in the run, from 0."""
@@ -96,7 +96,7 @@ def folded(cells: Cells) -> str:
 
 def comma_separated(cells: Cells) -> str:
     """One row a cell: what was run, throughput, all locks together, latencies, memory."""
-    rows = [_row(number, cell) for number, cell in cells]
+    rows = [row(number, cell) for number, cell in cells]
     if not rows:
         return ""
     out = io.StringIO()
@@ -281,11 +281,14 @@ def _cpu_row(title: str, by_cpu: ByCpu, of: Sequence[int]) -> str:
     )
 
 
-def _row(number: int, cell: CellResult) -> dict[str, object]:
-    what = ("rmap", "mm", "topology", "cpus", "workload", "engine", "seed", "repeat")
-    got = ("ops", "seconds", "ops_per_s", "wait_share")
+def row(number: int, cell: CellResult) -> dict[str, object]:
+    """A cell in one row of plain values."""
+    what = ("rmap", "mm", "topology", "cpus", "workload", "engine")
+    got = ("seed", "repeat", "status", "ops", "seconds", "ops_per_s", "wait_share")
     row: dict[str, object] = {"cell": number}
-    row |= {name: getattr(cell, name) for name in (*what, "status", *got)}
+    row |= {name: getattr(cell, name) for name in what}
+    row["kind"] = KIND.get(cell.engine, "")
+    row |= {name: getattr(cell, name) for name in got}
     for name in ("oversubscribed", "numa_penalty"):
         row[name] = int(getattr(cell, name))
     for name in ("acquired", "contended", "wait_ns", "hold_ns"):

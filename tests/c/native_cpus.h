@@ -81,18 +81,20 @@ static const struct variant {
 	bool penalty;
 	uint32_t rounds; /* 0: one. As many short runs, for what happens once a run */
 } variants[] = {
+	{ "single", "batch=none", false, 0 },
+	{ "single", "batch=exit+fork", false, 0 },
 	{ "numa-locks", NULL, true, 0 },
 	{ "cpu-locks", "cpus=1", false, 0 },
 	{ "cpu-locks", "cpus=3", false, 0 },
 	{ "outer-inner", "shards=3,by=vma", true, 0 },
-	{ "outer-inner", "shards=4,by=mm", false, 0 },
+	{ "outer-inner", "shards=4,by=mm,batch=exit+fork", false, 0 },
 	{ "outer-percpu", "shards=3,by=vma", false, 0 },
 	{ "outer-percpu", "shards=1", false, 0 },
 	{ "dynamic", "threshold=0,shards=3", false, 0 },
-	{ "dynamic", "threshold=300", false, 0 },
+	{ "dynamic", "threshold=300,batch=exit+fork", false, 0 },
 	{ "dynamic", "threshold=2", false, 40 },
 	{ "exclude", "files=all", false, 0 },
-	{ "btree", "node=128", false, 0 },
+	{ "btree", "node=128,batch=exit+fork", false, 0 },
 	{ "btree", "node=512", true, 0 },
 };
 

@@ -7,11 +7,18 @@
  * a CPU walks the anchor and must find each page of each CPU's mapping exactly once: a walker that sees a half-done
  * split, a hole, an overlap or a VMA twice fails. Of a file that a design keeps out of its index a walk must say so. At
  * the end nothing may be left. What else a design must keep: test_conformance.c.
+ *
+ * Faults fill page tables all the time, which fork copies and munmap and exit free; truncate, reclaim and migration walk,
+ * and no page that they should have changed may be left in any process. In one more run all CPUs share one
+ * process and fault on the same pages at once, where no page table is yet.
  */
 #define _GNU_SOURCE
 #include "native_cpus.h"
 
+#include "../../workers/mm/walk.h"
+
 #include <emu/control.h>
+#include <emu/pgtable.h>
 
 #include <dlfcn.h>
 #include <errno.h>
@@ -36,7 +43,7 @@ static struct shared {
 	struct mm_struct *_Atomic owner[CPUS];
 	_Atomic uint32_t ready;
 	_Atomic uint32_t finished;
-	_Atomic uint64_t walks, refused;
+	_Atomic uint64_t walks, refused, unmapped;
 } *shared;
 
 struct seen {
@@ -102,6 +109,51 @@ static uint32_t some_prot(void)
 	return emu_random() % 2 ? EMU_PROT_READ : EMU_PROT_READ | EMU_PROT_WRITE;
 }
 
+/* Reading the anchor is always allowed; all other faults may or may not be. */
+static void fault_somewhere(uint64_t page)
+{
+	bool anchor = emu_random() % 2, write = emu_random() % 2;
+	uint64_t addr = (anchor ? ANCHOR_ADDR : CHURN_ADDR) + page * EMU_PAGE_SIZE;
+	int64_t ret = emu_sys_fault(addr, write);
+	struct page_table *table;
+	_Atomic uint64_t *pte;
+
+	ASSERT(!ret || (ret == -EFAULT && !(anchor && !write)), "fault at %#llx: %lld", (unsigned long long)addr,
+	       (long long)ret);
+	if (ret)
+		return;
+	pte = pte_offset_map_lock(current->mm, addr, &table);
+	ASSERT(pte, "no page table after a fault");
+	/* A walker may have been there in between. */
+	if (*pte) {
+		ASSERT(*pte & PTE_MIGRATION || pte_allows(*pte, write), "PTE %#llx after a fault",
+		       (unsigned long long)*pte);
+		ASSERT(pte_file(*pte) == (anchor ? FILE_ANCHOR : FILE_CHURN), "PTE %#llx", (unsigned long long)*pte);
+		ASSERT(!anchor || pte_page(*pte) == page, "PTE %#llx is not for page %llu", (unsigned long long)*pte,
+		       (unsigned long long)page);
+	}
+	pte_unmap_unlock(table);
+}
+
+/* Truncate, reclaim or migration; emu_walk_check() looks for pages that it missed. */
+static void walk_somewhere(uint64_t page, uint64_t pages)
+{
+	bool anchor = emu_random() % 2;
+	struct emu_walk walk = {
+		.kind = emu_random() % EMU_WALK_NR,
+		.mapping = emu_file(anchor ? FILE_ANCHOR : FILE_CHURN),
+		.first = page,
+		.last = page + pages - 1,
+		.taken = emu_walk_check,
+	};
+	int ret = emu_walk(&walk);
+
+	ASSERT(!ret || ret == -EOPNOTSUPP || (ret == -EAGAIN && walk.kind == EMU_WALK_RECLAIM), "walk: %d, %s", ret,
+	       emu_error());
+	if (!ret)
+		atomic_fetch_add(&shared->unmapped, walk.pages);
+}
+
 static void cpu_main(uint32_t cpu)
 {
 	uint32_t depth = 0;
@@ -120,7 +172,7 @@ static void cpu_main(uint32_t cpu)
 	for (uint32_t i = 0; i < calls_per_cpu; i++) {
 		uint64_t page = emu_random() % PAGES, pages = 1 + emu_random() % (PAGES - page);
 
-		switch (emu_random() % 8) {
+		switch (emu_random() % 11) {
 		case 0:
 			ret = emu_sys_mprotect(CHURN_ADDR + page * EMU_PAGE_SIZE, pages * EMU_PAGE_SIZE, some_prot());
 			ASSERT(!ret || ret == -ENOMEM, "mprotect: %lld", (long long)ret);
@@ -153,6 +205,15 @@ static void cpu_main(uint32_t cpu)
 				depth--;
 			}
 			break;
+		case 7:
+		case 8:
+			fault_somewhere(page);
+			break;
+		case 9:
+			/* Seldom: a check looks through all page tables. */
+			if (emu_random() % 16 == 0)
+				walk_somewhere(page, pages);
+			break;
 		default:
 			walk_anchor();
 		}
@@ -166,7 +227,51 @@ static void cpu_main(uint32_t cpu)
 	run_list(LIST_EXIT);
 }
 
-static void run_machine(const char *design, const char *params, bool penalty, uint64_t seed)
+#define APART (UINT64_C(1) << 30) /* a mapping in each of several tables of every level but the top */
+#define NR_APART 6u
+
+/* One process for all: CPU 0's. Each faults on all pages in an order of its own. */
+static void shared_main(uint32_t cpu)
+{
+	uint64_t ptes = 0;
+
+	emu_cpu_attach(cpu);
+	if (cpu == 0) {
+		run_list(LIST_EXEC);
+		for (uint32_t i = 0; i < NR_APART; i++)
+			ASSERT(emu_sys_mmap(ANCHOR_ADDR + i * APART, PAGES * EMU_PAGE_SIZE,
+					    EMU_PROT_READ | EMU_PROT_WRITE, EMU_MAP_PRIVATE | EMU_MAP_FIXED,
+					    emu_file(FILE_ANCHOR), 0) > 0,
+			       "mmap");
+		atomic_store(&shared->owner[0], current->mm);
+	}
+	atomic_fetch_add(&shared->ready, 1);
+	while (atomic_load(&shared->ready) < CPUS)
+		emu_spin_wait(&shared->ready);
+	current->mm = atomic_load(&shared->owner[0]);
+	for (uint32_t i = 0; i < NR_APART * PAGES; i++) {
+		uint64_t n = (i * (2 * cpu + 1) + 17 * cpu) % (NR_APART * PAGES);
+		uint64_t addr = ANCHOR_ADDR + n / PAGES * APART + n % PAGES * EMU_PAGE_SIZE;
+
+		ASSERT(!emu_sys_fault(addr, cpu % 2), "fault at %#llx", (unsigned long long)addr);
+	}
+	atomic_fetch_add(&shared->finished, 1);
+	while (atomic_load(&shared->finished) < CPUS)
+		emu_spin_wait(&shared->finished);
+	if (cpu) {
+		current->mm = NULL;
+		return;
+	}
+	for (uint32_t i = 0; i < NR_APART; i++)
+		ptes += unmap_page_range(current->mm, ANCHOR_ADDR + i * APART, ANCHOR_ADDR + i * APART + APART);
+	ASSERT(ptes == NR_APART * PAGES, "%llu PTEs", (unsigned long long)ptes);
+	ASSERT(pte_find(current->mm, ANCHOR_ADDR, NULL), "tables stay until their VMA goes");
+	ASSERT(!emu_sys_munmap(ANCHOR_ADDR, PAGES * EMU_PAGE_SIZE), "munmap");
+	ASSERT(!pte_find(current->mm, ANCHOR_ADDR, NULL), "the table goes with its last VMA");
+	run_list(LIST_EXIT);
+}
+
+static void run_machine(const char *design, const char *params, bool penalty, uint64_t seed, void (*fn)(uint32_t cpu))
 {
 	const uint32_t node_of_cpu[CPUS] = { 0, 0, 1, 1 };
 	const uint32_t penalty_ns[4] = { 0, 100, 100, 0 };
@@ -174,6 +279,7 @@ static void run_machine(const char *design, const char *params, bool penalty, ui
 		.bytes = sizeof(config),	.nr_cpus = CPUS,	  .nr_nodes = 2,	     .nr_files = NR_FILES,
 		.nr_lists = NR_LISTS,		.nr_calls = 4,		  .oversubscribed = true,    .numa_penalty = penalty,
 		.seed = seed,			.node_of_cpu = node_of_cpu, .penalty_ns = penalty_ns,
+		.nr_walkers = 1, /* of none, but then there is a list of all processes */
 	};
 	const struct emu_call fork_call = { .op = EMU_CALL_FORK }, exit_call = { .op = EMU_CALL_EXIT },
 			      exec_call = { .op = EMU_CALL_EXEC, .arg = LIST_IMAGE, .addr = UINT64_C(1) << 40 };
@@ -192,10 +298,11 @@ static void run_machine(const char *design, const char *params, bool penalty, ui
 	ASSERT(emu_list_add(&fork_call, 1) == LIST_FORK && emu_list_add(&exit_call, 1) == LIST_EXIT &&
 		       emu_list_add(&exec_call, 1) == LIST_EXEC && emu_list_add(NULL, 0) == LIST_IMAGE,
 	       "lists");
+	ASSERT(emu_walker_add(0, 0, FILE_ANCHOR, 0, 0, 1, 1) == 0, "%s", emu_error());
 	ASSERT(!emu_boot(), "%s", emu_error());
 	emu_cpu_attach(0);
 	refuses_walks = emu_rmap->walk(emu_file(FILE_ANCHOR), 0, 0, true, look, NULL) == -EOPNOTSUPP;
-	run_cpus(cpu_main);
+	run_cpus(fn);
 	ASSERT(!emu_check_drained(), "%s", emu_error());
 }
 
@@ -203,14 +310,23 @@ static void stress(const char *design, const char *params, bool penalty, uint64_
 {
 	uint64_t acquired = 0;
 
-	run_machine(design, params, penalty, seed);
+	run_machine(design, params, penalty, seed, cpu_main);
 	ASSERT(refuses_walks == !atomic_load(&shared->walks), "%llu walks",
 	       (unsigned long long)atomic_load(&shared->walks));
+	ASSERT(refuses_walks || calls_per_cpu < 1000 || atomic_load(&shared->unmapped), "walks have unmapped nothing");
 	for (uint32_t cpu = 0; cpu < CPUS; cpu++)
 		for (uint32_t i = 0; i < emu_nr_lock_classes() * EMU_SITES_MAX; i++)
 			acquired += emu_cpu_lock_stats(cpu)[i].acquired;
 	ASSERT(acquired > (uint64_t)CPUS * calls_per_cpu / 2, "only %llu acquisitions", (unsigned long long)acquired);
 	munmap(arena_base, ARENA_BYTES);
+}
+
+static void faults_of_one_process(void)
+{
+	for (uint64_t seed = 1; seed <= 20; seed++) {
+		run_machine("single", NULL, false, seed, shared_main);
+		munmap(arena_base, ARENA_BYTES);
+	}
 }
 
 static void run(const struct variant *v)
@@ -266,6 +382,7 @@ int main(int argc, char **argv)
 	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	ASSERT(shared != MAP_FAILED, "mmap");
 	TEST(trees_of_a_change_are_locked_in_order);
+	TEST(faults_of_one_process);
 	for_each_variant(run, only);
 	return test_report();
 }

@@ -10,7 +10,7 @@
 
 #define EMU_ARENA_MAGIC UINT64_C(0x656d752d6172656e) /* "emu-aren" */
 #define EMU_CHUNK_BYTES (UINT64_C(1) << 16)
-#define EMU_SIZE_CLASSES 24u
+#define EMU_SIZE_CLASSES 25u
 #define EMU_MM_STACK 64u /* processes of one CPU that wait for their child */
 
 struct emu_free_list {
@@ -39,6 +39,10 @@ struct emu_cpu {
 	uint32_t nr_parents;
 	bool in_phase, in_ping_pong;
 	uint64_t ping_pong_turn;
+	const struct emu_call *first_done, *last_done; /* batch=exit+fork+exec: what an earlier call has done already */
+	uint64_t walk_due_ns;	 /* the first of its walkers' */
+	_Atomic uint32_t mms_locked; /* guards mms, and the page tables of what is in it */
+	struct mm_struct *mms;	     /* made on this CPU; with walkers only */
 	uint64_t added, written; /* micro calls since boot: what their counters must come to */
 	struct emu_cpu_result result;
 	struct emu_site sites[EMU_SITES_MAX];
@@ -72,10 +76,19 @@ struct emu_arena {
 	struct emu_call *calls;
 	uint32_t nr_calls;
 	uint32_t max_classes;
+	struct emu_background *backgrounds;
+	uint32_t nr_backgrounds;
+	uint32_t background_places; /* instances that an entry may have */
+	struct background **background_at; /* [nr_backgrounds][background_places]; NULL: not of this file */
+	struct emu_use *uses;
+	uint32_t nr_uses;
+	uint64_t *occasions; /* [nr_cpus][nr_uses]: calls so far; the CPU's own */
 	int64_t boot_objects; /* live when emu_boot() was done */
 	bool has_micro; /* a list has calls of a micro workload */
 	struct emu_micro *micro;
-	uint64_t rmap_bytes_per_file;
+	struct emu_walker *walkers;
+	uint32_t nr_walkers;
+	uint64_t used_file_bytes; /* see struct emu_memory */
 
 	/* Lock classes; class_lock guards them. Class 0 is nobody's. */
 	_Atomic uint32_t class_lock;
@@ -106,9 +119,30 @@ uint32_t emu_object_bytes(const void *ptr);
 /* Where in that object `ptr` is. */
 uint32_t emu_object_offset(const void *ptr);
 
+/* The running task's number, of config.nr_cpus: several may share a CPU. */
+static inline uint32_t emu_task_number(void)
+{
+	return (uint32_t)(emu_this_cpu() - emu_arena->cpus);
+}
+
+/* How many files calls can name, and the one that the running task's mean (nr_private_files). */
+uint32_t emu_nr_file_names(void);
+struct address_space *emu_file_named(uint32_t n);
+/* What a use of an entry by the running CPU goes to; file as in the use. */
+struct background *emu_background_of(uint32_t entry, int32_t file);
+/* How often a CPU has used what a use names once so many of its calls have. */
+uint64_t emu_uses_until(uint32_t use, uint32_t cpu, uint64_t occasions);
+/* Names what lies at an address in a background instance: "name data file", "name file". */
+bool emu_background_symbol(const void *at, char *buf, size_t size);
+
 /* A CPU's part of a phase: statistics to zero; and the phase itself, from the start line on. */
 void emu_phase_reset(uint32_t cpu);
 int emu_phase_body(void);
+
+/* walker.c. A CPU's walkers: results to zero; from the start line on; those whose time has come. */
+void emu_walkers_reset(struct emu_cpu *cpu);
+void emu_walkers_start(struct emu_cpu *cpu);
+int emu_walkers_run(struct emu_cpu *cpu);
 
 /* A lock of the machine itself: held for a few instructions, never while anything waits. */
 static inline void emu_raw_lock(_Atomic uint32_t *word)

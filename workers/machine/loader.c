@@ -24,6 +24,16 @@ static struct {
 	uint32_t defaults[PARAMS_MAX]; /* what the parameters were before this load set them */
 } loaded[KIND_NR];
 
+/* Every rmap design takes this; see enum emu_batch. */
+static const char *const batch_names[] = { "none", "exit", "exit+fork", "exit+fork+exec" };
+static const struct emu_param batch_param = {
+	.name = "batch",
+	.value = &emu_batch,
+	.max = EMU_BATCH_EXEC,
+	.values = batch_names,
+	.help = "VMAs of one file under one hold of its lock: none, or up to 8 at exit, in fork, in exec",
+};
+
 struct hook {
 	const char *name;
 	bool present;
@@ -64,8 +74,9 @@ static int check_rmap(const struct rmap_ops *o)
 static int check_mm(const struct mm_ops *o)
 {
 	const struct hook hooks[] = {
-		HOOK(o, init),	 HOOK(o, write_lock), HOOK(o, write_unlock), HOOK(o, find),
-		HOOK(o, link),	 HOOK(o, unlink),     HOOK(o, resize),	     HOOK(o, free_area),
+		HOOK(o, init),	      HOOK(o, write_lock), HOOK(o, write_unlock), HOOK(o, read_lock),
+		HOOK(o, read_unlock), HOOK(o, find),	   HOOK(o, link),	  HOOK(o, unlink),
+		HOOK(o, resize),      HOOK(o, free_area),
 	};
 
 	return check(KIND_MM, o->name, o->version, EMU_MM_VERSION, o->machine, o->size, EMU_MM_SLOT, hooks,
@@ -106,7 +117,8 @@ static uint64_t parse_value(const struct emu_param *p, const char *text, size_t 
 }
 
 /* Sets "k=v,k=v". */
-static int set_params(const char *design, const struct emu_param *params, const char *text)
+static int set_params(const char *design, const struct emu_param *params, const struct emu_param *common,
+		      const char *text)
 {
 	while (text && *text) {
 		size_t len = strcspn(text, ",");
@@ -119,6 +131,8 @@ static int set_params(const char *design, const struct emu_param *params, const 
 
 		while (p && p->name && (strlen(p->name) != key || strncmp(p->name, text, key)))
 			p++;
+		if (common && strlen(common->name) == key && !strncmp(common->name, text, key))
+			p = common;
 		if (!p || !p->name)
 			return emu_set_error(-EINVAL, "%s has no parameter '%.*s'", design, (int)key, text);
 		value = parse_value(p, given, (size_t)(text + len - given));
@@ -138,6 +152,8 @@ static int keep_defaults(uint32_t kind, const char *design, const struct emu_par
 	for (const struct emu_param *p = params; p && p->name; p++, n++) {
 		if (n == PARAMS_MAX)
 			return emu_set_error(-EINVAL, "%s has more than %u parameters", design, PARAMS_MAX);
+		if (kind == KIND_RMAP && !strcmp(p->name, batch_param.name))
+			return emu_set_error(-EINVAL, "%s has a parameter 'batch': that is one of all rmap designs", design);
 		loaded[kind].defaults[n] = *p->value;
 	}
 	return 0;
@@ -154,10 +170,12 @@ static void unload(uint32_t kind)
 		*p->value = loaded[kind].defaults[n++];
 	dlclose(loaded[kind].handle);
 	loaded[kind].handle = NULL;
-	if (kind == KIND_RMAP)
+	if (kind == KIND_RMAP) {
 		emu_rmap = NULL;
-	else
+		emu_batch = EMU_BATCH_EXIT;
+	} else {
 		emu_mm = NULL;
+	}
 }
 
 int emu_design_load(uint32_t kind, const char *path, const char *params)
@@ -194,7 +212,7 @@ int emu_design_load(uint32_t kind, const char *path, const char *params)
 		goto out;
 	loaded[kind].handle = handle;
 	loaded[kind].params = accepted;
-	err = set_params(name, accepted, params);
+	err = set_params(name, accepted, kind == KIND_RMAP ? &batch_param : NULL, params);
 	if (err) {
 		unload(kind);
 		return err;
@@ -215,6 +233,19 @@ void emu_design_unload(void)
 		unload(kind);
 }
 
+static size_t describe_param(const struct emu_param *p, char *buf, size_t size)
+{
+	char number[16];
+
+	snprintf(number, sizeof(number), "%u", *p->value);
+	return (size_t)snprintf(buf, size, "%s=%s: %s\n", p->name, p->values ? p->values[*p->value] : number, p->help);
+}
+
+bool emu_design_batches(void)
+{
+	return emu_batch < EMU_BATCH_FORK || emu_rmap->insert_batch;
+}
+
 int emu_design_params(uint32_t kind, char *buf, size_t size)
 {
 	size_t used = 0;
@@ -223,12 +254,9 @@ int emu_design_params(uint32_t kind, char *buf, size_t size)
 		return emu_set_error(-EINVAL, "no design is loaded");
 	if (size)
 		buf[0] = '\0';
-	for (const struct emu_param *p = loaded[kind].params; p && p->name; p++) {
-		char number[16];
-
-		snprintf(number, sizeof(number), "%u", *p->value);
-		used += (size_t)snprintf(used < size ? buf + used : NULL, used < size ? size - used : 0,
-					 "%s=%s: %s\n", p->name, p->values ? p->values[*p->value] : number, p->help);
-	}
+	for (const struct emu_param *p = loaded[kind].params; p && p->name; p++)
+		used += describe_param(p, used < size ? buf + used : NULL, used < size ? size - used : 0);
+	if (kind == KIND_RMAP)
+		used += describe_param(&batch_param, used < size ? buf + used : NULL, used < size ? size - used : 0);
 	return (int)used;
 }

@@ -6,6 +6,7 @@
  * sequence. Latencies are taken around each call.
  */
 #include "internal.h"
+#include "../mm/background.h"
 #include "../mm/internal.h"
 #include "../mm/micro.h"
 #include "program.h"
@@ -17,13 +18,15 @@
 static const char *const op_names[EMU_LAT_NR] = { "iteration", "exec",	   "fork", "exit",  "mmap",
 						  "munmap",    "mprotect", "brk",  "fault", "walk", "micro" };
 static const char *const call_names[EMU_CALL_NR] = { "exec",	 "fork", "exit", "mmap", "munmap",
-						     "mprotect", "brk",	 "work", "pace", "line_write", "line_fetch_add",
-						     "line_ping_pong", "rwsem_write", "rwsem_read", "rwsem_mixed" };
+						     "mprotect", "brk",	 "fault", "work", "pace",
+						     "line_write", "line_fetch_add", "line_ping_pong",
+						     "rwsem_write", "rwsem_read", "rwsem_mixed" };
 
 static const uint32_t latency_op[EMU_CALL_NR] = {
 	[EMU_CALL_EXEC] = EMU_LAT_EXEC,		[EMU_CALL_FORK] = EMU_LAT_FORK,	    [EMU_CALL_EXIT] = EMU_LAT_EXIT,
 	[EMU_CALL_MMAP] = EMU_LAT_MMAP,		[EMU_CALL_MUNMAP] = EMU_LAT_MUNMAP, [EMU_CALL_MPROTECT] = EMU_LAT_MPROTECT,
-	[EMU_CALL_BRK] = EMU_LAT_BRK,		[EMU_CALL_WORK] = EMU_LAT_NR,
+	[EMU_CALL_BRK] = EMU_LAT_BRK,		[EMU_CALL_FAULT] = EMU_LAT_NR, /* each fault by itself */
+	[EMU_CALL_WORK] = EMU_LAT_NR,
 	[EMU_CALL_PACE] = EMU_LAT_NR,		[EMU_CALL_LINE_WRITE] = EMU_LAT_MICRO,
 	[EMU_CALL_LINE_FETCH_ADD] = EMU_LAT_MICRO, [EMU_CALL_LINE_PING_PONG] = EMU_LAT_MICRO,
 	[EMU_CALL_RWSEM_WRITE] = EMU_LAT_MICRO,	[EMU_CALL_RWSEM_READ] = EMU_LAT_MICRO,
@@ -41,20 +44,56 @@ const char *emu_call_name(uint32_t op)
 }
 
 /* Varies by the configured share either way, so that CPUs do not march in step. */
-static void work(uint64_t ns)
+static uint64_t with_jitter(uint64_t ns)
 {
 	uint64_t jitter = ns * emu_arena->config.work_jitter_permille / 1000;
 
-	if (!ns)
-		return;
-	if (jitter)
-		ns += emu_random() % (2 * jitter + 1) - jitter;
-	emu_compute(ns);
+	return jitter ? ns + emu_random() % (2 * jitter + 1) - jitter : ns;
+}
+
+static void work(uint64_t ns)
+{
+	if (ns)
+		emu_compute(with_jitter(ns));
+}
+
+/* Each CPU begins at another place between two uses, or all would come at once where times is below one. */
+uint64_t emu_uses_until(uint32_t use, uint32_t cpu, uint64_t occasions)
+{
+	return (occasions * emu_arena->uses[use].times_permille + cpu * UINT64_C(617) % 1000) / 1000;
+}
+
+/* The call's work, and evenly spread over it what it uses of the rest of the kernel. */
+static void kernel_work(const struct emu_call *call, uint64_t work_ns)
+{
+	uint32_t cpu = emu_task_number();
+	uint64_t *occasions = emu_arena->occasions + (uint64_t)cpu * emu_arena->nr_uses + call->first_use;
+	uint64_t nr = 0, slice;
+
+	for (uint32_t i = 0; i < call->nr_uses; i++)
+		nr += emu_uses_until(call->first_use + i, cpu, occasions[i] + 1) -
+		      emu_uses_until(call->first_use + i, cpu, occasions[i]);
+	slice = work_ns ? with_jitter(work_ns) / (nr + 1) : 0;
+	for (uint32_t i = 0; i < call->nr_uses; i++) {
+		const struct emu_use *use = &emu_arena->uses[call->first_use + i];
+		int32_t inner = emu_arena->backgrounds[use->entry].inner;
+		uint64_t until = emu_uses_until(call->first_use + i, cpu, occasions[i] + 1);
+		uint64_t done = emu_uses_until(call->first_use + i, cpu, occasions[i]++);
+
+		for (; done < until; done++) {
+			if (slice)
+				emu_compute(slice);
+			background_use(emu_background_of(use->entry, use->file),
+				       inner < 0 ? NULL : emu_background_of((uint32_t)inner, use->file));
+		}
+	}
+	if (slice)
+		emu_compute(slice);
 }
 
 static struct address_space *file_of(const struct emu_call *call)
 {
-	return call->arg < 0 ? NULL : &emu_arena->files[call->arg];
+	return call->arg < 0 ? NULL : emu_file_named((uint32_t)call->arg);
 }
 
 /* Strict: is anything mapped in [addr, addr + len)? */
@@ -77,20 +116,212 @@ static bool work_is_in_kernel(uint32_t op)
 	return op == EMU_CALL_EXEC || op == EMU_CALL_FORK || op == EMU_CALL_EXIT;
 }
 
-static int64_t run_call(const struct emu_call *call, bool strict);
+/*
+ * batch=exit+fork+exec. A loader maps a library whole and then maps its segments over that, each in a call of its own.
+ * Here they are one call, of an interface that is not there: first and last VMA are what they would have come to, but
+ * that a later mprotect of a part (RELRO) finds that part to be a VMA already.
+ */
+static bool is_within(const struct emu_call *call, uint64_t start, uint64_t end)
+{
+	return call->addr >= start && call->len <= end - start && call->addr - start <= end - start - call->len;
+}
+
+/* Where the mapping goes; 0: not known before. */
+static uint64_t place_of(const struct emu_call *call)
+{
+	if (call->flags & (EMU_MAP_FIXED | EMU_MAP_FIXED_NOREPLACE))
+		return call->addr;
+	return call->expect == EMU_NO_EXPECT ? 0 : call->expect;
+}
+
+void emu_program_find_groups(struct emu_call *calls, uint32_t n)
+{
+	for (uint32_t i = 0, next; i < n; i = next) {
+		uint64_t start = place_of(&calls[i]), end = start + page_align(calls[i].len);
+
+		next = i + 1;
+		if (calls[i].op != EMU_CALL_MMAP || calls[i].arg < 0 || calls[i].flags & EMU_MAP_SPECIAL || !start)
+			continue;
+		while (next < n && is_within(&calls[next], start, end) &&
+		       (calls[next].op == EMU_CALL_MUNMAP ||
+			(calls[next].op == EMU_CALL_MMAP && calls[next].flags & EMU_MAP_FIXED &&
+			 !(calls[next].flags & EMU_MAP_SPECIAL))))
+			next++;
+		calls[i].followers = next - i - 1;
+	}
+}
+
+struct segments {
+	struct map_segment segment[MAP_SEGMENTS_MAX];
+	uint32_t n;
+};
+
+static bool segments_insert(struct segments *s, uint32_t at, struct map_segment segment)
+{
+	if (s->n == MAP_SEGMENTS_MAX)
+		return false;
+	memmove(&s->segment[at + 1], &s->segment[at], (s->n - at) * sizeof(segment));
+	s->segment[at] = segment;
+	s->n++;
+	return true;
+}
+
+/* A border at addr, if that is inside a segment. */
+static bool segments_cut(struct segments *s, uint64_t addr)
+{
+	for (uint32_t i = 0; i < s->n; i++) {
+		struct map_segment upper = s->segment[i];
+
+		if (addr <= upper.start || addr >= upper.end)
+			continue;
+		upper.pgoff += (addr - upper.start) >> EMU_PAGE_SHIFT;
+		upper.start = s->segment[i].end = addr;
+		return segments_insert(s, i + 1, upper);
+	}
+	return true;
+}
+
+static bool segments_apply(struct segments *s, const struct emu_call *call)
+{
+	uint64_t start = place_of(call), end = call->addr + page_align(call->len);
+	uint32_t at = 0, kept = 0;
+
+	if (call->op == EMU_CALL_MUNMAP)
+		start = call->addr;
+	else
+		end = start + page_align(call->len);
+	if (!segments_cut(s, start) || !segments_cut(s, end))
+		return false;
+	for (uint32_t i = 0; i < s->n; i++)
+		if (s->segment[i].end <= start || s->segment[i].start >= end)
+			s->segment[kept++] = s->segment[i];
+	s->n = kept;
+	while (at < s->n && s->segment[at].start < start)
+		at++;
+	return call->op == EMU_CALL_MUNMAP ||
+	       segments_insert(s, at,
+			       (struct map_segment){ start, end, calc_vm_flags(call->prot, call->flags), file_of(call),
+						     call->offset >> EMU_PAGE_SHIFT });
+}
+
+/* `call` with its followers. `later`, up to `end`: what the program calls after it. -ESTALE: one by one, then. */
+static int64_t map_at_once(struct emu_cpu *cpu, const struct emu_call *call, const struct emu_call *later,
+			   const struct emu_call *end)
+{
+	uint64_t start = place_of(call), brk = 0;
+	struct segments s = { .n = 0 };
+	int64_t ret;
+
+	for (const struct emu_call *c = call; c <= call + call->followers; c++) {
+		if (!segments_apply(&s, c))
+			return -ESTALE;
+		if (c->flags & EMU_MAP_BRK)
+			brk = place_of(c) + page_align(c->len);
+	}
+	for (; later < end && later->op > EMU_CALL_EXIT; later++) /* no exec, fork, exit */
+		if (later->op == EMU_CALL_MPROTECT && is_within(later, start, start + page_align(call->len)) &&
+		    (!segments_cut(&s, later->addr) || !segments_cut(&s, later->addr + page_align(later->len))))
+			return -ESTALE;
+	ret = emu_map_segments(start, page_align(call->len), call->addr, call->flags, s.segment, s.n, brk);
+	if (ret >= 0) {
+		cpu->first_done = call + 1;
+		cpu->last_done = call + call->followers;
+	}
+	return ret;
+}
+
+static int64_t run_call(const struct emu_call *call, const struct emu_call *end, bool strict);
+
+/* A call, after which the program goes on from `later` to `end`; or nothing, if an earlier one has done it. */
+static int64_t run_or_skip(const struct emu_call *call, const struct emu_call *later, const struct emu_call *end,
+			   bool strict, bool *skipped)
+{
+	struct emu_cpu *cpu = emu_this_cpu();
+	int64_t ret = -ESTALE;
+
+	*skipped = call >= cpu->first_done && call <= cpu->last_done;
+	if (unlikely(*skipped))
+		return 0;
+	if (emu_batch == EMU_BATCH_EXEC && call->followers && current->mm) {
+		cpu->first_done = cpu->last_done = NULL;
+		ret = map_at_once(cpu, call, later, end);
+	}
+	return ret == -ESTALE ? run_call(call, end, strict) : ret;
+}
 
 /* What the kernel maps while it executes a new image. */
-static EMU_NOINLINE int64_t load_elf_binary(const struct emu_call *call, bool strict)
+static EMU_NOINLINE int64_t load_elf_binary(const struct emu_call *call, const struct emu_call *end, bool strict)
 {
 	EMU_CALL_SITE();
 	const struct emu_list *list = &emu_arena->lists[call->arg];
 
 	exec_mmap(call->addr);
 	for (uint32_t i = 0; i < list->nr; i++) {
-		int64_t ret = run_call(&list->calls[i], strict);
+		bool skipped;
+		int64_t ret = run_or_skip(&list->calls[i], call + 1, end, strict, &skipped);
 
 		if (ret < 0)
 			return ret;
+	}
+	return 0;
+}
+
+/* As the hardware does: only what the page tables do not allow is a fault. */
+static int64_t touch(struct emu_cpu *cpu, uint64_t addr, bool write)
+{
+	const struct page_table *table = pte_find(current->mm, addr, NULL);
+	uint64_t start_ns;
+	int64_t err;
+
+	if (table && pte_allows(pte_get(table, pte_index(addr)), write))
+		return 0;
+	start_ns = emu_clock_ns();
+	err = emu_sys_fault(addr, write);
+	if (!err && cpu->in_phase && emu_arena->phase_record)
+		emu_hist_record(&cpu->hists[EMU_LAT_FAULT], emu_clock_ns() - start_ns);
+	return err;
+}
+
+static int64_t touch_range(struct emu_cpu *cpu, const struct emu_call *call)
+{
+	int64_t err = 0;
+
+	for (uint64_t addr = call->addr & ~(EMU_PAGE_SIZE - 1); addr < call->addr + call->len && !err;
+	     addr += EMU_PAGE_SIZE)
+		err = touch(cpu, addr, call->prot & EMU_PROT_WRITE);
+	return err;
+}
+
+/* EMU_MAP_TOUCH: the mappings of files in [start, end). */
+static int64_t touch_mappings(struct emu_cpu *cpu, uint64_t start, uint64_t end, bool all)
+{
+	const struct mm_ops *mm_ops = emu_mm;
+
+	while (start < end) {
+		uint64_t from, to = 0;
+		bool write = false;
+		struct vm_area_struct *vma;
+		int64_t err = 0;
+
+		mm_ops->read_lock(current->mm);
+		vma = mm_ops->find(current->mm, start, NULL);
+		from = vma ? vma->vm_start : end;
+		start = vma ? vma->vm_end : end;
+		if (vma && vma_mapping(vma) && vma->vm_flags & VM_ACCESS && vma->vm_pgoff < vma->vm_file->nr_pages) {
+			to = from + ((vma->vm_file->nr_pages - vma->vm_pgoff) << EMU_PAGE_SHIFT);
+			to = to < start ? to : start;
+			write = vma->vm_flags & VM_WRITE;
+		}
+		mm_ops->read_unlock(current->mm);
+		if (from >= end)
+			break;
+		for (uint64_t addr = from; addr < to && !err; addr += EMU_FAULT_AROUND * EMU_PAGE_SIZE) {
+			err = touch(cpu, addr, write);
+			if (!all)
+				break;
+		}
+		if (err)
+			return err;
 	}
 	return 0;
 }
@@ -135,16 +366,19 @@ static int64_t run_micro(struct emu_cpu *cpu, uint32_t op)
 	return 0;
 }
 
-static int64_t run_call(const struct emu_call *call, bool strict)
+/* `end`: of the list that the call is in. */
+static int64_t run_call(const struct emu_call *call, const struct emu_call *end, bool strict)
 {
 	struct emu_cpu *cpu = emu_this_cpu();
 	int64_t ret = 0;
 
 	if (unlikely(!current->mm && call->op != EMU_CALL_EXEC && call->op < EMU_CALL_WORK))
 		return emu_set_error(-ESRCH, "%s without a process: exec comes first", call_names[call->op]);
+	if (call->nr_uses && !work_is_in_kernel(call->op))
+		kernel_work(call, 0);
 	switch ((enum emu_call_op)call->op) {
 	case EMU_CALL_EXEC:
-		return load_elf_binary(call, strict);
+		return load_elf_binary(call, end, strict);
 	case EMU_CALL_FORK:
 		if (cpu->nr_parents == EMU_MM_STACK)
 			return emu_set_error(-EAGAIN, "more than %u processes wait for a child on this CPU", EMU_MM_STACK);
@@ -169,6 +403,9 @@ static int64_t run_call(const struct emu_call *call, bool strict)
 		break;
 	case EMU_CALL_BRK:
 		ret = emu_sys_brk(call->addr);
+		break;
+	case EMU_CALL_FAULT:
+		ret = touch_range(cpu, call);
 		break;
 	case EMU_CALL_PACE:
 		pace(call->len);
@@ -207,17 +444,27 @@ int emu_program_run(uint32_t list_nr, bool record, uint32_t *failed)
 		const struct emu_call *call = &list->calls[i];
 		uint32_t op = latency_op[call->op];
 		uint64_t start_ns;
+		bool skipped;
 		int64_t ret;
 
 		/* The coordinator looks here when this CPU is gone. */
 		atomic_store_explicit(&cpu->state.index, i, memory_order_relaxed);
 		atomic_store_explicit(&cpu->state.op, call->op, memory_order_relaxed);
+		if (unlikely(cpu->walk_due_ns != UINT64_MAX) && cpu->walk_due_ns <= emu_clock_ns()) {
+			ret = emu_walkers_run(cpu);
+			if (ret) {
+				*failed = i;
+				return (int)ret;
+			}
+		}
 		if (!work_is_in_kernel(call->op))
 			work(call->work_ns);
 		start_ns = emu_clock_ns();
 		if (work_is_in_kernel(call->op))
-			work(call->work_ns);
-		ret = run_call(call, strict);
+			kernel_work(call, call->work_ns);
+		ret = run_or_skip(call, call + 1, list->calls + list->nr, strict, &skipped);
+		if (skipped)
+			continue;
 		if (ret < 0) {
 			*failed = i;
 			return (int)ret;
@@ -228,6 +475,18 @@ int emu_program_run(uint32_t list_nr, bool record, uint32_t *failed)
 		cpu->result.counts[call->op]++;
 		if (record && op < EMU_LAT_NR)
 			emu_hist_record(&cpu->hists[op], emu_clock_ns() - start_ns);
+		if (call->flags & (EMU_MAP_TOUCH | EMU_MAP_TOUCH_ALL)) {
+			bool one = call->op == EMU_CALL_MMAP;
+
+			ret = touch_mappings(cpu, one ? (uint64_t)ret : 0,
+					     one ? (uint64_t)ret + call->len : EMU_TASK_SIZE,
+					     call->flags & EMU_MAP_TOUCH_ALL);
+			if (ret) {
+				*failed = i;
+				return emu_set_error((int)ret, "using what %s mapped: %s", call_names[call->op],
+						     strerror((int)-ret));
+			}
+		}
 	}
 	atomic_store_explicit(&cpu->state.op, EMU_CALL_NR, memory_order_relaxed);
 	return 0;

@@ -9,13 +9,24 @@ static struct mm_struct *mm_alloc(void)
 	struct mm_struct *mm = emu_zalloc(sizeof(*mm), emu_node_id());
 
 	emu_mm->init(mm);
+	emu_mm_register(mm);
 	return mm;
+}
+
+/* Pages are copied when the child's VMA is in i_mmap, after its parent: a truncate meets them there. */
+static void link_children(struct link_vma_file_batch *vb)
+{
+	link_file_vma_batch_final(vb);
+	for (uint32_t i = 0; i < vb->count; i++)
+		copy_page_range(vb->vmas[i], vb->prevs[i]);
+	vb->count = 0;
 }
 
 EMU_NOINLINE struct mm_struct *dup_mmap(struct mm_struct *oldmm)
 {
 	EMU_CALL_SITE();
 	struct mm_struct *mm = mm_alloc();
+	struct link_vma_file_batch vb = { 0 };
 	struct vm_area_struct *vma, *copy;
 
 	emu_mm->write_lock(oldmm);
@@ -26,11 +37,17 @@ EMU_NOINLINE struct mm_struct *dup_mmap(struct mm_struct *oldmm)
 	mm->brk = oldmm->brk;
 	for (vma = emu_mm->find(oldmm, 0, NULL); vma; vma = emu_mm->find(oldmm, vma->vm_end, NULL)) {
 		copy = vm_area_alloc(mm, vma->vm_start, vma->vm_end, vma->vm_flags, vma->vm_file, vma->vm_pgoff);
-		/* After its parent: a truncate that walks now must meet the parent's PTEs first. */
-		if (vma_mapping(vma))
-			emu_rmap->insert_after(vma_mapping(vma), copy, vma);
 		mm_link(mm, copy);
+		if (!vma_mapping(vma)) {
+			copy_page_range(copy, vma);
+			continue;
+		}
+		if (emu_batch < EMU_BATCH_FORK || !link_file_vma_batch_fits(&vb, vma))
+			link_children(&vb);
+		vb.vmas[vb.count] = copy;
+		vb.prevs[vb.count++] = vma;
 	}
+	link_children(&vb);
 	emu_mm->write_unlock(mm);
 	emu_mm->write_unlock(oldmm);
 	return mm;
@@ -44,10 +61,12 @@ EMU_NOINLINE void exit_mmap(struct mm_struct *mm)
 	emu_mm->write_lock(mm);
 	list = vms_gather_munmap_vmas(mm, 0, EMU_TASK_SIZE);
 	if (list)
-		vms_complete_munmap_vmas(list);
+		vms_complete_munmap_vmas(mm, list);
 	emu_mm->write_unlock(mm);
 	EMU_ASSERT(!mm->map_count && !mm->total_vm, "%u VMAs, %llu pages left", mm->map_count,
 		   (unsigned long long)mm->total_vm);
+	emu_mm_unregister(mm);
+	free_pgd(mm);
 	if (emu_mm->destroy)
 		emu_mm->destroy(mm);
 	emu_free(mm);

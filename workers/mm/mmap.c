@@ -6,7 +6,7 @@
 
 #include <errno.h>
 
-static uint32_t calc_vm_flags(uint32_t prot, uint32_t flags)
+uint32_t calc_vm_flags(uint32_t prot, uint32_t flags)
 {
 	uint32_t vm_flags = prot & VM_ACCESS; /* PROT_* and VM_* agree on these bits */
 
@@ -76,7 +76,7 @@ static EMU_NOINLINE void mmap_region(struct mm_struct *mm, uint64_t addr, uint64
 	if (!vma_merge(mm, prev, addr, addr + len, vm_flags, file, pgoff))
 		vma_new(mm, addr, addr + len, vm_flags, file, pgoff);
 	if (old)
-		vms_complete_munmap_vmas(old);
+		vms_complete_munmap_vmas(mm, old);
 }
 
 int64_t emu_sys_mmap(uint64_t addr, uint64_t len, uint32_t prot, uint32_t flags, struct address_space *file,
@@ -108,13 +108,57 @@ int64_t emu_sys_mmap(uint64_t addr, uint64_t len, uint32_t prot, uint32_t flags,
 	return found;
 }
 
+EMU_NOINLINE int64_t emu_map_segments(uint64_t addr, uint64_t len, uint64_t hint, uint32_t flags,
+				      const struct map_segment *segments, uint32_t n, uint64_t brk)
+{
+	EMU_CALL_SITE();
+	struct link_vma_file_batch vb = { 0 };
+	struct mm_struct *mm = current->mm;
+	struct vm_area_struct *old, *prev;
+	int64_t found;
+
+	emu_mm->write_lock(mm);
+	found = get_unmapped_area(mm, hint, len, flags);
+	if (found != (int64_t)addr) {
+		emu_mm->write_unlock(mm);
+		return -ESTALE;
+	}
+	old = vms_gather_munmap_vmas(mm, addr, addr + len);
+	for (const struct map_segment *s = segments; s < segments + n; s++) {
+		struct vm_area_struct *vma;
+
+		if (!s->file) {
+			emu_mm->find(mm, s->start, &prev);
+			if (vma_merge(mm, prev, s->start, s->end, s->vm_flags, NULL, 0))
+				continue;
+		}
+		vma = vm_area_alloc(mm, s->start, s->end, s->vm_flags, s->file, s->pgoff);
+		mm_link(mm, vma);
+		if (!vma_mapping(vma))
+			continue;
+		if (!link_file_vma_batch_fits(&vb, vma)) {
+			link_file_vma_batch_final(&vb);
+			vb.count = 0;
+		}
+		vb.prevs[vb.count] = NULL;
+		vb.vmas[vb.count++] = vma;
+	}
+	link_file_vma_batch_final(&vb);
+	if (old)
+		vms_complete_munmap_vmas(mm, old);
+	if (brk)
+		mm->start_brk = mm->brk = brk;
+	emu_mm->write_unlock(mm);
+	return found;
+}
+
 static EMU_NOINLINE void do_munmap(struct mm_struct *mm, uint64_t start, uint64_t end)
 {
 	EMU_CALL_SITE();
 	struct vm_area_struct *old = vms_gather_munmap_vmas(mm, start, end);
 
 	if (old)
-		vms_complete_munmap_vmas(old);
+		vms_complete_munmap_vmas(mm, old);
 }
 
 int64_t emu_sys_munmap(uint64_t addr, uint64_t len)
@@ -141,6 +185,8 @@ static EMU_NOINLINE struct vm_area_struct *mprotect_fixup(struct mm_struct *mm, 
 
 	if (flags == vma->vm_flags)
 		return vma;
+	/* Before the VMA changes: once it has joined another, start and end are no longer its own. */
+	change_protection(mm, start, end, flags);
 	merged = vma_merge(mm, start > vma->vm_start ? vma : prev, start, end, flags, vma->vm_file, pgoff);
 	if (merged)
 		return merged;
@@ -227,4 +273,28 @@ out:
 	brk = mm->brk;
 	emu_mm->write_unlock(mm);
 	return (int64_t)brk;
+}
+
+EMU_NOINLINE int64_t emu_sys_fault(uint64_t addr, bool write)
+{
+	EMU_CALL_SITE();
+	struct mm_struct *mm = current->mm;
+	int64_t err;
+
+	do {
+		struct address_space *mapping = NULL;
+		struct vm_area_struct *vma;
+
+		err = -EFAULT;
+		emu_mm->read_lock(mm);
+		vma = emu_mm->find(mm, addr, NULL);
+		if (vma && vma->vm_start <= addr) {
+			mapping = vma->vm_file;
+			err = handle_mm_fault(vma, addr, write);
+		}
+		emu_mm->read_unlock(mm);
+		if (err == -EAGAIN)
+			wait_on_pages(mapping);
+	} while (err == -EAGAIN);
+	return err;
 }

@@ -62,6 +62,22 @@ static void btree_design_insert_after(struct address_space *mapping, struct vm_a
 	up_write(&b->i_mmap_rwsem);
 }
 
+static void btree_design_insert_batch(struct address_space *mapping, struct vm_area_struct **vmas,
+				      struct vm_area_struct **prevs, uint32_t n)
+{
+	struct btree *b = rmap_private(mapping, struct btree);
+
+	down_write(&b->i_mmap_rwsem);
+	for (uint32_t i = 0; i < n; i++) {
+		vma_set_item(vmas[i]);
+		if (prevs)
+			btree_insert_after(&vmas[i]->shared_item, &prevs[i]->shared_item, &b->i_mmap);
+		else
+			btree_insert(&vmas[i]->shared_item, &b->i_mmap);
+	}
+	up_write(&b->i_mmap_rwsem);
+}
+
 static void btree_design_remove(struct address_space *mapping, struct vm_area_struct **vmas, uint32_t n)
 {
 	struct btree *b = rmap_private(mapping, struct btree);
@@ -131,6 +147,7 @@ EMU_EXPORT const struct rmap_ops emu_rmap_ops = {
 	.init = btree_design_init,
 	.insert = btree_design_insert,
 	.insert_after = btree_design_insert_after,
+	.insert_batch = btree_design_insert_batch,
 	.remove = btree_design_remove,
 	.prepare = btree_design_prepare,
 	.complete = btree_design_complete,

@@ -143,6 +143,21 @@ static void dynamic_insert_after(struct address_space *mapping, struct vm_area_s
 	unlock_modified(d, shards);
 }
 
+static void dynamic_insert_batch(struct address_space *mapping, struct vm_area_struct **vmas,
+				 struct vm_area_struct **prevs, uint32_t n)
+{
+	struct dynamic *d = rmap_private(mapping, struct dynamic);
+	struct rmap_shards *shards = lock_to_modify(mapping, d);
+
+	for (uint32_t i = 0; shards && i < n; i++)
+		vmas[i]->i_mmap_index = rmap_shards_choose(shards, RMAP_SHARDS_BY_CPU, mapping, vmas[i]);
+	if (shards)
+		rmap_shards_insert_batch(shards, vmas, prevs, n);
+	else
+		i_mmap_tree_insert_batch(&d->tree, vmas, prevs, n);
+	unlock_modified(d, shards);
+}
+
 static void dynamic_remove(struct address_space *mapping, struct vm_area_struct **vmas, uint32_t n)
 {
 	struct dynamic *d = rmap_private(mapping, struct dynamic);
@@ -247,6 +262,7 @@ EMU_EXPORT const struct rmap_ops emu_rmap_ops = {
 	.destroy = dynamic_destroy,
 	.insert = dynamic_insert,
 	.insert_after = dynamic_insert_after,
+	.insert_batch = dynamic_insert_batch,
 	.remove = dynamic_remove,
 	.prepare = dynamic_prepare,
 	.complete = dynamic_complete,

@@ -103,6 +103,20 @@ static void exclude_insert_after(struct address_space *mapping, struct vm_area_s
 	up_write(&e->i_mmap_rwsem);
 }
 
+static void exclude_insert_batch(struct address_space *mapping, struct vm_area_struct **vmas,
+				 struct vm_area_struct **prevs, uint32_t n)
+{
+	struct exclude *e = rmap_private(mapping, struct exclude);
+
+	if (e->counts) {
+		count(&counts_here(e)->linked, n);
+		return;
+	}
+	down_write(&e->i_mmap_rwsem);
+	i_mmap_tree_insert_batch(&e->i_mmap, vmas, prevs, n);
+	up_write(&e->i_mmap_rwsem);
+}
+
 static void exclude_remove(struct address_space *mapping, struct vm_area_struct **vmas, uint32_t n)
 {
 	struct exclude *e = rmap_private(mapping, struct exclude);
@@ -223,6 +237,7 @@ EMU_EXPORT const struct rmap_ops emu_rmap_ops = {
 	.destroy = exclude_destroy,
 	.insert = exclude_insert,
 	.insert_after = exclude_insert_after,
+	.insert_batch = exclude_insert_batch,
 	.remove = exclude_remove,
 	.prepare = exclude_prepare,
 	.complete = exclude_complete,

@@ -60,6 +60,19 @@ static void numa_trees_insert_after(struct address_space *mapping, struct vm_are
 	up_write(&nt->i_mmap_rwsem);
 }
 
+static void numa_trees_insert_batch(struct address_space *mapping, struct vm_area_struct **vmas,
+				    struct vm_area_struct **prevs, uint32_t n)
+{
+	struct numa_trees *nt = rmap_private(mapping, struct numa_trees);
+
+	down_write(&nt->i_mmap_rwsem);
+	for (uint32_t i = 0; i < n; i++) {
+		vmas[i]->i_mmap_index = prevs ? prevs[i]->i_mmap_index : emu_node_id();
+		i_mmap_tree_insert_batch(tree_of(nt, vmas[i]), &vmas[i], prevs ? &prevs[i] : NULL, 1);
+	}
+	up_write(&nt->i_mmap_rwsem);
+}
+
 static void numa_trees_remove(struct address_space *mapping, struct vm_area_struct **vmas, uint32_t n)
 {
 	struct numa_trees *nt = rmap_private(mapping, struct numa_trees);
@@ -133,6 +146,7 @@ EMU_EXPORT const struct rmap_ops emu_rmap_ops = {
 	.destroy = numa_trees_destroy,
 	.insert = numa_trees_insert,
 	.insert_after = numa_trees_insert_after,
+	.insert_batch = numa_trees_insert_batch,
 	.remove = numa_trees_remove,
 	.prepare = numa_trees_prepare,
 	.complete = numa_trees_complete,

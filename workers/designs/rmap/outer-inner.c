@@ -55,6 +55,18 @@ static void outer_inner_insert_after(struct address_space *mapping, struct vm_ar
 	up_read(&oi->outer);
 }
 
+static void outer_inner_insert_batch(struct address_space *mapping, struct vm_area_struct **vmas,
+				     struct vm_area_struct **prevs, uint32_t n)
+{
+	struct outer_inner *oi = rmap_private(mapping, struct outer_inner);
+
+	for (uint32_t i = 0; i < n; i++)
+		vmas[i]->i_mmap_index = rmap_shards_choose(oi->shards, by, mapping, vmas[i]);
+	down_read(&oi->outer);
+	rmap_shards_insert_batch(oi->shards, vmas, prevs, n);
+	up_read(&oi->outer);
+}
+
 static void outer_inner_remove(struct address_space *mapping, struct vm_area_struct **vmas, uint32_t n)
 {
 	struct outer_inner *oi = rmap_private(mapping, struct outer_inner);
@@ -111,6 +123,7 @@ EMU_EXPORT const struct rmap_ops emu_rmap_ops = {
 	.destroy = outer_inner_destroy,
 	.insert = outer_inner_insert,
 	.insert_after = outer_inner_insert_after,
+	.insert_batch = outer_inner_insert_batch,
 	.remove = outer_inner_remove,
 	.prepare = outer_inner_prepare,
 	.complete = outer_inner_complete,

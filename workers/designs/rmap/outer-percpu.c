@@ -58,6 +58,18 @@ static void outer_percpu_insert_after(struct address_space *mapping, struct vm_a
 	percpu_up_read(&op->outer);
 }
 
+static void outer_percpu_insert_batch(struct address_space *mapping, struct vm_area_struct **vmas,
+				      struct vm_area_struct **prevs, uint32_t n)
+{
+	struct outer_percpu *op = rmap_private(mapping, struct outer_percpu);
+
+	for (uint32_t i = 0; i < n; i++)
+		vmas[i]->i_mmap_index = rmap_shards_choose(op->shards, by, mapping, vmas[i]);
+	percpu_down_read(&op->outer);
+	rmap_shards_insert_batch(op->shards, vmas, prevs, n);
+	percpu_up_read(&op->outer);
+}
+
 static void outer_percpu_remove(struct address_space *mapping, struct vm_area_struct **vmas, uint32_t n)
 {
 	struct outer_percpu *op = rmap_private(mapping, struct outer_percpu);
@@ -114,6 +126,7 @@ EMU_EXPORT const struct rmap_ops emu_rmap_ops = {
 	.destroy = outer_percpu_destroy,
 	.insert = outer_percpu_insert,
 	.insert_after = outer_percpu_insert_after,
+	.insert_batch = outer_percpu_insert_batch,
 	.remove = outer_percpu_remove,
 	.prepare = outer_percpu_prepare,
 	.complete = outer_percpu_complete,

@@ -39,6 +39,16 @@ static void single_insert_after(struct address_space *mapping, struct vm_area_st
 	up_write(&s->i_mmap_rwsem);
 }
 
+static void single_insert_batch(struct address_space *mapping, struct vm_area_struct **vmas,
+				struct vm_area_struct **prevs, uint32_t n)
+{
+	struct single *s = rmap_private(mapping, struct single);
+
+	down_write(&s->i_mmap_rwsem);
+	i_mmap_tree_insert_batch(&s->i_mmap, vmas, prevs, n);
+	up_write(&s->i_mmap_rwsem);
+}
+
 static void single_remove(struct address_space *mapping, struct vm_area_struct **vmas, uint32_t n)
 {
 	struct single *s = rmap_private(mapping, struct single);
@@ -104,6 +114,7 @@ EMU_EXPORT const struct rmap_ops emu_rmap_ops = {
 	.init = single_init,
 	.insert = single_insert,
 	.insert_after = single_insert_after,
+	.insert_batch = single_insert_batch,
 	.remove = single_remove,
 	.prepare = single_prepare,
 	.complete = single_complete,

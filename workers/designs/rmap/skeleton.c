@@ -65,6 +65,17 @@ static void skeleton_insert_after(struct address_space *mapping, struct vm_area_
 	up_write(&s->rwsem);
 }
 
+/* --rmap ./mine.c:batch=exit+fork: up to 8 of one process at once; prevs as in insert_after, or NULL. Not required. */
+static void skeleton_insert_batch(struct address_space *mapping, struct vm_area_struct **vmas,
+				  struct vm_area_struct **prevs, uint32_t n)
+{
+	struct skeleton *s = rmap_private(mapping, struct skeleton);
+
+	down_write(&s->rwsem);
+	i_mmap_tree_insert_batch(&s->tree, vmas, prevs, n);
+	up_write(&s->rwsem);
+}
+
 /* munmap and exit: up to 8 VMAs of one process, all of this file. Required. */
 static void skeleton_remove(struct address_space *mapping, struct vm_area_struct **vmas, uint32_t n)
 {
@@ -137,6 +148,7 @@ EMU_EXPORT const struct rmap_ops emu_rmap_ops = {
 	.destroy = skeleton_destroy,
 	.insert = skeleton_insert,
 	.insert_after = skeleton_insert_after,
+	.insert_batch = skeleton_insert_batch,
 	.remove = skeleton_remove,
 	.prepare = skeleton_prepare,
 	.complete = skeleton_complete,

@@ -5,7 +5,9 @@
  * Life of a cell on the native engine, all in the coordinator's process up to the fork:
  *   emu_design_load(rmap), emu_design_load(mm)    dlopen, checks, parameters
  *   emu_arena_format(base, bytes, &config)        lay out an arena that the caller has mapped
- *   emu_file_add() ... emu_list_add() ...         files and call lists of the workload, in order of their numbers
+ *   emu_file_add() ... emu_list_add() ...         files and call lists of the workload, in order of their numbers;
+ *                                                 before the lists emu_background_add(), emu_use_add()
+ *   emu_walker_add() ...                          its background tasks
  *   emu_boot()                                    locks, per-CPU parts, rmap state of every file
  *   (fork: one process a CPU)
  *     emu_cpu_attach(cpu)                         in the worker
@@ -46,6 +48,7 @@ enum emu_call_op {
 	EMU_CALL_MUNMAP,
 	EMU_CALL_MPROTECT,
 	EMU_CALL_BRK,
+	EMU_CALL_FAULT, /* touch each page of [addr, addr + len), to write it if prot has EMU_PROT_WRITE */
 	EMU_CALL_WORK, /* nothing but work_ns; from here on no process is needed */
 	EMU_CALL_PACE, /* waits, computing, for the next whole multiple of len ns since the start line */
 	EMU_CALL_LINE_WRITE, /* the micro workloads: see mm/micro.h */
@@ -69,7 +72,39 @@ struct emu_call { /* 64 bytes, all constant while CPUs run */
 	uint64_t offset;  /* bytes */
 	uint64_t expect;  /* MMAP, BRK: the address that the real kernel returned; EMU_NO_EXPECT: not checked */
 	uint64_t work_ns; /* computing: inside exec, fork and exit and part of their latency; before other calls */
-	uint64_t reserved;
+	uint32_t first_use; /* of the rest of the kernel: emu_use_add() */
+	uint16_t nr_uses;
+	/* Set by emu_list_add(): so many calls from the next on only divide further what this one maps. */
+	uint16_t followers;
+};
+
+/* The rest of the kernel: a lock, or shared words, that calls use; see mm/background.h. */
+enum emu_background_kind {
+	EMU_BACKGROUND_SPINLOCK,
+	EMU_BACKGROUND_RWSEM, /* for writing; a mutex too, which waits alike */
+	EMU_BACKGROUND_ATOMIC, /* no lock: each use adds to all of its lines */
+};
+
+enum emu_background_per {
+	EMU_PER_MACHINE,
+	EMU_PER_NODE, /* the user's */
+	EMU_PER_FILE, /* the one that the use names */
+};
+
+struct emu_background {
+	char name[48];
+	uint32_t kind, per;
+	uint32_t lines;	  /* that a holder reads and writes, or that are added to; at most as many as a file has pages */
+	uint32_t hold_ns; /* computing while it is held */
+	int32_t inner;	  /* entry that is used once while this one is held; -1: none */
+	uint32_t reserved;
+};
+
+/* A call uses an entry times_permille / 1000 times; what is left of one goes to the CPU's next such call. */
+struct emu_use {
+	uint32_t entry;
+	int32_t file; /* EMU_PER_FILE */
+	uint64_t times_permille;
 };
 
 /* What a cell is made with. `bytes` = sizeof of this struct as the caller knows it; checked. */
@@ -82,10 +117,37 @@ struct emu_config {
 	uint32_t numa_penalty;		       /* emu_line_moved() costs */
 	uint32_t work_jitter_permille;	       /* each work_ns varies evenly by +- this */
 	uint32_t strict;		       /* munmap or mprotect of what is not mapped, a wrong expect: an error */
+	uint32_t nr_walkers;		       /* upper bound */
+	uint32_t reserved;
 	uint64_t seed;
 	const uint32_t *node_of_cpu;	 /* [nr_cpus], copied */
 	const uint32_t *penalty_ns;	 /* [nr_nodes][nr_nodes], copied; NULL without numa_penalty */
 	const int32_t *host_node_of_node; /* [nr_nodes] for mbind, -1 = leave to the host; NULL: all -1 */
+	uint32_t nr_backgrounds, nr_uses, nr_background_classes; /* upper bounds */
+	/*
+	 * So many of the workload's files, its last, are nr_cpus files each, all of one name, one after the other: a
+	 * CPU's calls mean its own. nr_files counts them all, the numbers in calls and uses count each name once.
+	 */
+	uint32_t nr_private_files;
+};
+
+/* A background task that walks a file again and again; the coordinator reads what came of it. */
+struct emu_walker {
+	uint32_t kind; /* 0 truncate, 1 reclaim, 2 migrate: emu_walk_name() */
+	uint32_t cpu;  /* walks before its program's next call, when its time has come */
+	uint32_t file;
+	uint32_t reserved;
+	uint64_t first, last; /* pages */
+	uint64_t at_once;     /* pages that a walk is about: these, then the next so many, and so round and round */
+	uint64_t every_ns;
+
+	/* In the phase that ran last; written by the CPU. */
+	uint64_t done;	  /* walks to the end; the rest is of these */
+	uint64_t refused; /* reclaim: a lock was not free */
+	uint64_t lost;	  /* the rmap design keeps the file out of its index */
+	uint64_t vmas, pages;
+	uint64_t due_ns, next; /* its next walk: when, and its first page */
+	struct emu_hist latency;
 };
 
 /* A phase in progress, in the arena; the coordinator reads it at any time. */
@@ -120,6 +182,8 @@ EMU_EXPORT uint32_t emu_machine_id(void);
 /* kind: 0 rmap, 1 mm. params: "k=v,k=v" or NULL. */
 EMU_EXPORT int emu_design_load(uint32_t kind, const char *path, const char *params);
 EMU_EXPORT void emu_design_unload(void);
+/* Can the loaded rmap design do what `batch`, a parameter of all of them, asks? */
+EMU_EXPORT bool emu_design_batches(void);
 /* One line "name=value: help" a parameter of the loaded design; returns the length needed. */
 EMU_EXPORT int emu_design_params(uint32_t kind, char *buf, size_t size);
 
@@ -129,7 +193,15 @@ EMU_EXPORT int emu_arena_format(void *base, uint64_t bytes, const struct emu_con
 EMU_EXPORT int emu_file_add(const char *name, uint64_t nr_pages);
 /* File number n, for the system calls of emu/mm.h. */
 EMU_EXPORT struct address_space *emu_file(uint32_t n);
+/* Their numbers, in order from 0; before the lists whose calls use them. inner is an entry that comes later. */
+EMU_EXPORT int emu_background_add(const struct emu_background *entry);
+EMU_EXPORT int emu_use_add(const struct emu_use *use);
 EMU_EXPORT int emu_list_add(const struct emu_call *calls, uint32_t n);
+/* After the files. Walks in every phase but those that run once and are not recorded. Returns the walker's number. */
+EMU_EXPORT int emu_walker_add(uint32_t kind, uint32_t cpu, uint32_t file, uint64_t first, uint64_t last,
+			      uint64_t at_once, uint64_t every_ns);
+EMU_EXPORT const struct emu_walker *emu_walker(uint32_t n);
+EMU_EXPORT const char *emu_walk_name(uint32_t kind);
 EMU_EXPORT int emu_boot(void);
 
 EMU_EXPORT int emu_cpu_attach(uint32_t cpu);
@@ -156,15 +228,23 @@ EMU_EXPORT int64_t emu_maps(char *buf, uint64_t size);
 /* Runs a list once on the calling CPU; on failure *failed is the index of the call. */
 EMU_EXPORT int emu_list_run(uint32_t list, uint32_t *failed);
 
-/* VMAs linked to a file right now, by walking (0 where the rmap design refuses a walk); and what memory costs. */
+/* VMAs linked to a file right now, by walking; 0 where the rmap design refuses a walk. */
 EMU_EXPORT uint64_t emu_file_vmas(uint32_t file);
-EMU_EXPORT uint64_t emu_rmap_bytes_per_file(void);
-EMU_EXPORT uint64_t emu_bytes_per_vma(void);
 /* Allocated from the arena and not freed, now; while CPUs run: by and by. */
 EMU_EXPORT int64_t emu_live_bytes(void);
 
+/* Bytes of the arena that the rmap design takes, of the file that takes most; a VMA with its share of an index. */
+struct emu_memory {
+	uint64_t cold_file;   /* never mapped */
+	uint64_t mapped_file; /* once mapped */
+	uint64_t used_file;   /* at the end of the run, unmapped again: what a design has put up for a file in use */
+	uint64_t vma;
+};
+/* After emu_check_drained(). */
+EMU_EXPORT int emu_measure_memory(struct emu_memory *memory);
+
 /*
- * All trees empty, no lock held, no addition of a micro workload lost, no arena object live that was not before boot,
+ * All trees empty, no lock held, no addition to a shared counter lost, no arena object live that was not before boot,
  * once the rmap design has destroyed its files. Else -EBUSY and emu_error(). The files are then as after boot again.
  */
 EMU_EXPORT int emu_check_drained(void);

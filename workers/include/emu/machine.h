@@ -63,6 +63,7 @@ struct task_struct;
 #ifdef EMU_MACHINE_NATIVE
 extern EMU_EXPORT _Thread_local struct task_struct *emu_current __attribute__((tls_model("initial-exec")));
 #define EMU_MACHINE_ID 1u
+#define EMU_CPUS_AT_ONCE true /* the machine's own code runs on several CPUs at a time */
 #define EMU_HOLD_SAMPLE 16u /* one hold of a lock in so many is timed: two looks at the clock cost a lock */
 static inline void emu_waited(uint32_t class_id, uint64_t wait_ns)
 {
@@ -72,6 +73,7 @@ static inline void emu_waited(uint32_t class_id, uint64_t wait_ns)
 #else
 extern EMU_EXPORT struct task_struct *emu_current;
 #define EMU_MACHINE_ID 2u
+#define EMU_CPUS_AT_ONCE false
 #define EMU_HOLD_SAMPLE 1u /* looking at the clock takes no virtual time */
 /* A wait for a lock of the class has just ended: for the trace. */
 EMU_EXPORT void emu_waited(uint32_t class_id, uint64_t wait_ns);

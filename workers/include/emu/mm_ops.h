@@ -9,7 +9,7 @@
 
 #include <emu/rmap.h>
 
-#define EMU_MM_VERSION 1u
+#define EMU_MM_VERSION 2u
 
 struct mm_ops {
 	const char *name;
@@ -26,6 +26,10 @@ struct mm_ops {
 	/* Exclude every other change of this mm's VMAs. All hooks below are called with this held. Required. */
 	void (*write_lock)(struct mm_struct *mm);
 	void (*write_unlock)(struct mm_struct *mm);
+
+	/* Keep this mm's VMAs as they are while a page fault looks at them; find is called with this held. Required. */
+	void (*read_lock)(struct mm_struct *mm);
+	void (*read_unlock)(struct mm_struct *mm);
 
 	/* The first VMA that ends after addr, or NULL; *prev, if prev is not NULL, is the one before it or NULL. Required. */
 	struct vm_area_struct *(*find)(struct mm_struct *mm, uint64_t addr, struct vm_area_struct **prev);

@@ -14,7 +14,7 @@
 
 #include <emu/mm.h>
 
-#define EMU_RMAP_VERSION 1u
+#define EMU_RMAP_VERSION 2u
 
 /* A parameter that the user may set: --rmap cpu-locks:cpus=8. The loader checks the range and writes *value. */
 struct emu_param {
@@ -46,6 +46,14 @@ struct rmap_ops {
 
 	/* Link `vma`, the child's copy of `prev`, just after `prev` (fork). Required. */
 	void (*insert_after)(struct address_space *mapping, struct vm_area_struct *vma, struct vm_area_struct *prev);
+
+	/*
+	 * Link n (1..8) VMAs of one mm, all of this file, with as few acquisitions as the index allows: as insert does where
+	 * prevs is NULL, else each as insert_after does. For batch=exit+fork and exit+fork+exec; a design without it, or
+	 * whose index spreads a process's VMAs, gains nothing by them. Not required.
+	 */
+	void (*insert_batch)(struct address_space *mapping, struct vm_area_struct **vmas, struct vm_area_struct **prevs,
+			     uint32_t n);
 
 	/* Unlink `n` (1..8) VMAs of one mm, all of this file (munmap, exit). Required. */
 	void (*remove)(struct address_space *mapping, struct vm_area_struct **vmas, uint32_t n);
@@ -91,6 +99,18 @@ static inline void i_mmap_tree_insert_after(struct interval_tree_root *tree, str
 {
 	vma_set_interval(vma);
 	interval_tree_insert_after(&vma->shared, &prev->shared, tree);
+}
+
+/* As insert_batch, into one tree. */
+static inline void i_mmap_tree_insert_batch(struct interval_tree_root *tree, struct vm_area_struct **vmas,
+					    struct vm_area_struct **prevs, uint32_t n)
+{
+	for (uint32_t i = 0; i < n; i++) {
+		if (prevs)
+			i_mmap_tree_insert_after(tree, vmas[i], prevs[i]);
+		else
+			i_mmap_tree_insert(tree, vmas[i]);
+	}
 }
 
 static inline void i_mmap_tree_remove(struct interval_tree_root *tree, struct vm_area_struct *vma)

@@ -96,6 +96,26 @@ static inline void rmap_shards_insert_after(struct rmap_shards *s, struct vm_are
 	up_write(&shard->rwsem);
 }
 
+/*
+ * As insert_batch. Without prevs the caller has set i_mmap_index. Neighbours in the batch that go into one shard do so
+ * under one hold of its lock.
+ */
+static inline void rmap_shards_insert_batch(struct rmap_shards *s, struct vm_area_struct **vmas,
+					    struct vm_area_struct **prevs, uint32_t n)
+{
+	for (uint32_t i = 0; prevs && i < n; i++)
+		vmas[i]->i_mmap_index = prevs[i]->i_mmap_index;
+	for (uint32_t i = 0, end; i < n; i = end) {
+		struct rmap_shard *shard = s->shard[vmas[i]->i_mmap_index];
+
+		for (end = i + 1; end < n && vmas[end]->i_mmap_index == vmas[i]->i_mmap_index; end++)
+			;
+		down_write(&shard->rwsem);
+		i_mmap_tree_insert_batch(&shard->tree, vmas + i, prevs ? prevs + i : NULL, end - i);
+		up_write(&shard->rwsem);
+	}
+}
+
 /* Neighbours in the batch that are in one shard leave it under one hold of its lock. */
 static inline void rmap_shards_remove(struct rmap_shards *s, struct vm_area_struct **vmas, uint32_t n)
 {

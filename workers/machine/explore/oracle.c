@@ -281,6 +281,7 @@ struct ghost {
 
 /* Pages whose coverage changed, between two times. */
 struct change {
+	const struct vm_area_struct *vma;
 	const struct mm_struct *mm;
 	const struct address_space *file;
 	uint64_t start, end;
@@ -390,6 +391,7 @@ static uint32_t change_begins(const struct address_space *file, const struct vm_
 	if (nr_changes == CHANGES_MAX)
 		fail(EMU_FOUND_LIVELOCK, "more than %u changes of mappings: a shorter scenario is needed", CHANGES_MAX);
 	changes[nr_changes] = (struct change){
+		.vma = vma,
 		.mm = vma->vm_mm,
 		.file = file,
 		.start = vma->vm_start >> EMU_PAGE_SHIFT,
@@ -429,10 +431,34 @@ static void checked_insert_after(struct address_space *mapping, struct vm_area_s
 	trace_note("insert done");
 }
 
+static void checked_insert_batch(struct address_space *mapping, struct vm_area_struct **vmas,
+				 struct vm_area_struct **prevs, uint32_t n)
+{
+	uint32_t first = nr_changes;
+
+	for (uint32_t i = 0; i < n; i++) {
+		change_begins(mapping, vmas[i]);
+		trace_note("insert vma %u of %s in a batch", vma_number(vmas[i]), mapping->name);
+		if (prevs)
+			ghost_add(mapping, vmas[i], prevs[i]);
+	}
+	/* Others may add changes meanwhile. */
+	design->insert_batch(mapping, vmas, prevs, n);
+	now++;
+	for (uint32_t i = 0; i < n; i++) {
+		if (!prevs)
+			ghost_add(mapping, vmas[i], NULL);
+		for (uint32_t c = first; c < nr_changes; c++)
+			if (changes[c].to == UINT32_MAX && changes[c].vma == vmas[i])
+				changes[c].to = now;
+	}
+	trace_note("insert done");
+}
+
 static void checked_remove(struct address_space *mapping, struct vm_area_struct **vmas, uint32_t n)
 {
-	struct vm_area_struct *copy[UNLINK_BATCH];
-	uint32_t change[UNLINK_BATCH];
+	struct vm_area_struct *copy[FILE_BATCH];
+	uint32_t change[FILE_BATCH];
 
 	for (uint32_t i = 0; i < n; i++) {
 		copy[i] = vmas[i];
@@ -722,6 +748,7 @@ void oracle_wrap(void)
 	wrapped.init = checked_init;
 	wrapped.insert = checked_insert;
 	wrapped.insert_after = checked_insert_after;
+	wrapped.insert_batch = design->insert_batch ? checked_insert_batch : NULL;
 	wrapped.remove = checked_remove;
 	wrapped.prepare = checked_prepare;
 	wrapped.complete = checked_complete;

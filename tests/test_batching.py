@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: MIT
+"""What batch=... of every rmap design changes: how often libc's lock is taken, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from emu_command import emu
+
+from emu import _core
+
+MODES = ("none", "exit", "exit+fork", "exit+fork+exec")
+ENGINES = {
+    "virtual": ("--engine", "virtual", "--topology", "hygon-12x32", "--duration", "4ms"),
+    "native": ("--engine", "native", "--duration", "40ms", "--repeats", "1"),
+}
+LIBC_VMAS = 5
+"""Of a process: four segments, one of them in two by RELRO."""
+
+
+def cells(engine: str, workload: str, *designs: str) -> list[dict[str, Any]]:
+    rmap = ",".join(designs)
+    done = emu(
+        *("run", "--cpus", "1", "--workload", workload, "--rmap", rmap, "--json", "-"),
+        *ENGINES[engine],
+    )
+    assert done.returncode == 0, done.stderr
+    found: list[dict[str, Any]] = json.loads(done.stdout)["cells"]
+    return found
+
+
+def libc_locks(cell: dict[str, Any]) -> float:
+    """Acquisitions of locks of libc's i_mmap for each operation of the counting phase."""
+    acquired = sum(lock["acquired"] for lock in cell["locks"] if lock["file"] == "libc.so.6")
+    return float(acquired / cell["ops"])
+
+
+@pytest.mark.parametrize(
+    ("workload", "execs", "forks"), [("execl", 1, 0), ("shell", 3, 3), ("spawn", 0, 1)]
+)
+def test_acquisitions_for_each_iteration(workload: str, execs: int, forks: int) -> None:
+    """The same on both engines. A process that execs or exits unlinks all its VMAs at once."""
+    designs = [f"single:batch={mode}" for mode in MODES]
+    locks = {
+        engine: [libc_locks(cell) for cell in cells(engine, workload, *designs)]
+        for engine in ENGINES
+    }
+    assert locks["native"] == locks["virtual"]
+    by_mode = dict(zip(MODES, locks["virtual"], strict=True))
+    gone = execs + forks
+    assert by_mode["none"] - by_mode["exit"] == gone * (LIBC_VMAS - 1)
+    assert by_mode["exit"] - by_mode["exit+fork"] == forks * (LIBC_VMAS - 1)
+    # Linked once by each exec and each fork, unlinked once.
+    assert by_mode["exit+fork+exec"] == 2 * gone
+    assert (by_mode["exit+fork"] > by_mode["exit+fork+exec"]) == bool(execs)
+
+
+def test_exit_is_the_default() -> None:
+    plain, asked = cells("virtual", "spawn", "single", "single:batch=exit")
+    assert plain["locks"] == asked["locks"]
+    assert plain["latency_ns"] == asked["latency_ns"]
+
+
+def test_a_design_that_spreads_a_process_loses_batching() -> None:
+    """By VMA it takes a shard's lock for nearly each of them, by CPU one for all."""
+    spread, together = (
+        libc_locks(cell)
+        for cell in cells(
+            "virtual",
+            "spawn",
+            "outer-inner:shards=4096,by=vma,batch=exit+fork",
+            "outer-inner:shards=4096,by=cpu,batch=exit+fork",
+        )
+    )
+    # Fork and exit of a child: each takes the outer lock, and the shards' within.
+    assert together == 2 * (1 + 1)
+    assert spread > together
+
+
+def test_a_design_without_the_hook_says_so() -> None:
+    plain, asked = cells("virtual", "spawn", "numa-locks", "numa-locks:batch=exit+fork")
+    assert "numa-locks:batch=exit+fork links one VMA at a time, whatever batch says." in str(
+        asked["note"]
+    )
+    assert "whatever batch says" not in str(plain["note"])
+    assert libc_locks(plain) == libc_locks(asked)
+
+
+@pytest.mark.parametrize("design", [d for d in _core.design_names("rmap") if d != "numa-locks"])
+def test_every_design_takes_it(design: str) -> None:
+    """Never more acquisitions, and the calls of the program are the same."""
+    found = cells("virtual", "shell", *(f"{design}:batch={mode}" for mode in MODES))
+    locks = [libc_locks(cell) for cell in found]
+    assert locks == sorted(locks, reverse=True)
+    for cell in found:
+        assert cell["ops"] > 0
+        assert "whatever batch says" not in str(cell["note"])
+
+
+def test_a_wrong_mode_is_refused() -> None:
+    done = emu("run", "--rmap", "single:batch=fork", "--engine", "virtual", "--cpus", "1")
+    assert done.returncode == 2
+    assert "parameter batch must be one of none, exit, exit+fork, exit+fork+exec" in done.stderr
