@@ -15,7 +15,7 @@
 
 /* Where the parts of an arena begin; the same arithmetic tells how large it must be. */
 struct layout {
-	uint64_t node_of_cpu, penalty_ns, lock_stats, cpus, pools, files, lists, calls, classes, end;
+	uint64_t node_of_cpu, penalty_ns, rcu, lock_stats, cpus, pools, files, lists, calls, classes, end;
 	uint32_t max_classes;
 };
 
@@ -37,7 +37,8 @@ static struct layout layout_of(const struct emu_config *c)
 	l.max_classes = 16 + 4 * c->nr_files;
 	l.node_of_cpu = place(&at, cpus * sizeof(uint32_t));
 	l.penalty_ns = place(&at, nodes * nodes * sizeof(uint32_t));
-	/* Before the CPUs, on whose page the virtual machine's memory begins: counting costs nothing there. */
+	/* Before the CPUs, on whose page the virtual machine's memory begins: counting, and RCU's, costs nothing there. */
+	l.rcu = place(&at, emu_rcu_bytes(c->nr_cpus));
 	l.lock_stats = place(&at, cpus * l.max_classes * EMU_SITES_MAX * sizeof(struct lock_stat));
 	at = (at + EMU_PAGE_SIZE - 1) & ~(EMU_PAGE_SIZE - 1);
 	l.cpus = place(&at, cpus * sizeof(struct emu_cpu));
@@ -107,6 +108,7 @@ int emu_arena_format(void *base, uint64_t bytes, const struct emu_config *config
 		       (uint64_t)config->nr_nodes * config->nr_nodes * sizeof(uint32_t));
 	emu_arena = arena;
 	emu_numa_penalty = config->numa_penalty;
+	emu_rcu_init((struct emu_rcu *)(start + l.rcu), config->nr_cpus);
 
 	for (uint32_t i = 0; i < config->nr_cpus; i++) {
 		struct emu_cpu *cpu = &arena->cpus[i];
@@ -216,6 +218,7 @@ int emu_boot(void)
 		WITH_FAIL(err, arena->micro = emu_micro_create());
 	arena->boot_objects = emu_live_objects();
 	err = init_files();
+	emu_rcu_idle();
 	current = NULL;
 	return err;
 }
@@ -225,6 +228,7 @@ int emu_cpu_attach(uint32_t cpu)
 	if (cpu >= emu_arena->config.nr_cpus)
 		return emu_set_error(-EINVAL, "no CPU %u of %u", cpu, emu_arena->config.nr_cpus);
 	current = &emu_arena->cpus[cpu].task;
+	emu_rcu_online();
 	return 0;
 }
 
@@ -284,6 +288,7 @@ int emu_phase_body(void)
 	uint32_t failed = 0;
 	int err = 0;
 
+	emu_rcu_online();
 	cpu->in_phase = true;
 	cpu->result.start_ns = emu_clock_ns();
 	do {
@@ -308,6 +313,7 @@ int emu_phase_body(void)
 		snprintf(cpu->state.failure, sizeof(cpu->state.failure), "%s", emu_error());
 		atomic_fetch_add(&phase->failed, 1);
 	}
+	emu_rcu_idle();
 	atomic_fetch_add(&phase->done, 1);
 	return err;
 }
@@ -396,6 +402,7 @@ int emu_check_drained(void)
 	int err = check_micro();
 
 	emu_cpu_attach(0);
+	emu_rcu_drain();
 	for (uint32_t i = 0; i < arena->nr_files && !err; i++) {
 		uint64_t vmas = emu_file_vmas(i);
 
@@ -415,6 +422,7 @@ int emu_check_drained(void)
 		if (init_files() && !err)
 			err = -ENOMEM;
 	}
+	emu_rcu_idle();
 	current = caller;
 	return err;
 }

@@ -7,6 +7,7 @@
 
 #include <emu/control.h>
 #include <emu/percpu_sync.h>
+#include <emu/rcu.h>
 
 #define EMU_ARENA_MAGIC UINT64_C(0x656d752d6172656e) /* "emu-aren" */
 #define EMU_CHUNK_BYTES (UINT64_C(1) << 16)

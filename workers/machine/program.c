@@ -218,6 +218,7 @@ int emu_program_run(uint32_t list_nr, bool record, uint32_t *failed)
 		if (work_is_in_kernel(call->op))
 			work(call->work_ns);
 		ret = run_call(call, strict);
+		emu_rcu_quiescent();
 		if (ret < 0) {
 			*failed = i;
 			return (int)ret;

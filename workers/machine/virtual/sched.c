@@ -295,9 +295,10 @@ void emu_futex_wait(_Atomic uint32_t *word, uint32_t expected)
 {
 	struct fiber *f = vm.fiber;
 	uint32_t bucket = bucket_of(word);
-	uint64_t start, stall_ps;
+	uint64_t start, stall_ps, rcu;
 
 	EMU_ASSERT(vm.span, "a wait outside a phase: nobody else runs");
+	rcu = emu_rcu_sleep();
 	drain_stores();
 	start = vm.clock;
 	stall_ps = f->spent.stall_ps;
@@ -317,6 +318,7 @@ void emu_futex_wait(_Atomic uint32_t *word, uint32_t expected)
 		block();
 	}
 	machine_store(&f->task->on_cpu, 1);
+	emu_rcu_wake(rcu);
 	f->nr_watches = 0;
 	/* All of it: the lines that it touched on the way are not told apart. */
 	f->spent.sleep_ps += vm.clock - start;
