@@ -46,6 +46,7 @@ CALL_NAMES = (
     "munmap",
     "mprotect",
     "brk",
+    "fault",
     "work",
     "pace",
     "line_write",

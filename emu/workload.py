@@ -8,6 +8,7 @@ A program is a list of system calls, one string each, written as strace writes t
       "exec(example)",                        # becomes [image.example]
       "brk(NULL) = 0x555555558000",
       "mmap(NULL, 8192, PROT_READ, MAP_PRIVATE, libc.so.6, 0) = 0x7ffff7fc0000",
+      "fault(0x7ffff7fc0000, 4096)",         # touches each page; a third argument PROT_WRITE writes
       "munmap(0x7ffff7fc0000, 8192)",
       "work(150us)",                          # computing, no call
       "pace(1ms)",                            # computing until the phase has lasted n x 1ms
@@ -71,7 +72,7 @@ MICRO_OPS = (
 )
 """One operation on a line or a lock that all CPUs share; of a ping-pong, CPUs 2k and 2k + 1."""
 WITHOUT_PROCESS = ("work", "pace", *MICRO_OPS)
-OPS = ("exec", "fork", "exit", "mmap", "munmap", "mprotect", "brk", *WITHOUT_PROCESS)
+OPS = ("exec", "fork", "exit", "mmap", "munmap", "mprotect", "brk", "fault", *WITHOUT_PROCESS)
 """By the number of enum emu_call_op."""
 
 PROT = {"PROT_READ": 0x1, "PROT_WRITE": 0x2, "PROT_EXEC": 0x4}
@@ -108,10 +109,13 @@ _SIGNATURES = {
     "munmap": ("addr", "length"),
     "mprotect": ("addr", "length", "prot"),
     "brk": ("addr",),
+    "fault": ("addr", "length", "prot"),
     "work": ("time",),
     "pace": ("time",),
     **dict.fromkeys(MICRO_OPS, ()),
 }
+_OPTIONAL = {"fault": "PROT_READ"}
+"""What the last argument is where it is left out."""
 _IMAGE_OPS = ("mmap", "munmap", "mprotect")
 _TIME_UNITS = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9}
 
@@ -181,6 +185,10 @@ def format_call(call: Call) -> str:
             arguments = (_address(call.addr), call.length, _names(call.prot, PROT) or "PROT_NONE")
         case "brk":
             arguments = (_address(call.addr),)
+        case "fault":
+            arguments = (_address(call.addr), call.length)
+            if call.prot != PROT["PROT_READ"]:
+                arguments += (_names(call.prot, PROT),)
         case "work" | "pace":
             arguments = (format_time(call.work_ns),)
     result = "" if call.expect is None else f" = {call.expect:#x}"
@@ -222,6 +230,8 @@ def parse_call(text: str) -> Call:
         raise CallError(f"no call '{op}'{_nearest(op, OPS)}; there are: {', '.join(OPS)}")
     arguments = [argument.strip() for argument in inside.split(",")] if inside.strip() else []
     names = _SIGNATURES[op]
+    if op in _OPTIONAL and len(arguments) == len(names) - 1:
+        arguments.append(_OPTIONAL[op])
     if len(arguments) != len(names):
         right = f"{op}({', '.join(names)})"
         raise CallError(f"{op} with {len(arguments)} argument(s); it is {right}")
@@ -298,7 +308,7 @@ def _check_call(call: Call) -> None:
     if call.op == "pace" and call.work_ns == 0:
         raise CallError("there is no multiple of 0 to wait for")
     addressed = call.op in ("mmap", "munmap", "mprotect")
-    if addressed and call.length == 0:
+    if (addressed or call.op == "fault") and call.length == 0:
         raise CallError("the length is 0")
     if addressed and call.addr % PAGE:
         raise CallError(f"address {call.addr:#x} is not a multiple of {PAGE}")

@@ -8,6 +8,9 @@
  * split, a hole, an overlap or a VMA twice fails. A CPU that has just forked walks too, and must meet each page of the
  * parent's anchor before the child's. At the end nothing may be left.
  *
+ * Faults fill page tables all the time, which fork copies and munmap and exit free. In one more run all CPUs share one
+ * process and fault on the same pages at once, where no page table is yet.
+ *
  * In a relay two CPUs take turns at mapping "churn", so that it always has a mapping and often only one, which is being
  * changed: the others must never find it unmapped. Of a file that a design keeps out of its index a walk must say so.
  *
@@ -17,6 +20,7 @@
 #include "test.h"
 
 #include <emu/control.h>
+#include <emu/pgtable.h>
 
 #include <dirent.h>
 #include <dlfcn.h>
@@ -150,6 +154,27 @@ static uint32_t some_prot(void)
 	return emu_random() % 2 ? EMU_PROT_READ : EMU_PROT_READ | EMU_PROT_WRITE;
 }
 
+/* Reading the anchor is always allowed; all other faults may or may not be. */
+static void fault_somewhere(uint64_t page)
+{
+	bool anchor = emu_random() % 2, write = emu_random() % 2;
+	uint64_t addr = (anchor ? ANCHOR_ADDR : CHURN_ADDR) + page * EMU_PAGE_SIZE;
+	int64_t ret = emu_sys_fault(addr, write);
+	struct page_table *table;
+	_Atomic uint64_t *pte;
+
+	ASSERT(!ret || (ret == -EFAULT && !(anchor && !write)), "fault at %#llx: %lld", (unsigned long long)addr,
+	       (long long)ret);
+	if (ret)
+		return;
+	pte = pte_offset_map_lock(current->mm, addr, &table);
+	ASSERT(pte && pte_allows(atomic_load(pte), write), "no page after a fault");
+	ASSERT(pte_file(*pte) == (anchor ? FILE_ANCHOR : FILE_CHURN), "PTE %#llx", (unsigned long long)*pte);
+	ASSERT(!anchor || pte_page(*pte) == page, "PTE %#llx is not for page %llu", (unsigned long long)*pte,
+	       (unsigned long long)page);
+	pte_unmap_unlock(table);
+}
+
 static void cpu_main(uint32_t cpu)
 {
 	uint32_t depth = 0;
@@ -168,7 +193,7 @@ static void cpu_main(uint32_t cpu)
 	for (uint32_t i = 0; i < calls_per_cpu; i++) {
 		uint64_t page = emu_random() % PAGES, pages = 1 + emu_random() % (PAGES - page);
 
-		switch (emu_random() % 8) {
+		switch (emu_random() % 10) {
 		case 0:
 			ret = emu_sys_mprotect(CHURN_ADDR + page * EMU_PAGE_SIZE, pages * EMU_PAGE_SIZE, some_prot());
 			ASSERT(!ret || ret == -ENOMEM, "mprotect: %lld", (long long)ret);
@@ -201,6 +226,10 @@ static void cpu_main(uint32_t cpu)
 				depth--;
 			}
 			break;
+		case 7:
+		case 8:
+			fault_somewhere(page);
+			break;
 		default:
 			walk_anchor();
 		}
@@ -211,6 +240,50 @@ static void cpu_main(uint32_t cpu)
 	atomic_fetch_add(&shared->finished, 1);
 	while (atomic_load(&shared->finished) < CPUS)
 		emu_spin_wait(&shared->finished);
+	run_list(LIST_EXIT);
+}
+
+#define APART (UINT64_C(1) << 30) /* a mapping in each of several tables of every level but the top */
+#define NR_APART 6u
+
+/* One process for all: CPU 0's. Each faults on all pages in an order of its own. */
+static void shared_main(uint32_t cpu)
+{
+	uint64_t ptes = 0;
+
+	emu_cpu_attach(cpu);
+	if (cpu == 0) {
+		run_list(LIST_EXEC);
+		for (uint32_t i = 0; i < NR_APART; i++)
+			ASSERT(emu_sys_mmap(ANCHOR_ADDR + i * APART, PAGES * EMU_PAGE_SIZE,
+					    EMU_PROT_READ | EMU_PROT_WRITE, EMU_MAP_PRIVATE | EMU_MAP_FIXED,
+					    emu_file(FILE_ANCHOR), 0) > 0,
+			       "mmap");
+		atomic_store(&shared->owner[0], current->mm);
+	}
+	atomic_fetch_add(&shared->ready, 1);
+	while (atomic_load(&shared->ready) < CPUS)
+		emu_spin_wait(&shared->ready);
+	current->mm = atomic_load(&shared->owner[0]);
+	for (uint32_t i = 0; i < NR_APART * PAGES; i++) {
+		uint64_t n = (i * (2 * cpu + 1) + 17 * cpu) % (NR_APART * PAGES);
+		uint64_t addr = ANCHOR_ADDR + n / PAGES * APART + n % PAGES * EMU_PAGE_SIZE;
+
+		ASSERT(!emu_sys_fault(addr, cpu % 2), "fault at %#llx", (unsigned long long)addr);
+	}
+	atomic_fetch_add(&shared->finished, 1);
+	while (atomic_load(&shared->finished) < CPUS)
+		emu_spin_wait(&shared->finished);
+	if (cpu) {
+		current->mm = NULL;
+		return;
+	}
+	for (uint32_t i = 0; i < NR_APART; i++)
+		ptes += unmap_page_range(current->mm, ANCHOR_ADDR + i * APART, ANCHOR_ADDR + i * APART + APART);
+	ASSERT(ptes == NR_APART * PAGES, "%llu PTEs", (unsigned long long)ptes);
+	ASSERT(pte_find(current->mm, ANCHOR_ADDR, NULL), "tables stay until their VMA goes");
+	ASSERT(!emu_sys_munmap(ANCHOR_ADDR, PAGES * EMU_PAGE_SIZE), "munmap");
+	ASSERT(!pte_find(current->mm, ANCHOR_ADDR, NULL), "the table goes with its last VMA");
 	run_list(LIST_EXIT);
 }
 
@@ -370,6 +443,15 @@ static void stress(const char *design, const char *params, bool penalty, uint64_
 	munmap(arena_base, ARENA_BYTES);
 }
 
+static void faults_of_one_process(void)
+{
+	for (uint64_t seed = 1; seed <= 20; seed++) {
+		cpu_function = shared_main;
+		run_machine("single", NULL, false, seed);
+		munmap(arena_base, ARENA_BYTES);
+	}
+}
+
 static void relay(const char *design, const char *params, bool penalty)
 {
 	cpu_function = relay_main;
@@ -470,6 +552,7 @@ int main(int argc, char **argv)
 		ASSERT(dlopen(path, RTLD_NOW), "%s", dlerror());
 	}
 	TEST(trees_of_a_change_are_locked_in_order);
+	TEST(faults_of_one_process);
 	for (int i = 0; i < n; i++) {
 		char *design = designs[i]->d_name;
 

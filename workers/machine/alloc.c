@@ -29,7 +29,7 @@ struct chunk {
 /* Multiples of a cache line from 64 up, so that no two objects share a line. */
 static const uint32_t class_bytes[EMU_SIZE_CLASSES] = {
 	32,  64,  128, 192,  256,  320,	 384,  448,  512,  640,	 768,  1024,
-	1280, 1536, 2048, 2560, 3072, 4096, 5120, 6144, 8192, 10240, 16320, 32704,
+	1280, 1536, 2048, 2560, 3072, 4096, 4352, 5120, 6144, 8192, 10240, 16320, 32704,
 };
 
 static struct chunk *chunk_of(const void *ptr)

@@ -63,6 +63,8 @@ static int config_check(const struct emu_config *c)
 			return emu_set_error(-EINVAL, "CPU %u is on node %u of %u", i, c->node_of_cpu[i], c->nr_nodes);
 	if (c->numa_penalty && !c->penalty_ns)
 		return emu_set_error(-EINVAL, "numa_penalty without penalty_ns");
+	if (c->nr_files >= PTE_NO_FILE)
+		return emu_set_error(-EINVAL, "%u files, at most %u", c->nr_files, (uint32_t)PTE_NO_FILE - 1);
 	if (c->work_jitter_permille > 1000)
 		return emu_set_error(-EINVAL, "work_jitter_permille is %u, at most 1000", c->work_jitter_permille);
 	return 0;
@@ -126,6 +128,7 @@ int emu_arena_format(void *base, uint64_t bytes, const struct emu_config *config
 	}
 	emu_pools_init(l.end);
 	EMU_ASSERT(lock_class("mmap_lock", NULL) == EMU_CLASS_MMAP_LOCK, "the first class is taken");
+	EMU_ASSERT(lock_class("ptl", NULL) == EMU_CLASS_PTL, "the second class is taken");
 	/* The caller's arrays are its own again. */
 	arena->config.node_of_cpu = arena->node_of_cpu;
 	arena->config.penalty_ns = arena->penalty_ns;
@@ -199,6 +202,8 @@ static int init_files(void)
 			int64_t before = emu_live_bytes();
 
 			memset(arena->files[i].i_mmap, 0, sizeof(arena->files[i].i_mmap));
+			init_rwsem(&arena->files[i].invalidate_lock,
+				   lock_class("invalidate_lock", arena->files[i].name));
 			emu_rmap->init(&arena->files[i]);
 			arena->rmap_bytes_per_file = emu_rmap->size + (uint64_t)(emu_live_bytes() - before);
 		}

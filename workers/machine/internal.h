@@ -11,7 +11,7 @@
 
 #define EMU_ARENA_MAGIC UINT64_C(0x656d752d6172656e) /* "emu-aren" */
 #define EMU_CHUNK_BYTES (UINT64_C(1) << 16)
-#define EMU_SIZE_CLASSES 24u
+#define EMU_SIZE_CLASSES 25u
 #define EMU_MM_STACK 64u /* processes of one CPU that wait for their child */
 
 struct emu_free_list {

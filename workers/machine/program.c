@@ -17,13 +17,14 @@
 static const char *const op_names[EMU_LAT_NR] = { "iteration", "exec",	   "fork", "exit",  "mmap",
 						  "munmap",    "mprotect", "brk",  "fault", "walk", "micro" };
 static const char *const call_names[EMU_CALL_NR] = { "exec",	 "fork", "exit", "mmap", "munmap",
-						     "mprotect", "brk",	 "work", "pace", "line_write", "line_fetch_add",
+						     "mprotect", "brk",	 "fault", "work", "pace", "line_write", "line_fetch_add",
 						     "line_ping_pong", "rwsem_write", "rwsem_read", "rwsem_mixed" };
 
 static const uint32_t latency_op[EMU_CALL_NR] = {
 	[EMU_CALL_EXEC] = EMU_LAT_EXEC,		[EMU_CALL_FORK] = EMU_LAT_FORK,	    [EMU_CALL_EXIT] = EMU_LAT_EXIT,
 	[EMU_CALL_MMAP] = EMU_LAT_MMAP,		[EMU_CALL_MUNMAP] = EMU_LAT_MUNMAP, [EMU_CALL_MPROTECT] = EMU_LAT_MPROTECT,
-	[EMU_CALL_BRK] = EMU_LAT_BRK,		[EMU_CALL_WORK] = EMU_LAT_NR,
+	[EMU_CALL_BRK] = EMU_LAT_BRK,		[EMU_CALL_FAULT] = EMU_LAT_NR, /* each fault by itself */
+	[EMU_CALL_WORK] = EMU_LAT_NR,
 	[EMU_CALL_PACE] = EMU_LAT_NR,		[EMU_CALL_LINE_WRITE] = EMU_LAT_MICRO,
 	[EMU_CALL_LINE_FETCH_ADD] = EMU_LAT_MICRO, [EMU_CALL_LINE_PING_PONG] = EMU_LAT_MICRO,
 	[EMU_CALL_RWSEM_WRITE] = EMU_LAT_MICRO,	[EMU_CALL_RWSEM_READ] = EMU_LAT_MICRO,
@@ -91,6 +92,29 @@ static EMU_NOINLINE int64_t load_elf_binary(const struct emu_call *call, bool st
 
 		if (ret < 0)
 			return ret;
+	}
+	return 0;
+}
+
+/* As the hardware does: only what the page tables do not allow is a fault. */
+static int64_t touch(struct emu_cpu *cpu, const struct emu_call *call)
+{
+	bool write = call->prot & EMU_PROT_WRITE, record = cpu->in_phase && emu_arena->phase_record;
+	uint64_t end = call->addr + call->len;
+
+	for (uint64_t addr = call->addr & ~(EMU_PAGE_SIZE - 1); addr < end; addr += EMU_PAGE_SIZE) {
+		const struct page_table *table = pte_find(current->mm, addr, NULL);
+		uint64_t start_ns;
+		int64_t err;
+
+		if (table && pte_allows(pte_get(table, pte_index(addr)), write))
+			continue;
+		start_ns = emu_clock_ns();
+		err = emu_sys_fault(addr, write);
+		if (err)
+			return err;
+		if (record)
+			emu_hist_record(&cpu->hists[EMU_LAT_FAULT], emu_clock_ns() - start_ns);
 	}
 	return 0;
 }
@@ -169,6 +193,9 @@ static int64_t run_call(const struct emu_call *call, bool strict)
 		break;
 	case EMU_CALL_BRK:
 		ret = emu_sys_brk(call->addr);
+		break;
+	case EMU_CALL_FAULT:
+		ret = touch(cpu, call);
 		break;
 	case EMU_CALL_PACE:
 		pace(call->len);

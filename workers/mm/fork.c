@@ -30,6 +30,7 @@ EMU_NOINLINE struct mm_struct *dup_mmap(struct mm_struct *oldmm)
 		if (vma_mapping(vma))
 			emu_rmap->insert_after(vma_mapping(vma), copy, vma);
 		mm_link(mm, copy);
+		copy_page_range(copy, vma);
 	}
 	emu_mm->write_unlock(mm);
 	emu_mm->write_unlock(oldmm);
@@ -44,10 +45,11 @@ EMU_NOINLINE void exit_mmap(struct mm_struct *mm)
 	emu_mm->write_lock(mm);
 	list = vms_gather_munmap_vmas(mm, 0, EMU_TASK_SIZE);
 	if (list)
-		vms_complete_munmap_vmas(list);
+		vms_complete_munmap_vmas(mm, list);
 	emu_mm->write_unlock(mm);
 	EMU_ASSERT(!mm->map_count && !mm->total_vm, "%u VMAs, %llu pages left", mm->map_count,
 		   (unsigned long long)mm->total_vm);
+	free_pgd(mm);
 	if (emu_mm->destroy)
 		emu_mm->destroy(mm);
 	emu_free(mm);

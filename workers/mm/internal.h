@@ -6,13 +6,13 @@
 #define EMU_MM_INTERNAL_H
 
 #include <emu/mm_ops.h>
+#include <emu/pgtable.h>
 
 /* The loaded designs; constant while CPUs run. */
 extern EMU_EXPORT const struct mm_ops *emu_mm;
 extern EMU_EXPORT const struct rmap_ops *emu_rmap;
 
 #define MMAP_MIN_ADDR UINT64_C(65536)
-#define PMD_SIZE (UINT64_C(1) << 21)
 #define UNLINK_BATCH 8u /* as unlink_file_vma_batch since Linux 6.10 */
 
 static inline uint64_t page_align(uint64_t bytes)
@@ -33,7 +33,7 @@ struct vm_area_struct *vma_merge(struct mm_struct *mm, struct vm_area_struct *pr
 				 uint32_t flags, struct address_space *file, uint64_t pgoff);
 /* Takes [start, end) out of the mm's index, splitting at the ends. A list by detached_next, in order of address. */
 struct vm_area_struct *vms_gather_munmap_vmas(struct mm_struct *mm, uint64_t start, uint64_t end);
-/* Unlinks a gathered list from the files and frees it. */
-void vms_complete_munmap_vmas(struct vm_area_struct *list);
+/* Clears the PTEs of a gathered list, unlinks it from the files, frees its page tables and it. */
+void vms_complete_munmap_vmas(struct mm_struct *mm, struct vm_area_struct *list);
 
 #endif

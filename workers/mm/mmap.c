@@ -74,7 +74,7 @@ static EMU_NOINLINE void mmap_region(struct mm_struct *mm, uint64_t addr, uint64
 	if (!vma_merge(mm, prev, addr, addr + len, vm_flags, file, pgoff))
 		vma_new(mm, addr, addr + len, vm_flags, file, pgoff);
 	if (old)
-		vms_complete_munmap_vmas(old);
+		vms_complete_munmap_vmas(mm, old);
 }
 
 int64_t emu_sys_mmap(uint64_t addr, uint64_t len, uint32_t prot, uint32_t flags, struct address_space *file,
@@ -112,7 +112,7 @@ static EMU_NOINLINE void do_munmap(struct mm_struct *mm, uint64_t start, uint64_
 	struct vm_area_struct *old = vms_gather_munmap_vmas(mm, start, end);
 
 	if (old)
-		vms_complete_munmap_vmas(old);
+		vms_complete_munmap_vmas(mm, old);
 }
 
 int64_t emu_sys_munmap(uint64_t addr, uint64_t len)
@@ -139,6 +139,8 @@ static EMU_NOINLINE struct vm_area_struct *mprotect_fixup(struct mm_struct *mm, 
 
 	if (flags == vma->vm_flags)
 		return vma;
+	/* Before the VMA changes: once it has joined another, start and end are no longer its own. */
+	change_protection(mm, start, end, flags);
 	merged = vma_merge(mm, start > vma->vm_start ? vma : prev, start, end, flags, vma->vm_file, pgoff);
 	if (merged)
 		return merged;
@@ -225,4 +227,28 @@ out:
 	brk = mm->brk;
 	emu_mm->write_unlock(mm);
 	return (int64_t)brk;
+}
+
+EMU_NOINLINE int64_t emu_sys_fault(uint64_t addr, bool write)
+{
+	EMU_CALL_SITE();
+	struct mm_struct *mm = current->mm;
+	int64_t err;
+
+	do {
+		struct address_space *mapping = NULL;
+		struct vm_area_struct *vma;
+
+		err = -EFAULT;
+		emu_mm->read_lock(mm);
+		vma = emu_mm->find(mm, addr, NULL);
+		if (vma && vma->vm_start <= addr) {
+			mapping = vma->vm_file;
+			err = handle_mm_fault(vma, addr, write);
+		}
+		emu_mm->read_unlock(mm);
+		if (err == -EAGAIN)
+			wait_on_pages(mapping);
+	} while (err == -EAGAIN);
+	return err;
 }

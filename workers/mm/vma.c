@@ -23,6 +23,7 @@ struct vm_area_struct *vm_area_alloc(struct mm_struct *mm, uint64_t start, uint6
 	/* As in the kernel: the page offset of anonymous memory is its address, so that neighbours always fit. */
 	vma->vm_pgoff = file ? pgoff : start >> EMU_PAGE_SHIFT;
 	vma->i_mmap_index = 0;
+	atomic_init(&vma->anon, 0);
 	return vma;
 }
 
@@ -87,6 +88,13 @@ EMU_NOINLINE void vma_complete(struct mm_struct *mm, struct vma_prepare *vp)
 		vm_area_free(vp->remove2);
 }
 
+/* What `from` had pages of its own in, or a part of it, is `vma`'s from now on. */
+static void vma_inherit_anon(struct vm_area_struct *vma, struct vm_area_struct *from)
+{
+	if (from && atomic_load_explicit(&from->anon, memory_order_relaxed))
+		atomic_store_explicit(&vma->anon, 1, memory_order_relaxed);
+}
+
 /* Splits at addr, inside vma. The new VMA is the lower half if new_below, else the upper. */
 EMU_NOINLINE void __split_vma(struct mm_struct *mm, struct vm_area_struct *vma, uint64_t addr, bool new_below)
 {
@@ -99,6 +107,7 @@ EMU_NOINLINE void __split_vma(struct mm_struct *mm, struct vm_area_struct *vma, 
 		   (unsigned long long)addr);
 	vp.insert = vm_area_alloc(mm, start, end, vma->vm_flags, vma->vm_file,
 				  vma->vm_pgoff + ((start - vma->vm_start) >> EMU_PAGE_SHIFT));
+	vma_inherit_anon(vp.insert, vma);
 	vma_prepare(&vp);
 	if (new_below)
 		mm_resize(mm, vma, addr, vma->vm_end);
@@ -175,6 +184,9 @@ EMU_NOINLINE struct vm_area_struct *vma_merge(struct mm_struct *mm, struct vm_ar
 	} else {
 		return NULL;
 	}
+	vma_inherit_anon(vp.vma, vp.adj_next);
+	vma_inherit_anon(vp.vma, vp.remove);
+	vma_inherit_anon(vp.vma, vp.remove2);
 	vma_complete(mm, &vp);
 	return vp.vma;
 }
@@ -203,22 +215,28 @@ static void unlink_file_vma_batch_add(struct unlink_vma_file_batch *vb, struct v
 	vb->vmas[vb->count++] = vma;
 }
 
-/* As the kernel, which frees page tables as it goes, a batch ends where a gap of a page table's reach begins. */
-static EMU_NOINLINE void free_pgtables(struct vm_area_struct *list)
+/*
+ * A batch ends where a gap of a page table's reach begins: the kernel frees page tables as it goes. The list lies
+ * between floor and ceiling, where VMAs that stay end and begin.
+ */
+static EMU_NOINLINE void free_pgtables(struct mm_struct *mm, struct vm_area_struct *list, uint64_t floor,
+				       uint64_t ceiling)
 {
 	EMU_CALL_SITE();
 
 	for (struct vm_area_struct *vma = list; vma;) {
 		struct unlink_vma_file_batch vb = { 0 };
 		struct vm_area_struct *next = vma->detached_next;
+		uint64_t start = vma->vm_start;
 
 		unlink_file_vma_batch_add(&vb, vma);
-		while (next && next->vm_start <= vma->vm_end + PMD_SIZE) {
+		while (next && next->vm_start <= vma->vm_end + EMU_PMD_SIZE) {
 			vma = next;
 			next = vma->detached_next;
 			unlink_file_vma_batch_add(&vb, vma);
 		}
 		unlink_file_vma_batch_final(&vb);
+		free_pgd_range(mm, start, vma->vm_end, floor, next ? next->vm_start : ceiling);
 		vma = next;
 	}
 }
@@ -242,11 +260,25 @@ EMU_NOINLINE struct vm_area_struct *vms_gather_munmap_vmas(struct mm_struct *mm,
 	return list;
 }
 
-EMU_NOINLINE void vms_complete_munmap_vmas(struct vm_area_struct *list)
+static EMU_NOINLINE void unmap_vmas(struct mm_struct *mm, struct vm_area_struct *list)
 {
 	EMU_CALL_SITE();
 
-	free_pgtables(list);
+	for (struct vm_area_struct *vma = list; vma; vma = vma->detached_next)
+		unmap_page_range(mm, vma->vm_start, vma->vm_end);
+}
+
+EMU_NOINLINE void vms_complete_munmap_vmas(struct mm_struct *mm, struct vm_area_struct *list)
+{
+	EMU_CALL_SITE();
+	struct vm_area_struct *prev = NULL, *next = NULL;
+
+	/* Who never had a fault has no page tables. */
+	if (atomic_load_explicit(&mm->pgd, memory_order_relaxed)) {
+		unmap_vmas(mm, list);
+		next = emu_mm->find(mm, list->vm_start, &prev);
+	}
+	free_pgtables(mm, list, prev ? prev->vm_end : 0, next ? next->vm_start : UINT64_MAX);
 	while (list) {
 		struct vm_area_struct *vma = list;
 

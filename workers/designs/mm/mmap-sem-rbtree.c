@@ -91,6 +91,16 @@ static void mmap_sem_write_unlock(struct mm_struct *mm)
 	up_write(&mm_private(mm, struct mmap_sem)->mmap_lock);
 }
 
+static void mmap_sem_read_lock(struct mm_struct *mm)
+{
+	down_read(&mm_private(mm, struct mmap_sem)->mmap_lock);
+}
+
+static void mmap_sem_read_unlock(struct mm_struct *mm)
+{
+	up_read(&mm_private(mm, struct mmap_sem)->mmap_lock);
+}
+
 static struct vm_area_struct *mmap_sem_find(struct mm_struct *mm, uint64_t addr, struct vm_area_struct **prev)
 {
 	struct rb_node *node = mm_private(mm, struct mmap_sem)->rb.rb_node;
@@ -177,6 +187,8 @@ EMU_EXPORT const struct mm_ops emu_mm_ops = {
 	.init = mmap_sem_init,
 	.write_lock = mmap_sem_write_lock,
 	.write_unlock = mmap_sem_write_unlock,
+	.read_lock = mmap_sem_read_lock,
+	.read_unlock = mmap_sem_read_unlock,
 	.find = mmap_sem_find,
 	.link = mmap_sem_link,
 	.unlink = mmap_sem_unlink,

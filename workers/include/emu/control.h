@@ -46,6 +46,7 @@ enum emu_call_op {
 	EMU_CALL_MUNMAP,
 	EMU_CALL_MPROTECT,
 	EMU_CALL_BRK,
+	EMU_CALL_FAULT, /* touch each page of [addr, addr + len), to write it if prot has EMU_PROT_WRITE */
 	EMU_CALL_WORK, /* nothing but work_ns; from here on no process is needed */
 	EMU_CALL_PACE, /* waits, computing, for the next whole multiple of len ns since the start line */
 	EMU_CALL_LINE_WRITE, /* the micro workloads: see mm/micro.h */

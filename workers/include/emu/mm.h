@@ -5,7 +5,8 @@
  * Structure and names follow the kernel's (mm/vma.c, mm/mmap.c, kernel/fork.c, fs/exec.c); the code is our own. Addresses
  * and lengths are bytes, page offsets are pages. System calls return 0 or an address, or -errno.
  *
- * Lock order: mmap_lock (the mm design's) -> i_mmap lock (the rmap design's). Walkers take the latter alone.
+ * Lock order: mmap_lock (the mm design's) -> i_mmap lock (the rmap design's) -> page-table lock. A walker does not take
+ * the first, but before the second invalidate_lock, which whoever faults waits for with nothing held.
  */
 #ifndef EMU_MM_H
 #define EMU_MM_H
@@ -47,10 +48,19 @@
 
 /* A file's page cache, and who maps it. */
 struct address_space {
-	/* Constant after the load phase. */
+	/* Constant after the load phase, but for generation: that is written as taken_* are. */
 	uint32_t id;
+	_Atomic uint32_t generation; /* times that pages of this file were migrated */
 	uint64_t nr_pages;
+
+	/*
+	 * The pages [taken_first, taken_end) are a walker's: no fault maps one of them, or finds it in the page cache.
+	 * Stands for their folio locks. Written under invalidate_lock; a fault looks with ptl held.
+	 */
+	_Atomic uint64_t taken_first, taken_end;
 	char name[96];
+
+	struct rw_semaphore invalidate_lock; /* a walker holds it for writing; a fault that meets one waits for it */
 
 	/* The rmap design's: trees and locks, or a pointer to them. */
 	__cacheline_aligned unsigned char i_mmap[EMU_RMAP_SLOT];
@@ -80,6 +90,7 @@ struct vm_area_struct {
 	};
 	struct address_space *vm_file; /* NULL: anonymous. VM_SPECIAL: only names the mapping, not in i_mmap */
 	uint64_t vm_pgoff;
+	_Atomic uint32_t anon; /* it has or had pages of its own (the kernel's anon_vma); set by faults, never cleared */
 };
 
 struct mm_struct {
@@ -89,6 +100,9 @@ struct mm_struct {
 	uint32_t map_count;
 	uint32_t id;
 	uint64_t total_vm; /* pages */
+
+	/* Page tables, see pgtable.h; NULL until the first fault. */
+	__cacheline_aligned void *_Atomic pgd;
 
 	/* The mm design's: index and lock. */
 	__cacheline_aligned unsigned char index[EMU_MM_SLOT];
@@ -149,6 +163,8 @@ EMU_EXPORT int64_t emu_sys_mmap(uint64_t addr, uint64_t len, uint32_t prot, uint
 EMU_EXPORT int64_t emu_sys_munmap(uint64_t addr, uint64_t len);
 EMU_EXPORT int64_t emu_sys_mprotect(uint64_t addr, uint64_t len, uint32_t prot);
 EMU_EXPORT int64_t emu_sys_brk(uint64_t brk); /* the new or, where that cannot be, the old break */
+/* A page fault of the current task. 0; -EFAULT: not allowed or not mapped; -EIO: beyond the end of the file. */
+EMU_EXPORT int64_t emu_sys_fault(uint64_t addr, bool write);
 
 /* A copy of `oldmm` with its VMAs linked just after their parents' in i_mmap. */
 EMU_EXPORT struct mm_struct *dup_mmap(struct mm_struct *oldmm);

@@ -27,6 +27,10 @@ struct mm_ops {
 	void (*write_lock)(struct mm_struct *mm);
 	void (*write_unlock)(struct mm_struct *mm);
 
+	/* Keep this mm's VMAs as they are while a page fault looks at them; find is called with this held. Required. */
+	void (*read_lock)(struct mm_struct *mm);
+	void (*read_unlock)(struct mm_struct *mm);
+
 	/* The first VMA that ends after addr, or NULL; *prev, if prev is not NULL, is the one before it or NULL. Required. */
 	struct vm_area_struct *(*find)(struct mm_struct *mm, uint64_t addr, struct vm_area_struct **prev);
 

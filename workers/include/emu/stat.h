@@ -33,6 +33,7 @@ EMU_EXPORT uint32_t lock_class(const char *name, const char *file);
 
 /* Classes that exist in every run, for locks that come and go with each process. */
 #define EMU_CLASS_MMAP_LOCK 1u
+#define EMU_CLASS_PTL 2u
 
 static inline struct lock_stat *lock_stat_here(uint32_t class_id)
 {
