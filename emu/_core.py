@@ -169,6 +169,7 @@ class CostModel(ctypes.Structure):
         ("futex_wake_ps", ctypes.c_uint32),
         ("wake_to_run_ps", ctypes.c_uint32),
         ("ipi_send_ps", ctypes.c_uint32),
+        ("ipi_round_trip_ps", ctypes.c_uint32),
         ("context_switch_ps", ctypes.c_uint32),
         ("event_limit", ctypes.c_uint64),
     )

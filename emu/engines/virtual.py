@@ -72,6 +72,7 @@ def cost_model(machine: Topology, cpus: int) -> _core.CostModel:
         futex_wake_ps=ps("kernel.futex_wake_ns"),
         wake_to_run_ps=ps("kernel.wake_to_run_ns"),
         ipi_send_ps=ps("kernel.ipi_send_ns"),
+        ipi_round_trip_ps=ps("kernel.ipi_round_trip_ns"),
         context_switch_ps=ps("kernel.context_switch_ns"),
         event_limit=_EVENT_LIMIT,
     )

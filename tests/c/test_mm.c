@@ -127,6 +127,16 @@ static int look_for_family(struct vm_area_struct *vma, void *arg)
 	return 0;
 }
 
+/* All CPUs get here before any goes on. Who waits is in no call: grace periods do not wait for it. */
+static void meet(_Atomic uint32_t *arrived)
+{
+	emu_rcu_idle();
+	atomic_fetch_add(arrived, 1);
+	while (atomic_load(arrived) < CPUS)
+		emu_spin_wait(arrived);
+	emu_rcu_online();
+}
+
 static void run_list(uint32_t list)
 {
 	uint32_t failed;
@@ -186,9 +196,7 @@ static void cpu_main(uint32_t cpu)
 			   emu_file(FILE_ANCHOR), 0);
 	ASSERT(ret == (int64_t)ANCHOR_ADDR, "%lld", (long long)ret);
 	atomic_store(&shared->owner[cpu], current->mm);
-	atomic_fetch_add(&shared->ready, 1);
-	while (atomic_load(&shared->ready) < CPUS)
-		emu_spin_wait(&shared->ready);
+	meet(&shared->ready);
 
 	for (uint32_t i = 0; i < calls_per_cpu; i++) {
 		uint64_t page = emu_random() % PAGES, pages = 1 + emu_random() % (PAGES - page);
@@ -237,9 +245,7 @@ static void cpu_main(uint32_t cpu)
 	while (depth--)
 		run_list(LIST_EXIT);
 	/* The anchors stay until the last walk is done. */
-	atomic_fetch_add(&shared->finished, 1);
-	while (atomic_load(&shared->finished) < CPUS)
-		emu_spin_wait(&shared->finished);
+	meet(&shared->finished);
 	run_list(LIST_EXIT);
 }
 
@@ -261,9 +267,7 @@ static void shared_main(uint32_t cpu)
 			       "mmap");
 		atomic_store(&shared->owner[0], current->mm);
 	}
-	atomic_fetch_add(&shared->ready, 1);
-	while (atomic_load(&shared->ready) < CPUS)
-		emu_spin_wait(&shared->ready);
+	meet(&shared->ready);
 	current->mm = atomic_load(&shared->owner[0]);
 	for (uint32_t i = 0; i < NR_APART * PAGES; i++) {
 		uint64_t n = (i * (2 * cpu + 1) + 17 * cpu) % (NR_APART * PAGES);
@@ -271,9 +275,7 @@ static void shared_main(uint32_t cpu)
 
 		ASSERT(!emu_sys_fault(addr, cpu % 2), "fault at %#llx", (unsigned long long)addr);
 	}
-	atomic_fetch_add(&shared->finished, 1);
-	while (atomic_load(&shared->finished) < CPUS)
-		emu_spin_wait(&shared->finished);
+	meet(&shared->finished);
 	if (cpu) {
 		current->mm = NULL;
 		return;
@@ -317,9 +319,7 @@ static void relay_main(uint32_t cpu)
 	run_list(LIST_EXEC);
 	if (cpu < 2)
 		map_churn(0);
-	atomic_fetch_add(&shared->ready, 1);
-	while (atomic_load(&shared->ready) < CPUS)
-		emu_spin_wait(&shared->ready);
+	meet(&shared->ready);
 	while (atomic_load(&shared->turns) < turns) {
 		if (cpu >= 2) {
 			int ret;
@@ -328,6 +328,7 @@ static void relay_main(uint32_t cpu)
 			ret = emu_rmap->walk(emu_file(FILE_CHURN), 0, 0, true, found, NULL);
 			ASSERT(ret == 1 || ret == -EAGAIN || ret == -EOPNOTSUPP, "a walk found nobody: %d", ret);
 			emu_spin_wait(shared);
+			emu_rcu_quiescent();
 		} else if (atomic_load(&shared->turn) == cpu) {
 			/* The other one has a mapping and keeps it until it is its turn. */
 			unmap_churn(0);
@@ -340,9 +341,7 @@ static void relay_main(uint32_t cpu)
 			unmap_churn(1);
 		}
 	}
-	atomic_fetch_add(&shared->finished, 1);
-	while (atomic_load(&shared->finished) < CPUS)
-		emu_spin_wait(&shared->finished);
+	meet(&shared->finished);
 	run_list(LIST_EXIT);
 }
 

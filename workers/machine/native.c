@@ -96,6 +96,11 @@ void emu_compute(uint64_t ns)
 	work_sink = work_loop((uint64_t)((double)ns * host.loops_per_ns));
 }
 
+void emu_tlb_flush(const _Atomic uint64_t *cpus)
+{
+	(void)cpus;
+}
+
 /* About 25 ms, once in the life of the conductor. */
 void emu_machine_init(void)
 {

@@ -62,13 +62,12 @@ static struct address_space *file_of(const struct emu_call *call)
 static bool anything_mapped(const struct emu_call *call)
 {
 	struct mm_struct *mm = current->mm;
-	struct vm_area_struct *vma;
+	struct mm_range range = { .start = call->addr, .end = call->addr + call->len };
 	bool found;
 
-	emu_mm->write_lock(mm);
-	vma = emu_mm->find(mm, call->addr, NULL);
-	found = vma && vma->vm_start < call->addr + call->len;
-	emu_mm->write_unlock(mm);
+	emu_mm->write_lock(mm, &range);
+	found = emu_mm->find(mm, range.start, range.end, NULL) != NULL;
+	emu_mm->write_unlock(mm, &range);
 	return found;
 }
 
@@ -96,18 +95,30 @@ static EMU_NOINLINE int64_t load_elf_binary(const struct emu_call *call, bool st
 	return 0;
 }
 
-/* As the hardware does: only what the page tables do not allow is a fault. */
+/* As the hardware does. Page tables that are taken away stay until nobody can be looking. */
+static bool page_is_there(uint64_t addr, bool write)
+{
+	const struct page_table *table;
+	bool there;
+
+	rcu_read_lock();
+	table = pte_find(current->mm, addr, NULL);
+	there = table && pte_allows(pte_get(table, pte_index(addr)), write);
+	rcu_read_unlock();
+	return there;
+}
+
+/* Only what the page tables do not allow is a fault. */
 static int64_t touch(struct emu_cpu *cpu, const struct emu_call *call)
 {
 	bool write = call->prot & EMU_PROT_WRITE, record = cpu->in_phase && emu_arena->phase_record;
 	uint64_t end = call->addr + call->len;
 
 	for (uint64_t addr = call->addr & ~(EMU_PAGE_SIZE - 1); addr < end; addr += EMU_PAGE_SIZE) {
-		const struct page_table *table = pte_find(current->mm, addr, NULL);
 		uint64_t start_ns;
 		int64_t err;
 
-		if (table && pte_allows(pte_get(table, pte_index(addr)), write))
+		if (page_is_there(addr, write))
 			continue;
 		start_ns = emu_clock_ns();
 		err = emu_sys_fault(addr, write);
@@ -173,12 +184,15 @@ static int64_t run_call(const struct emu_call *call, bool strict)
 		if (cpu->nr_parents == EMU_MM_STACK)
 			return emu_set_error(-EAGAIN, "more than %u processes wait for a child on this CPU", EMU_MM_STACK);
 		cpu->parents[cpu->nr_parents++] = current->mm;
-		current->mm = dup_mmap(current->mm);
+		switch_mm(dup_mmap(current->mm));
 		return 0;
-	case EMU_CALL_EXIT:
-		exit_mmap(current->mm);
-		current->mm = cpu->nr_parents ? cpu->parents[--cpu->nr_parents] : NULL;
+	case EMU_CALL_EXIT: {
+		struct mm_struct *mm = current->mm;
+
+		switch_mm(cpu->nr_parents ? cpu->parents[--cpu->nr_parents] : NULL);
+		mmput(mm);
 		return 0;
+	}
 	case EMU_CALL_MMAP:
 		ret = emu_sys_mmap(call->addr, call->len, call->prot, call->flags, file_of(call), call->offset);
 		break;
@@ -263,13 +277,14 @@ int emu_program_run(uint32_t list_nr, bool record, uint32_t *failed)
 int64_t emu_maps(char *buf, uint64_t size)
 {
 	struct mm_struct *mm = current->mm;
+	struct mm_range range = { .end = EMU_TASK_SIZE };
 	struct vm_area_struct *vma;
 	uint64_t used = 0;
 
 	if (!mm)
 		return emu_set_error(-ESRCH, "CPU %u has no process", current->cpu);
-	emu_mm->write_lock(mm);
-	for (vma = emu_mm->find(mm, 0, NULL); vma; vma = emu_mm->find(mm, vma->vm_end, NULL)) {
+	emu_mm->write_lock(mm, &range);
+	for (uint64_t at = 0; (vma = emu_mm->find(mm, at, EMU_TASK_SIZE, NULL)); at = vma->vm_end) {
 		const char *name = "";
 
 		if (vma->vm_file)
@@ -286,6 +301,6 @@ int64_t emu_maps(char *buf, uint64_t size)
 					   vma->vm_file ? (unsigned long long)(vma->vm_pgoff << EMU_PAGE_SHIFT) : 0ULL,
 					   name[0] ? " " : "", name);
 	}
-	emu_mm->write_unlock(mm);
+	emu_mm->write_unlock(mm, &range);
 	return (int64_t)used;
 }

@@ -351,11 +351,11 @@ static uint64_t to_protection(uint64_t pte, const struct pte_change *change)
 	return (pte & keep) | access_bits((uint32_t)change->value);
 }
 
-EMU_NOINLINE void change_protection(struct mm_struct *mm, uint64_t start, uint64_t end, uint32_t vm_flags)
+EMU_NOINLINE uint64_t change_protection(struct mm_struct *mm, uint64_t start, uint64_t end, uint32_t vm_flags)
 {
 	EMU_CALL_SITE();
 
-	change_ptes(mm, start, end, &(struct pte_change){ .fn = to_protection, .value = vm_flags });
+	return change_ptes(mm, start, end, &(struct pte_change){ .fn = to_protection, .value = vm_flags });
 }
 
 EMU_NOINLINE void copy_page_range(struct vm_area_struct *child, struct vm_area_struct *parent)
@@ -419,7 +419,8 @@ static void free_tables(void *_Atomic *slot, uint64_t base, uint32_t shift, cons
 	if (shift < PMD_SHIFT)
 		EMU_ASSERT(!((struct page_table *)table)->nr_used, "%u PTEs from %#llx on are left",
 			   ((struct page_table *)table)->nr_used, (unsigned long long)base);
-	emu_free(table);
+	/* Faults that hold no lock may still look at it. */
+	emu_free_rcu(table);
 }
 
 void free_pgd_range(struct mm_struct *mm, uint64_t start, uint64_t end, uint64_t floor, uint64_t ceiling)

@@ -143,8 +143,11 @@ EMU_EXPORT uint64_t set_migration_ptes(struct vm_area_struct *vma, uint64_t firs
 EMU_EXPORT uint64_t remove_migration_ptes(struct vm_area_struct *vma, uint64_t first, uint64_t last,
 					  uint32_t generation);
 
-/* Protections of what is mapped in [start, end), which has vm_flags from now on. Writing comes back by a fault. */
-EMU_EXPORT void change_protection(struct mm_struct *mm, uint64_t start, uint64_t end, uint32_t vm_flags);
+/*
+ * Protections of what is mapped in [start, end), which has vm_flags from now on. Writing comes back by a fault. Returns
+ * how many PTEs were changed.
+ */
+EMU_EXPORT uint64_t change_protection(struct mm_struct *mm, uint64_t start, uint64_t end, uint32_t vm_flags);
 
 /*
  * The child's PTEs from the parent's; both lose writing where they share. As in the kernel, nothing is copied of a VMA

@@ -78,7 +78,10 @@ static void leave(struct fiber *f)
 static void enter(struct fiber *f)
 {
 	vm.fiber = f;
-	vm.clock = f->clock;
+	/* In the queue it still has the time before the interrupts: it gives way at its next point of order. */
+	vm.clock = f->clock + f->stolen;
+	f->spent.compute_ps += f->stolen;
+	f->stolen = 0;
 	vm.horizon = vm.clock + HORIZON_PS;
 	vm.cpu = f->cpu;
 	vm.tags = f->tags;
@@ -359,6 +362,36 @@ uint32_t emu_futex_wake(_Atomic uint32_t *word, uint32_t n)
 }
 
 /*
+ * Interrupts
+ */
+
+void emu_tlb_flush(const _Atomic uint64_t *cpus)
+{
+	const struct emu_cost_model *cost = &vm.cost;
+	uint64_t taken_ps = cost->ipi_round_trip_ps - cost->ipi_send_ps;
+	uint32_t sent = 0;
+
+	if (!vm.span)
+		return;
+	for (uint32_t i = 0; i < cost->nr_cpus; i++) {
+		struct fiber *f = &vm.fibers[i];
+
+		if (i == vm.cpu || !(atomic_load_explicit(&cpus[i / 64], memory_order_relaxed) >> i % 64 & 1))
+			continue;
+		/* Who sleeps is idle, and looks at what it missed when it wakes. */
+		if (f->state != FIBER_READY && f->state != FIBER_PARKED)
+			continue;
+		f->stolen += taken_ps;
+		sent++;
+	}
+	if (!sent)
+		return;
+	drain_stores();
+	vm.clock += sent * cost->ipi_send_ps + taken_ps;
+	vm.fiber->spent.compute_ps += sent * cost->ipi_send_ps + taken_ps;
+}
+
+/*
  * Running
  */
 
@@ -394,6 +427,7 @@ int emu_virtual_run(void (*fn)(void *arg), void *arg)
 		f->clock = f->since = vm.now;
 		f->depth = 0;
 		f->nr_watches = 0;
+		f->stolen = 0;
 		memset(&f->spent, 0, sizeof(f->spent));
 		sched_push(f);
 	}

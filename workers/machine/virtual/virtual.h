@@ -71,6 +71,7 @@ struct fiber {
 	enum fiber_state state;
 	uint32_t nr_watches;
 	uint64_t store_done; /* when all its stores so far are through */
+	uint64_t stolen;     /* ps that interrupts took since it last ran */
 	__cacheline_aligned struct watch watches[WATCHES];
 
 	struct emu_virtual_cpu spent;
