@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_mm.c - the small mm under every rmap design in EMU_DESIGNS/rmap, with many CPUs at once.
+ * test_mm.c - the small mm under every design in EMU_DESIGNS, with many CPUs at once.
  *
  * Each CPU keeps one mapping of all pages of the file "anchor" and changes the protection of random parts of it, so that
  * it is split and merged all the time; beside that it maps, unmaps, forks and exits on the file "churn". Every few calls
@@ -43,6 +43,7 @@ enum { FILE_ANCHOR, FILE_CHURN, NR_FILES };
 enum { LIST_FORK, LIST_EXIT, LIST_EXEC, LIST_IMAGE, NR_LISTS };
 
 static uint32_t calls_per_cpu = 8000;
+static const char *mm_design = "mmap-sem-rbtree";
 static void *arena_base;
 static bool refuses_walks; /* the design under test, for the anchor */
 
@@ -412,7 +413,8 @@ static void run_machine(const char *design, const char *params, bool penalty, ui
 	memset(shared, 0, sizeof(*shared));
 	snprintf(path, sizeof(path), "%s/rmap/%s.so", EMU_DESIGNS, design);
 	ASSERT(!emu_design_load(0, path, params), "%s", emu_error());
-	ASSERT(!emu_design_load(1, EMU_DESIGNS "/mm/mmap-sem-rbtree.so", NULL), "%s", emu_error());
+	snprintf(path, sizeof(path), "%s/mm/%s.so", EMU_DESIGNS, mm_design);
+	ASSERT(!emu_design_load(1, path, NULL), "%s", emu_error());
 	ASSERT(!emu_arena_format(arena_base, ARENA_BYTES, &config), "%s", emu_error());
 	ASSERT(emu_file_add("anchor", PAGES) == FILE_ANCHOR, "anchor");
 	/* A library, for designs that treat those apart. */
@@ -532,38 +534,58 @@ static int is_design(const struct dirent *entry)
 	return len > 3 && !strcmp(entry->d_name + len - 3, ".so");
 }
 
+/* The names of all designs of a kind. They stay open: a sanitizer names functions only of what it saw loaded before. */
+static int find_designs(const char *kind, struct dirent ***designs)
+{
+	char path[512];
+	int n;
+
+	snprintf(path, sizeof(path), "%s/%s", EMU_DESIGNS, kind);
+	n = scandir(path, designs, is_design, alphasort);
+	ASSERT(n > 0, "no designs in %s", path);
+	for (int i = 0; i < n; i++) {
+		snprintf(path, sizeof(path), "%s/%s/%s", EMU_DESIGNS, kind, (*designs)[i]->d_name);
+		ASSERT(dlopen(path, RTLD_NOW), "%s", dlerror());
+		*strrchr((*designs)[i]->d_name, '.') = '\0';
+	}
+	return n;
+}
+
 /* test_mm [calls per CPU [design]] */
 int main(int argc, char **argv)
 {
-	struct dirent **designs;
-	int n = scandir(EMU_DESIGNS "/rmap", &designs, is_design, alphasort);
+	struct dirent **rmaps, **mms;
+	int nr_rmaps = find_designs("rmap", &rmaps), nr_mms = find_designs("mm", &mms);
 
-	ASSERT(n > 0, "no designs in %s", EMU_DESIGNS "/rmap");
 	if (argc > 1)
 		calls_per_cpu = (uint32_t)strtoul(argv[1], NULL, 10);
 	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	ASSERT(shared != MAP_FAILED, "mmap");
-	/* Open to the end: a sanitizer names functions only of what it saw loaded before its first report. */
-	for (int i = 0; i < n; i++) {
-		char path[512];
-
-		snprintf(path, sizeof(path), "%s/rmap/%s", EMU_DESIGNS, designs[i]->d_name);
-		ASSERT(dlopen(path, RTLD_NOW), "%s", dlerror());
-	}
 	TEST(trees_of_a_change_are_locked_in_order);
-	TEST(faults_of_one_process);
-	for (int i = 0; i < n; i++) {
-		char *design = designs[i]->d_name;
+	for (int i = 0; i < nr_rmaps; i++) {
+		const char *design = rmaps[i]->d_name;
 
-		design[strlen(design) - 3] = '\0';
-		if (argc <= 2 || !strcmp(design, argv[2])) {
-			run(&(struct variant){ .design = design });
-			for (uint32_t v = 0; v < ARRAY_SIZE(variants); v++)
-				if (!strcmp(design, variants[v].design))
-					run(&variants[v]);
-		}
-		free(designs[i]);
+		if (argc > 2 && strcmp(design, argv[2]))
+			continue;
+		run(&(struct variant){ .design = design });
+		for (uint32_t v = 0; v < ARRAY_SIZE(variants); v++)
+			if (!strcmp(design, variants[v].design))
+				run(&variants[v]);
 	}
-	free(designs);
+	for (int i = 0; i < nr_mms; i++) {
+		mm_design = mms[i]->d_name;
+		if (argc > 2 && strcmp(mm_design, argv[2]))
+			continue;
+		printf("%s: ", mm_design);
+		TEST(faults_of_one_process);
+		printf("%s: ", mm_design);
+		run(&(struct variant){ .design = "numa-locks" });
+	}
+	for (int i = 0; i < nr_rmaps; i++)
+		free(rmaps[i]);
+	for (int i = 0; i < nr_mms; i++)
+		free(mms[i]);
+	free(rmaps);
+	free(mms);
 	return test_report();
 }

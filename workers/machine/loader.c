@@ -64,7 +64,7 @@ static int check_rmap(const struct rmap_ops *o)
 static int check_mm(const struct mm_ops *o)
 {
 	const struct hook hooks[] = {
-		HOOK(o, init), HOOK(o, write_lock), HOOK(o, write_unlock), HOOK(o, find),
+		HOOK(o, init), HOOK(o, lock), HOOK(o, unlock), HOOK(o, find),
 		HOOK(o, link), HOOK(o, unlink),	    HOOK(o, change),	   HOOK(o, fault),
 	};
 

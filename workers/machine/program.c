@@ -62,12 +62,12 @@ static struct address_space *file_of(const struct emu_call *call)
 static bool anything_mapped(const struct emu_call *call)
 {
 	struct mm_struct *mm = current->mm;
-	struct mm_range range = { .start = call->addr, .end = call->addr + call->len };
+	struct mm_range range = { .start = call->addr, .end = call->addr + call->len, .read = true };
 	bool found;
 
-	emu_mm->write_lock(mm, &range);
+	emu_mm->lock(mm, &range);
 	found = emu_mm->find(mm, range.start, range.end, NULL) != NULL;
-	emu_mm->write_unlock(mm, &range);
+	emu_mm->unlock(mm, &range);
 	return found;
 }
 
@@ -277,13 +277,13 @@ int emu_program_run(uint32_t list_nr, bool record, uint32_t *failed)
 int64_t emu_maps(char *buf, uint64_t size)
 {
 	struct mm_struct *mm = current->mm;
-	struct mm_range range = { .end = EMU_TASK_SIZE };
+	struct mm_range range = { .end = EMU_TASK_SIZE, .read = true };
 	struct vm_area_struct *vma;
 	uint64_t used = 0;
 
 	if (!mm)
 		return emu_set_error(-ESRCH, "CPU %u has no process", current->cpu);
-	emu_mm->write_lock(mm, &range);
+	emu_mm->lock(mm, &range);
 	for (uint64_t at = 0; (vma = emu_mm->find(mm, at, EMU_TASK_SIZE, NULL)); at = vma->vm_end) {
 		const char *name = "";
 
@@ -301,6 +301,6 @@ int64_t emu_maps(char *buf, uint64_t size)
 					   vma->vm_file ? (unsigned long long)(vma->vm_pgoff << EMU_PAGE_SHIFT) : 0ULL,
 					   name[0] ? " " : "", name);
 	}
-	emu_mm->write_unlock(mm, &range);
+	emu_mm->unlock(mm, &range);
 	return (int64_t)used;
 }

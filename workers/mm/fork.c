@@ -23,9 +23,9 @@ EMU_NOINLINE struct mm_struct *dup_mmap(struct mm_struct *oldmm)
 	struct mm_range old_range = WHOLE_MM, range = WHOLE_MM;
 	struct vm_area_struct *vma, *copy;
 
-	emu_mm->write_lock(oldmm, &old_range);
+	emu_mm->lock(oldmm, &old_range);
 	/* Nobody else knows the child's mm yet; its lock nests inside the parent's, as mmap_lock does in the kernel. */
-	emu_mm->write_lock(mm, &range);
+	emu_mm->lock(mm, &range);
 	mm->mmap_base = oldmm->mmap_base;
 	mm->start_brk = oldmm->start_brk;
 	atomic_store_explicit(&mm->brk, atomic_load_explicit(&oldmm->brk, memory_order_relaxed), memory_order_relaxed);
@@ -40,10 +40,10 @@ EMU_NOINLINE struct mm_struct *dup_mmap(struct mm_struct *oldmm)
 		emu_mm->link(mm, copy);
 		copy_page_range(copy, vma);
 	}
-	emu_mm->write_unlock(mm, &range);
+	emu_mm->unlock(mm, &range);
 	/* Pages that both share can no longer be written. */
 	emu_tlb_flush(oldmm->cpumask);
-	emu_mm->write_unlock(oldmm, &old_range);
+	emu_mm->unlock(oldmm, &old_range);
 	return mm;
 }
 
@@ -53,13 +53,13 @@ static EMU_NOINLINE void exit_mmap(struct mm_struct *mm)
 	struct mm_range range = WHOLE_MM;
 	struct vm_area_struct *list;
 
-	emu_mm->write_lock(mm, &range);
+	emu_mm->lock(mm, &range);
 	list = vms_gather_munmap_vmas(mm, 0, EMU_TASK_SIZE);
 	if (list) {
 		vms_clear_ptes(mm, list);
 		vms_complete_munmap_vmas(mm, list);
 	}
-	emu_mm->write_unlock(mm, &range);
+	emu_mm->unlock(mm, &range);
 	if (emu_mm->vmas_in_tables)
 		free_pgd_range(mm, 0, EMU_TASK_SIZE, 0, UINT64_MAX);
 	free_pgd(mm);

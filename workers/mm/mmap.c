@@ -44,19 +44,19 @@ static int64_t lock_unmapped_area(struct mm_struct *mm, uint64_t addr, uint64_t 
 		addr = MMAP_MIN_ADDR;
 	if (fixed || (addr && addr <= EMU_TASK_SIZE - len)) {
 		*range = (struct mm_range){ .start = addr, .end = addr + len };
-		emu_mm->write_lock(mm, range);
+		emu_mm->lock(mm, range);
 		if (noreplace ? !emu_mm->find(mm, addr, addr + len, NULL) : fixed || range_is_free(mm, addr, len))
 			return 0;
-		emu_mm->write_unlock(mm, range);
+		emu_mm->unlock(mm, range);
 		if (noreplace)
 			return -EEXIST;
 	}
 	*range = (struct mm_range){ .start = MMAP_MIN_ADDR, .end = mm->mmap_base, .len = len };
-	if (!emu_mm->write_lock(mm, range))
+	if (!emu_mm->lock(mm, range))
 		return 0;
 	/* Nothing below the base: above it, as the kernel does. */
 	*range = (struct mm_range){ .start = mm->mmap_base, .end = EMU_TASK_SIZE, .len = len };
-	return emu_mm->write_lock(mm, range);
+	return emu_mm->lock(mm, range);
 }
 
 static void vma_new(struct mm_struct *mm, uint64_t start, uint64_t end, uint32_t vm_flags, struct address_space *file,
@@ -115,7 +115,7 @@ int64_t emu_sys_mmap(uint64_t addr, uint64_t len, uint32_t prot, uint32_t flags,
 		mm->start_brk = range.start + len;
 		atomic_store_explicit(&mm->brk, mm->start_brk, memory_order_relaxed);
 	}
-	emu_mm->write_unlock(mm, &range);
+	emu_mm->unlock(mm, &range);
 	emu_rcu_quiescent();
 	return (int64_t)range.start;
 }
@@ -139,9 +139,9 @@ int64_t emu_sys_munmap(uint64_t addr, uint64_t len)
 	len = page_align(len);
 	if (addr % EMU_PAGE_SIZE || !len || len > EMU_TASK_SIZE || addr > EMU_TASK_SIZE - len)
 		return -EINVAL;
-	emu_mm->write_lock(mm, &range);
+	emu_mm->lock(mm, &range);
 	do_munmap(mm, addr, addr + len);
-	emu_mm->write_unlock(mm, &range);
+	emu_mm->unlock(mm, &range);
 	emu_rcu_quiescent();
 	return 0;
 }
@@ -185,7 +185,7 @@ int64_t emu_sys_mprotect(uint64_t addr, uint64_t len, uint32_t prot)
 		return -ENOMEM;
 
 	range = (struct mm_range){ .start = addr, .end = end };
-	emu_mm->write_lock(mm, &range);
+	emu_mm->lock(mm, &range);
 	while (addr < end) {
 		uint64_t tmp;
 		uint32_t flags;
@@ -203,7 +203,7 @@ int64_t emu_sys_mprotect(uint64_t addr, uint64_t len, uint32_t prot)
 		mprotect_fixup(mm, prev, vma, addr, tmp, flags);
 		addr = tmp;
 	}
-	emu_mm->write_unlock(mm, &range);
+	emu_mm->unlock(mm, &range);
 	emu_rcu_quiescent();
 	return err;
 }
@@ -232,10 +232,10 @@ static uint64_t lock_brk(struct mm_struct *mm, uint64_t brk, struct mm_range *ra
 		/* The page of the old end too: whoever moves it has that one. */
 		*range = (struct mm_range){ .start = page_align(old < brk ? old : brk),
 					    .end = page_align(old < brk ? brk : old) + EMU_PAGE_SIZE };
-		emu_mm->write_lock(mm, range);
+		emu_mm->lock(mm, range);
 		if (atomic_load_explicit(&mm->brk, memory_order_relaxed) == old)
 			return old;
-		emu_mm->write_unlock(mm, range);
+		emu_mm->unlock(mm, range);
 	}
 }
 
@@ -259,7 +259,7 @@ int64_t emu_sys_brk(uint64_t brk)
 			brk = old;
 	}
 	atomic_store_explicit(&mm->brk, brk, memory_order_relaxed);
-	emu_mm->write_unlock(mm, &range);
+	emu_mm->unlock(mm, &range);
 	emu_rcu_quiescent();
 	return (int64_t)brk;
 }

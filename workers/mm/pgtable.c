@@ -229,6 +229,7 @@ EMU_NOINLINE int handle_mm_fault(struct vm_area_struct *vma, uint64_t addr, bool
 	struct page_table *table = pte_alloc(vma->vm_mm, addr);
 	int err;
 
+	take_page();
 	spin_lock(&table->ptl);
 	err = handle_pte_fault(table, vma, addr, write);
 	spin_unlock(&table->ptl);

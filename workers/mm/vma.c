@@ -96,12 +96,13 @@ EMU_NOINLINE void __split_vma(struct mm_struct *mm, struct vm_area_struct *vma, 
 		   (unsigned long long)addr);
 	vp.insert = vm_area_alloc(mm, start, end, vma->vm_flags, vma->vm_file,
 				  vma->vm_pgoff + ((start - vma->vm_start) >> EMU_PAGE_SHIFT));
-	vma_inherit_anon(vp.insert, vma);
 	vma_prepare(&vp);
 	if (new_below)
 		mm_resize(mm, vma, addr, vma->vm_end);
 	else
 		mm_resize(mm, vma, vma->vm_start, addr);
+	/* Now that no fault can give it a page in the other half any more. */
+	vma_inherit_anon(vp.insert, vma);
 	vma_complete(mm, &vp);
 }
 

@@ -167,11 +167,15 @@ static int64_t highest_gap(struct rb_node *node, uint64_t left, uint64_t right, 
 	return found;
 }
 
-static int64_t mmap_sem_write_lock(struct mm_struct *mm, struct mm_range *range)
+static int64_t mmap_sem_lock(struct mm_struct *mm, struct mm_range *range)
 {
 	struct mmap_sem *ms = mm_private(mm, struct mmap_sem);
 	int64_t found;
 
+	if (range->read) {
+		down_read(&ms->mmap_lock);
+		return 0;
+	}
 	down_write(&ms->mmap_lock);
 	if (!range->len)
 		return 0;
@@ -185,10 +189,14 @@ static int64_t mmap_sem_write_lock(struct mm_struct *mm, struct mm_range *range)
 	return 0;
 }
 
-static void mmap_sem_write_unlock(struct mm_struct *mm, struct mm_range *range)
+static void mmap_sem_unlock(struct mm_struct *mm, struct mm_range *range)
 {
-	(void)range;
-	up_write(&mm_private(mm, struct mmap_sem)->mmap_lock);
+	struct mmap_sem *ms = mm_private(mm, struct mmap_sem);
+
+	if (range->read)
+		up_read(&ms->mmap_lock);
+	else
+		up_write(&ms->mmap_lock);
 }
 
 static int mmap_sem_fault(struct mm_struct *mm, uint64_t addr, bool write, struct address_space **busy)
@@ -209,8 +217,8 @@ EMU_EXPORT const struct mm_ops emu_mm_ops = {
 	.size = sizeof(struct mmap_sem),
 	.params = params,
 	.init = mmap_sem_init,
-	.write_lock = mmap_sem_write_lock,
-	.write_unlock = mmap_sem_write_unlock,
+	.lock = mmap_sem_lock,
+	.unlock = mmap_sem_unlock,
 	.find = mmap_sem_find,
 	.link = mmap_sem_link,
 	.unlink = mmap_sem_unlink,

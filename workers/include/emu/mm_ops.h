@@ -26,10 +26,10 @@
 /* A range of addresses that a change is about. Whole pages. */
 struct mm_range {
 	uint64_t start, end;
-	/* Not 0: any free range of so many bytes in [start, end); write_lock finds the highest one and makes it the range. */
+	/* Not 0: any free range of so many bytes in [start, end); the lock hook finds the highest one and makes it the range. */
 	uint64_t len;
-	/* Set by the caller before write_unlock: nothing is mapped in the range, which was unmapped on purpose. */
-	bool unmapped;
+	bool read;     /* VMAs will only be looked at: others may look too, and faults go on */
+	bool unmapped; /* told at unlock: nothing is mapped in the range any more, its addresses are free */
 };
 
 /* What a VMA's properties become. */
@@ -59,8 +59,8 @@ struct mm_ops {
 	 * Exclude every other change of VMAs in the range, and in the page tables that it touches. The range may be chosen,
 	 * see struct mm_range: -ENOMEM, with nothing locked, if there is none. Otherwise 0. May sleep. Required.
 	 */
-	int64_t (*write_lock)(struct mm_struct *mm, struct mm_range *range);
-	void (*write_unlock)(struct mm_struct *mm, struct mm_range *range);
+	int64_t (*lock)(struct mm_struct *mm, struct mm_range *range);
+	void (*unlock)(struct mm_struct *mm, struct mm_range *range);
 
 	/*
 	 * The first VMA that overlaps [addr, end), or NULL; *prev, if prev is not NULL, is the last one that ends at addr
@@ -90,13 +90,13 @@ struct mm_ops {
 #define mm_private(mm, type) ((type *)(void *)(mm)->index)
 #define vma_private(vma, type) ((type *)(void *)(vma)->lock)
 
-/* Relaxed atomics: some designs let faults look while this goes on, and check afterwards. */
+/* Some designs let faults look while this goes on; with release, so that these find out afterwards. */
 static inline void vma_set(struct vm_area_struct *vma, const struct vma_change *to)
 {
-	__atomic_store_n(&vma->vm_start, to->start, __ATOMIC_RELAXED);
-	__atomic_store_n(&vma->vm_end, to->end, __ATOMIC_RELAXED);
-	__atomic_store_n(&vma->vm_pgoff, to->pgoff, __ATOMIC_RELAXED);
-	__atomic_store_n(&vma->vm_flags, to->flags, __ATOMIC_RELAXED);
+	__atomic_store_n(&vma->vm_start, to->start, __ATOMIC_RELEASE);
+	__atomic_store_n(&vma->vm_end, to->end, __ATOMIC_RELEASE);
+	__atomic_store_n(&vma->vm_pgoff, to->pgoff, __ATOMIC_RELEASE);
+	__atomic_store_n(&vma->vm_flags, to->flags, __ATOMIC_RELEASE);
 }
 
 /*

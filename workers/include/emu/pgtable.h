@@ -127,6 +127,12 @@ EMU_EXPORT uint32_t set_ptes(struct page_table *table, uint32_t index, uint64_t 
  *   -EAGAIN  a walker has the page: let go of everything, wait_on_pages(vma's file), find the VMA again
  * A read maps up to EMU_FAULT_AROUND pages of a file. Of vma, only `anon` is written.
  */
+/* To get and clear a page takes the time that the program says. Before ptl is taken. handle_mm_fault() does it itself. */
+static inline void take_page(void)
+{
+	if (current->fault_work_ns)
+		emu_compute(current->fault_work_ns);
+}
 EMU_EXPORT int handle_pte_fault(struct page_table *table, struct vm_area_struct *vma, uint64_t addr, bool write);
 EMU_EXPORT int handle_mm_fault(struct vm_area_struct *vma, uint64_t addr, bool write);
 EMU_EXPORT void wait_on_pages(struct address_space *mapping);
