@@ -99,10 +99,34 @@ class Config(ctypes.Structure):
         ("numa_penalty", ctypes.c_uint32),
         ("work_jitter_permille", ctypes.c_uint32),
         ("strict", ctypes.c_uint32),
+        ("nr_walkers", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
         ("seed", ctypes.c_uint64),
         ("node_of_cpu", ctypes.POINTER(ctypes.c_uint32)),
         ("penalty_ns", ctypes.POINTER(ctypes.c_uint32)),
         ("host_node_of_node", ctypes.POINTER(ctypes.c_int32)),
+    )
+
+
+class Walker(ctypes.Structure):
+    """``struct emu_walker`` without its histogram, which follows."""
+
+    _fields_ = (
+        ("kind", ctypes.c_uint32),
+        ("cpu", ctypes.c_uint32),
+        ("file", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+        ("first", ctypes.c_uint64),
+        ("last", ctypes.c_uint64),
+        ("at_once", ctypes.c_uint64),
+        ("every_ns", ctypes.c_uint64),
+        ("done", ctypes.c_uint64),
+        ("refused", ctypes.c_uint64),
+        ("lost", ctypes.c_uint64),
+        ("vmas", ctypes.c_uint64),
+        ("pages", ctypes.c_uint64),
+        ("due_ns", ctypes.c_uint64),
+        ("next", ctypes.c_uint64),
     )
 
 
@@ -233,6 +257,9 @@ _PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "emu_arena_format": (_INT, _PTR, _U64, ctypes.POINTER(Config)),
     "emu_file_add": (_INT, _STR, _U64),
     "emu_list_add": (_INT, _PTR, _U32),
+    "emu_walker_add": (_INT, _U32, _U32, _U32, _U64, _U64, _U64, _U64),
+    "emu_walker": (_PTR, _U32),
+    "emu_walk_name": (_STR, _U32),
     "emu_boot": (_INT,),
     "emu_cpu_attach": (_INT, _U32),
     "emu_phase_prepare": (_INT, _U32, _U32, _U32, _U64),
@@ -363,6 +390,12 @@ class Core:
         """The CPU's histograms in the arena, by LAT_NAMES: a view, not a copy."""
         return _view(self._lib.emu_cpu_hists(cpu), HIST_DTYPE, (len(LAT_NAMES),))
 
+    def walker(self, number: int) -> tuple[Walker, NDArray[np.void]]:
+        """What a walker has done in the last phase, and its latencies (HIST_DTYPE): views."""
+        address = self._lib.emu_walker(number)
+        histogram = _view(address + ctypes.sizeof(Walker), HIST_DTYPE, (1,))
+        return Walker.from_address(address), histogram[0]
+
     def lock_stats(self, cpu: int) -> NDArray[np.void]:
         """The CPU's lock statistics, ``[class, site]``: a view of the arena."""
         shape = (self._lib.emu_nr_lock_classes(), SITES_MAX)
@@ -428,6 +461,7 @@ def make_config(
     nr_lists: int,
     nr_calls: int,
     seed: int,
+    nr_walkers: int = 0,
     oversubscribed: bool = False,
     work_jitter_permille: int = 0,
     strict: bool = False,
@@ -447,6 +481,7 @@ def make_config(
         numa_penalty=penalty_ns is not None,
         work_jitter_permille=work_jitter_permille,
         strict=strict,
+        nr_walkers=nr_walkers,
         seed=seed & (2**64 - 1),
     )
     config.node_of_cpu = (_U32 * cpus)(*node_of_cpu)

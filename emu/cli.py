@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from emu import _core, cli_topology, experiment, topology
+from emu import _core, cli_host, cli_topology, experiment, topology
 from emu import record as recorder
 from emu import workload as workloads
 from emu._version import __version__
@@ -41,6 +41,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cli_topology.app)
+app.command()(cli_host.calibrate)
+app.command()(cli_host.compare_kernel)
 
 
 @app.callback(invoke_without_command=True)

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from emu import topology
+from emu import hwloc, topology
+from emu.errors import InputError
 
 app = typer.Typer(
     name="topology", help="Look at machines and check machine files.", no_args_is_help=True
@@ -51,3 +52,51 @@ def check(
         f"{file}: ok: {machine.summary()}; "
         f"{len(numbers)} numbers, {weak} of them by analogy or unverified"
     )
+
+
+@app.command(name="import")
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="LSTOPO.xml", help="What lstopo has written.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write there. [stdout]")
+    ] = None,
+) -> None:
+    """Make a machine file from hwloc XML, format 2 or 3.
+
+    What such a file does not say, latencies above all, is taken from the nearest known machine and
+    marked as assumed. Remarks go to stderr.
+
+    Example: lstopo there.xml; emu topology import there.xml -o there.toml
+
+    Example: emu run --engine virtual --topology ./there.toml
+    """
+    imported = hwloc.load(file)
+    for remark in imported.remarks:
+        typer.echo(f"{file}: note: {remark}", err=True)
+    _write(imported.machine.to_toml(), output)
+
+
+@app.command()
+def export(
+    machine: Annotated[
+        str, typer.Argument(metavar="T", help="A name, a FILE.toml, host, or generic:...")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write there. [stdout]")
+    ] = None,
+) -> None:
+    """Write a machine as hwloc XML, for lstopo: structure, cache sizes, distances.
+
+    Example: emu topology export hygon-12x32 -o hygon.xml; lstopo -i hygon.xml
+    """
+    _write(hwloc.dump(topology.load(machine)), output)
+
+
+def _write(text: str, output: Path | None) -> None:
+    if output is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{output}: {error.strerror or error}") from error

@@ -40,7 +40,7 @@ from emu.arena import MIB, Arena, run_directory
 from emu.errors import EmuError, InputError
 from emu.histogram import Histogram
 from emu.workers import cpu as worker
-from emu.workload import Workload
+from emu.workload import WALKER_KINDS, Workload
 
 _WATCH_S = 0.1
 """How often dead and stopped workers are looked for."""
@@ -142,6 +142,25 @@ class LockTotals:
 
 
 @dataclass
+class WalkerTotals:
+    """What a walker did in a phase. ``done``, ``refused`` and ``lost`` add up to its attempts."""
+
+    kind: str
+    file: str
+    cpu: int
+    first: int
+    last: int
+    at_once: int
+    every_ns: int
+    done: int
+    refused: int
+    lost: int
+    vmas: int
+    pages: int
+    latency: Histogram
+
+
+@dataclass
 class PhaseTotals:
     """What a recorded phase came to. ``seconds``: from the start line to the last CPU's end."""
 
@@ -151,6 +170,7 @@ class PhaseTotals:
     counts: dict[str, int]
     hists: dict[str, Histogram]
     locks: list[LockTotals]
+    walkers: list[WalkerTotals]
 
 
 @dataclass
@@ -338,6 +358,16 @@ def set_up(core: _core.Core, plan: Plan, arena: Arena, *, strict: bool = False) 
         core.file_add(os.fsencode(name), pages)
     for calls in workload.lists:
         core.list_add(calls.ctypes.data, len(calls))
+    for number, walker in enumerate(workload.walkers):
+        core.walker_add(
+            WALKER_KINDS.index(walker.kind),
+            (number if walker.cpu is None else walker.cpu) % len(plan.node_of_cpu),
+            walker.file,
+            walker.first,
+            walker.last,
+            walker.at_once,
+            walker.every_ns,
+        )
     core.boot()
 
 
@@ -348,6 +378,7 @@ def _config(plan: Plan, *, strict: bool = False) -> _core.Config:
         nr_nodes=plan.nr_nodes,
         nr_files=len(workload.files),
         nr_lists=len(workload.lists),
+        nr_walkers=len(workload.walkers),
         nr_calls=sum(len(calls) for calls in workload.lists),
         seed=plan.seed,
         oversubscribed=plan.oversubscribed,
@@ -685,6 +716,8 @@ def gather(core: _core.Core, plan: Plan, name: str) -> PhaseTotals:
         op: Histogram.merged(core.hists(cpu)[number] for cpu in cpus)
         for number, op in enumerate(_core.LAT_NAMES)
     }
+    # A call that touches pages makes as many faults as there are pages missing.
+    counts["fault"] = hists["fault"].count
     for op, histogram in hists.items():
         if op in counts and histogram.count != counts[op]:
             raise CellFailed(
@@ -697,6 +730,26 @@ def gather(core: _core.Core, plan: Plan, name: str) -> PhaseTotals:
         counts=counts,
         hists=hists,
         locks=_gather_locks(core, cpus),
+        walkers=[_gather_walker(core, plan, i) for i in range(len(plan.workload.walkers))],
+    )
+
+
+def _gather_walker(core: _core.Core, plan: Plan, number: int) -> WalkerTotals:
+    walker, latency = core.walker(number)
+    return WalkerTotals(
+        kind=WALKER_KINDS[walker.kind],
+        file=plan.workload.files[walker.file].name,
+        cpu=walker.cpu,
+        first=walker.first,
+        last=walker.last,
+        at_once=walker.at_once,
+        every_ns=walker.every_ns,
+        done=walker.done,
+        refused=walker.refused,
+        lost=walker.lost,
+        vmas=walker.vmas,
+        pages=walker.pages,
+        latency=Histogram.merged([latency]),
     )
 
 

@@ -57,6 +57,27 @@ class Lock(msgspec.Struct, kw_only=True):
     sites: list[Site]
 
 
+class Walker(msgspec.Struct, kw_only=True):
+    """A walker. ``vmas`` were visited and ``pages`` unmapped or moved in the walks ``done``.
+
+    ``refused``: reclaim found a lock taken. ``lost``: the rmap design has no index of the file.
+    """
+
+    kind: str
+    file: str
+    cpu: int
+    first: int
+    last: int
+    at_once: int
+    every_ns: int
+    done: int
+    refused: int
+    lost: int
+    vmas: int
+    pages: int
+    latency_ns: Latency
+
+
 class Line(msgspec.Struct, kw_only=True):
     """A cache line (virtual engine)."""
 
@@ -97,6 +118,7 @@ class Phase(msgspec.Struct, kw_only=True):
     wait_share: float
     latency_ns: dict[str, Latency]
     locks: list[Lock]
+    walkers: list[Walker] = []
 
 
 class CellResult(msgspec.Struct, kw_only=True):
@@ -122,6 +144,7 @@ class CellResult(msgspec.Struct, kw_only=True):
     wait_share: float = 0.0
     locks: list[Lock] = []
     lines: list[Line] = []
+    walkers: list[Walker] = []
     memory: Memory
     host: Host
     phases: list[Phase] = []

@@ -25,6 +25,7 @@ same position there, and hops if that position is not the right one.
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import os
 import textwrap
@@ -45,6 +46,8 @@ MAX_CPUS = 65535
 """A queued spinlock's tail holds CPU number + 1 in 16 bits."""
 MAX_NODES = 1024
 """As many as Linux knows."""
+LAYOUT = "LAYOUT"
+"""The source, in a written file, of a structure that was found and not read from a file."""
 
 IntArray = NDArray[np.int32]
 
@@ -79,6 +82,23 @@ class Structure(_Table, frozen=True):
         return (
             self.sockets * self.nodes_per_socket * self.l3_per_node * self.cores_per_l3 * self.smt
         )
+
+
+class Layout(_Table, frozen=True):
+    """A machine CPU by CPU, in place of Structure: as imported or as found, irregular ones too.
+
+    Lists of CPUs as Linux writes them, "0-3,8", one a socket, node, L3 domain, core; each list has
+    every CPU once, numbered from 0, and a core lies in one L3 domain, that in one node, that in one
+    socket. slit: firmware's distance from each node (row) to each (column).
+    """
+
+    sockets: list[str]
+    nodes: list[str]
+    l3: list[str]
+    cores: list[str]
+    slit: list[list[Annotated[int, msgspec.Meta(ge=10, le=254)]]]
+    confidence: Literal["H", "M", "L", "U"]
+    source: str
 
 
 class Clock(_Table, frozen=True):
@@ -154,7 +174,19 @@ class Kernel(_Table, frozen=True):
     time_slice_ns: Cost
 
 
-class Costs(_Table, frozen=True):
+class Measured(_Table, frozen=True):
+    """What a real kernel takes on this machine, for comparison; no engine uses it."""
+
+    exec_ns: Cost | None = None
+    """A small dynamically linked program replaces itself by itself, on one CPU."""
+    exec_user_ns: Cost | None = None
+    """Of it, in user mode: the dynamic loader."""
+    fork_exit_ns: Cost | None = None
+    """fork, _exit in the child, wait."""
+    fork_exit_user_ns: Cost | None = None
+
+
+class Costs(_Table, frozen=True, kw_only=True):
     """All the numbers of a machine that do not follow from its structure."""
 
     clock: Clock
@@ -166,6 +198,7 @@ class Costs(_Table, frozen=True):
     kernel: Kernel
     notes: dict[str, str]
     sources: dict[str, str]
+    measured: Measured = Measured()
 
     def numbers(self) -> dict[str, Cost]:
         """Every number that is there, by "section.name", in the order of the file."""
@@ -183,15 +216,16 @@ class Costs(_Table, frozen=True):
         return self.notes.get(key) or self.notes.get(key.split(".")[0], "")
 
 
-class Machine(Costs, frozen=True):
-    """A topology file."""
+class Machine(Costs, frozen=True, kw_only=True):
+    """A topology file: with [structure] or with [layout]."""
 
     name: str
     description: str
-    structure: Structure
+    structure: Structure | None = None
+    layout: Layout | None = None
 
 
-_SECTIONS = ("clock", "slit", "c2c", "dram", "cache", "atomic", "kernel")
+_SECTIONS = ("clock", "slit", "c2c", "dram", "cache", "atomic", "kernel", "measured")
 
 
 @dataclass(frozen=True)
@@ -211,6 +245,7 @@ class Topology:
     all second threads. Nodes, L3 domains and cores: across the machine, socket by socket.
 
     origin: how the structure is known.
+    own_slit: the distances are firmware's own, not made of costs.slit.
     host_cpus, host_nodes: the real numbers behind CPU 0.. and node 0.., for `host` only.
     """
 
@@ -223,6 +258,7 @@ class Topology:
     l3_of_cpu: IntArray
     core_of_cpu: IntArray
     slit: IntArray
+    own_slit: bool = False
     host_cpus: tuple[int, ...] = ()
     host_nodes: tuple[int, ...] = ()
 
@@ -377,6 +413,64 @@ class Topology:
         pairs = np.unique(np.stack([outer, inner]), axis=1)
         return sorted(set(np.unique(pairs[0], return_counts=True)[1].tolist()))
 
+    def most(self) -> Structure:
+        """The largest number of each unit within the one above it: all there is if regular."""
+        cpus = np.arange(self.nr_cpus, dtype=np.int32)
+        return Structure(
+            sockets=self.nr_sockets,
+            nodes_per_socket=self._counts(self.node_of_cpu, self.socket_of_cpu)[-1],
+            l3_per_node=self._counts(self.l3_of_cpu, self.node_of_cpu)[-1],
+            cores_per_l3=self._counts(self.core_of_cpu, self.l3_of_cpu)[-1],
+            smt=self._counts(cpus, self.core_of_cpu)[-1],
+            confidence="H",
+            source="",
+        )
+
+    def to_toml(self) -> str:
+        """A topology file of this machine, CPU by CPU; load() gives an equal machine."""
+        costs = self.costs
+        text = [
+            f"name = {_toml(self.name)}",
+            f"description = {_toml(self.description)}",
+            "",
+            "# Lists of CPUs, one a socket, node, L3 domain, core.",
+            "[layout]",
+        ]
+        for unit, of_cpu in (
+            ("sockets", self.socket_of_cpu),
+            ("nodes", self.node_of_cpu),
+            ("l3", self.l3_of_cpu),
+            ("cores", self.core_of_cpu),
+        ):
+            lists = [
+                format_cpu_list(np.flatnonzero(of_cpu == u).tolist())
+                for u in range(max(of_cpu) + 1)
+            ]
+            text.append(f"{unit} = [{', '.join(map(_toml, lists))}]")
+        text.append(f"slit = {self.slit.tolist()}")
+        layout = costs.layout if isinstance(costs, Machine) else None
+        text += [
+            f"confidence = {_toml(layout.confidence if layout else 'H')}",
+            f"source = {_toml(layout.source if layout else LAYOUT)}",
+        ]
+        section = ""
+        sources = {layout.source if layout else LAYOUT}
+        for key, cost in costs.numbers().items():
+            if section != key.split(".")[0]:
+                section = key.split(".")[0]
+                text += ["", f"[{section}]"]
+            sources.add(cost.source)
+            text.append(
+                f"{key.split('.')[1]} = {{ value = {cost.value:.10g}, spread = {cost.spread:.4g}, "
+                f"confidence = {_toml(cost.confidence)}, source = {_toml(cost.source)} }}"
+            )
+        known = {LAYOUT: self.origin} | costs.sources
+        text += ["", "[notes]"]
+        text += [f"{_toml(key)} = {_toml(note)}" for key, note in costs.notes.items()]
+        text += ["", "[sources]"]
+        text += [f"{key} = {_toml(known[key])}" for key in sorted(sources)]
+        return "\n".join(text) + "\n"
+
     def render(self) -> str:
         """The machine as text: tree, distances as `numactl -H` has them, latencies, all numbers."""
         lines = [
@@ -431,8 +525,8 @@ class Topology:
         lines = ["numbers (H measured on this model, M same family, L by analogy, U unverified)"]
         used: set[str] = set()
         for key, cost in self.costs.numbers().items():
-            if key.startswith("slit.") and self.host_nodes:
-                continue  # the distances above are the firmware's own
+            if key.startswith("slit.") and self.own_slit:
+                continue
             used.add(cost.source)
             spread = f"+-{cost.spread * 100:.0f} %"
             lines.append(
@@ -465,7 +559,7 @@ def load(name_or_path: str | Path) -> Topology:
     """
     text = str(name_or_path)
     if text == "host":
-        return host()
+        return host(calibrated=host_file())
     if text == "generic" or text.startswith("generic:"):
         return _generic(text)
     if isinstance(name_or_path, Path) or "/" in text or text.endswith(".toml"):
@@ -482,19 +576,23 @@ def load(name_or_path: str | Path) -> Topology:
 def check(path: str | Path) -> Topology:
     """Reads a topology file strictly. Raises InputError with file, place and reason."""
     machine = _read_machine(Path(path))
-    structure = machine.structure
-    origin = f"confidence {structure.confidence}, {machine.sources[structure.source]}"
-    return _from_structure(machine.name, machine.description, origin, machine, structure)
+    shape = _shape(machine)
+    origin = f"confidence {shape.confidence}, {machine.sources[shape.source]}"
+    if isinstance(shape, Layout):
+        return _from_layout(machine, origin, shape, f"{path}: [layout]")
+    return _from_structure(machine.name, machine.description, origin, machine, shape)
 
 
 def host(
     sys: Path = Path("/sys/devices/system"),
     cpuinfo: Path = Path("/proc/cpuinfo"),
     affinity: Collection[int] | None = None,
+    calibrated: Path | None = None,
 ) -> Topology:
-    """This machine, as far as this process may use it, with the costs of the nearest known machine.
+    """This machine, as far as this process may use it, with the costs of the nearest known machine
+    or, where that file is there and of this CPU model, those that `emu calibrate` has measured.
 
-    Raises EmuError where the system does not tell.
+    Raises EmuError where the system does not tell, InputError where the file is no topology.
     """
     cpus = sorted(os.sched_getaffinity(0) if affinity is None else affinity)
     try:
@@ -504,29 +602,43 @@ def host(
             or _read(sys / f"cpu/cpu{cpu}/topology/thread_siblings_list", str(cpu))
             for cpu in cpus
         ]
+        node_of = _host_nodes(sys / "node", cpus)
+        # Where a socket is divided into nodes (sub-NUMA clusters), so is what each sees as its L3.
         l3s = [
-            _l3_cpus(sys / f"cpu/cpu{cpu}/cache") or f"socket {socket}"
+            f"{_l3_cpus(sys / f'cpu/cpu{cpu}/cache') or f'socket {socket}'}, node {node_of[cpu]}"
             for cpu, socket in zip(cpus, sockets, strict=True)
         ]
-        node_of = _host_nodes(sys / "node", cpus)
         host_nodes = sorted(set(node_of.values()))
         slit = _host_slit(sys / "node", host_nodes)
-        like, reference = _nearest_machine(_read(cpuinfo, ""))
+        text = _read(cpuinfo, "")
+        like, reference = nearest_machine(*_cpu_model(text))
     except (OSError, ValueError) as error:
         raise EmuError(f"host: cannot read this machine's topology: {error}") from error
+    costs, how = assumed(reference, like), f"costs assumed as on {like}"
+    if calibrated and calibrated.exists():
+        machine = _read_machine(calibrated)
+        if machine.description == cpu_name(text):
+            costs, how = machine, f"calibrated, {calibrated}"
     return Topology(
         name="host",
-        description=f"this machine; costs assumed as on {like}",
+        description=f"this machine; {how}",
         origin=f"{sys}, as far as this process may run",
-        costs=_assumed(reference, like),
+        costs=costs,
         socket_of_cpu=_number(sockets),
         node_of_cpu=np.array([host_nodes.index(node_of[cpu]) for cpu in cpus], dtype=np.int32),
         l3_of_cpu=_number(l3s),
         core_of_cpu=_number(cores),
         slit=slit,
+        own_slit=True,
         host_cpus=tuple(cpus),
         host_nodes=tuple(host_nodes),
     )
+
+
+def host_file() -> Path:
+    """Where `emu calibrate` puts what it has measured: $XDG_DATA_HOME/mm-emu/host.toml."""
+    base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    return Path(base) / "mm-emu" / "host.toml"
 
 
 def parse_cpu_list(text: str) -> list[int]:
@@ -534,6 +646,8 @@ def parse_cpu_list(text: str) -> list[int]:
     cpus: list[int] = []
     for part in filter(None, text.strip().split(",")):
         first, _, last = part.partition("-")
+        if int(last or first) >= MAX_CPUS:
+            raise ValueError(f"CPU {last or first} is above {MAX_CPUS - 1}")
         cpus.extend(range(int(first), int(last or first) + 1))
     return cpus
 
@@ -622,11 +736,17 @@ def _is_table(kind: object) -> bool:
     return isinstance(kind, type) and issubclass(kind, _Table)
 
 
+def _shape(machine: Machine) -> Structure | Layout:
+    shape = machine.layout or machine.structure
+    assert shape is not None, "_check_meaning() has seen to it"
+    return shape
+
+
 def _check_meaning(machine: Machine, path: Path) -> None:
-    structure = machine.structure
-    _check_size(structure, str(path))
+    if (machine.structure is None) == (machine.layout is None):
+        raise InputError(f"{path}: section [structure] or [layout] is missing, or both are there")
     numbers = machine.numbers()
-    for key, why in _needed(structure).items():
+    for key, why in _needed(machine, path).items():
         if key not in numbers:
             raise InputError(f"{path}: {key} is missing: needed since {why}")
     for key, cost in numbers.items():
@@ -638,7 +758,11 @@ def _check_meaning(machine: Machine, path: Path) -> None:
             raise InputError(
                 f"{path}: {key}.value is {cost.value:g}; a distance is a whole number, 10-254"
             )
-    rated: list[tuple[str, Cost | Structure]] = [("structure", structure), *numbers.items()]
+    shape = _shape(machine)
+    rated: list[tuple[str, Cost | Structure | Layout]] = [
+        ("layout" if machine.layout else "structure", shape),
+        *numbers.items(),
+    ]
     for key, item in rated:
         if item.source not in machine.sources:
             raise InputError(
@@ -650,7 +774,7 @@ def _check_meaning(machine: Machine, path: Path) -> None:
                 f"{path}: {key} has confidence {item.confidence} but no reason; "
                 f'add "{key}" or "{key.split(".")[0]}" to [notes]'
             )
-    places = [*_SECTIONS, "structure", *numbers]
+    places = [*_SECTIONS, "structure", "layout", *numbers]
     for key in machine.notes:
         if key not in places:
             raise InputError(
@@ -659,18 +783,26 @@ def _check_meaning(machine: Machine, path: Path) -> None:
 
 
 def _check_size(s: Structure, where: str) -> None:
-    for unit, count, most in (
-        ("CPUs", s.cpus, MAX_CPUS),
-        ("nodes", s.sockets * s.nodes_per_socket, MAX_NODES),
-    ):
+    _check_counts(s.cpus, s.sockets * s.nodes_per_socket, f"{where}: structure")
+
+
+def _check_counts(cpus: int, nodes: int, where: str) -> None:
+    for unit, count, most in (("CPUs", cpus, MAX_CPUS), ("nodes", nodes, MAX_NODES)):
         if count > most:
-            raise InputError(
-                f"{where}: structure has {count} {unit}; at most {most} can be emulated"
-            )
+            raise InputError(f"{where} has {count} {unit}; at most {most} can be emulated")
 
 
-def _needed(s: Structure) -> dict[str, str]:
-    """The numbers that a structure needs, and why."""
+def _needed(machine: Machine, path: Path) -> dict[str, str]:
+    """The numbers that a machine of this shape needs, and why."""
+    if machine.layout:
+        most = _from_layout(machine, "", machine.layout, f"{path}: [layout]").most()
+        return {key: why for key, why in _needed_by(most).items() if not key.startswith("slit.")}
+    assert machine.structure is not None
+    _check_size(machine.structure, str(path))
+    return _needed_by(machine.structure)
+
+
+def _needed_by(s: Structure) -> dict[str, str]:
     needed: dict[str, str] = {}
     if s.smt > 1:
         needed["c2c.smt_ns"] = f"smt = {s.smt}"
@@ -689,6 +821,11 @@ def _needed(s: Structure) -> dict[str, str]:
                 f"sockets = {s.sockets}, nodes_per_socket = {s.nodes_per_socket}"
             )
     return needed
+
+
+def _toml(text: str) -> str:
+    """A TOML basic string; JSON's escapes are among TOML's."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _nearest(wrong: str, valid: Iterable[str]) -> str:
@@ -724,6 +861,62 @@ def _from_structure(
     return Topology(name, description, origin, costs, socket, node, l3, core, slit)
 
 
+def _from_layout(machine: Machine, origin: str, layout: Layout, where: str) -> Topology:
+    """Raises InputError where the lists are no machine; `where` begins the message."""
+    of_cpu: dict[str, IntArray] = {}
+    for unit in ("sockets", "nodes", "l3", "cores"):
+        of_cpu[unit] = _units(getattr(layout, unit), f"{where} {unit}")
+        if len(of_cpu[unit]) != len(of_cpu["sockets"]):
+            raise InputError(
+                f"{where} {unit} has {len(of_cpu[unit])} CPUs, sockets has {len(of_cpu['sockets'])}"
+            )
+    for inner, outer in (("nodes", "sockets"), ("l3", "nodes"), ("cores", "l3")):
+        pairs = np.unique(np.stack([of_cpu[inner], of_cpu[outer]]), axis=1)
+        twice = np.flatnonzero(np.diff(pairs[0]) == 0)
+        if len(twice):
+            raise InputError(
+                f"{where} {inner}[{pairs[0][twice[0]]}] lies in more than one of {outer}"
+            )
+    nodes = len(layout.nodes)
+    _check_counts(len(of_cpu["nodes"]), nodes, where)
+    if len(layout.slit) != nodes or any(len(row) != nodes for row in layout.slit):
+        raise InputError(f"{where} slit must have a row and a column for each of {nodes} nodes")
+    return Topology(
+        name=machine.name,
+        description=machine.description,
+        origin=origin,
+        costs=machine,
+        socket_of_cpu=of_cpu["sockets"],
+        node_of_cpu=of_cpu["nodes"],
+        l3_of_cpu=of_cpu["l3"],
+        core_of_cpu=of_cpu["cores"],
+        slit=np.array(layout.slit, dtype=np.int32),
+        own_slit=True,
+    )
+
+
+def _units(lists: list[str], where: str) -> IntArray:
+    """[cpu]: its unit, from a CPU list a unit."""
+    unit_of: dict[int, int] = {}
+    for unit, text in enumerate(lists):
+        try:
+            cpus = parse_cpu_list(text)
+        except ValueError:
+            cpus = []
+        if not cpus:
+            raise InputError(f"{where}[{unit}] is '{text}', not a list of CPUs such as 0-3,8")
+        for cpu in cpus:
+            if cpu in unit_of:
+                raise InputError(f"{where} has CPU {cpu} twice")
+            unit_of[cpu] = unit
+    for cpu in range(len(unit_of)):
+        if cpu not in unit_of:
+            raise InputError(
+                f"{where} leaves out CPU {cpu}; CPUs are numbered from 0, without gaps"
+            )
+    return np.array([unit_of[cpu] for cpu in range(len(unit_of))], dtype=np.int32)
+
+
 _GENERIC = {
     "sockets": "sockets",
     "nodes": "nodes_per_socket",
@@ -736,6 +929,7 @@ _GENERIC = {
 
 def _generic(text: str) -> Topology:
     machine = _read_machine(_folder() / "_generic.toml")
+    assert machine.structure is not None, "the file is ours"
     given: dict[str, int] = {}
     for part in filter(None, text.removeprefix("generic").removeprefix(":").split(",")):
         key, _, number = (word.strip() for word in part.partition("="))
@@ -779,25 +973,43 @@ _KNOWN_CPUS: tuple[tuple[str, int, range, str], ...] = (
 to assume; the first that fits. The same core if there is one, else the nearest of that vendor."""
 
 
-def _nearest_machine(cpuinfo: str) -> tuple[str, Machine]:
+def _cpuinfo_fields(cpuinfo: str) -> dict[str, str]:
+    """The first CPU's, of /proc/cpuinfo's text."""
     fields: dict[str, str] = {}
     for line in cpuinfo.splitlines():
         key, _, value = line.partition(":")
         fields.setdefault(key.strip(), value.strip())
+    return fields
+
+
+def cpu_name(cpuinfo: str) -> str:
+    """What the CPUs call themselves, from /proc/cpuinfo's text."""
+    fields = _cpuinfo_fields(cpuinfo)
+    return fields.get("model name") or "CPU {} {} {:#x}".format(*_cpu_model(cpuinfo))
+
+
+def _cpu_model(cpuinfo: str) -> tuple[str, int, int]:
+    """Vendor or implementer, family or architecture, model or part, from /proc/cpuinfo's text."""
+    fields = _cpuinfo_fields(cpuinfo)
     vendor = fields.get("vendor_id") or fields.get("CPU implementer", "")
     family = int(fields.get("cpu family") or fields.get("CPU architecture") or 0)
-    model = int(fields.get("model") or fields.get("CPU part") or "0", 0)
+    return vendor, family, int(fields.get("model") or fields.get("CPU part") or "0", 0)
+
+
+def nearest_machine(vendor: str, family: int, model: int) -> tuple[str, Machine]:
+    """Name and file of the machine whose costs come nearest to those of this CPU model."""
     for known_vendor, known_family, models, name in _KNOWN_CPUS:
         if (vendor, family) == (known_vendor, known_family) and model in models:
             return name, _read_machine(_folder() / f"{name}.toml")
     return "a generic machine", _read_machine(_folder() / "_generic.toml")
 
 
-def _assumed(reference: Machine, like: str) -> Costs:
+def assumed(reference: Machine, like: str) -> Costs:
     """The costs of `reference`, completed from the generic machine, trusted as L at most."""
     generic = _read_machine(_folder() / "_generic.toml")
     tables: dict[str, Any] = {}
-    for section in _SECTIONS:
+    sections = [section for section in _SECTIONS if section != "measured"]
+    for section in sections:
         table, spare = getattr(reference, section), getattr(generic, section)
         costs: Mapping[str, Cost] = {
             name: getattr(table, name) or getattr(spare, name) for name in table.__struct_fields__
@@ -810,9 +1022,7 @@ def _assumed(reference: Machine, like: str) -> Costs:
                 for name, cost in costs.items()
             }
         )
-    notes = dict.fromkeys(
-        _SECTIONS, f"not measured here: assumed as on {like}, else as on generic:"
-    )
+    notes = dict.fromkeys(sections, f"not measured here: assumed as on {like}, else as on generic:")
     return Costs(**tables, notes=notes, sources=generic.sources | reference.sources)
 
 

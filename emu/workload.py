@@ -28,6 +28,15 @@ address that the real kernel returned; a replay checks it. Flags that mean nothi
                     inside each exec, fork or exit, or (call) before every other call of a program
     load            the program that a CPU starts with; it leaves one process, or none where no
                     program has any: line_write(), rwsem_read() and the others of MICRO_OPS
+    touch           which pages a program uses of the files that it maps, by exec, fork or mmap:
+                    "first", the first page of each mapping, with what a fault brings along; "all";
+                    or "none", which makes no faults but those of fault(). Writes where it may, else
+                    reads. Default: "first" with walkers, else "none"
+    [[walker]]      a background task that walks a file every so often, on one of the CPUs (cpu,
+                    modulo their number; default: walkers on CPUs 0, 1 ...) between two calls of its
+                    program. kind: "truncate", "reclaim" or "migrate"; file; every; first and last,
+                    in pages, if not the whole file; at_once, the pages of one walk, the next walk
+                    having the next pages: all for truncate, else 16, a folio of 64 KiB
     [[phase]]       a program that runs again and again for a share of the duration (kind "time"),
                     or once. unit: the operation that counts, "iteration" or a call of the program
 
@@ -51,12 +60,20 @@ from numpy.typing import NDArray
 from emu.errors import InputError
 
 PAGE = 4096
+PMD_BYTES = 2 << 20
+"""What a page table maps."""
 TASK_SIZE = 0x7FFFFFFFF000
 """The first address that no process has: EMU_TASK_SIZE."""
 MAX_PROCESSES = 64
 """Processes of one CPU that wait for a child: EMU_MM_STACK."""
 MAX_NAME = 95
 """Bytes of a file's name: address_space.name without its final 0."""
+WALKER_KINDS = ("truncate", "reclaim", "migrate")
+"""By the number of enum emu_walk_kind."""
+FOLIO_PAGES = 16
+"""Reclaim and migration walk once a folio; page caches have large ones, 64 KiB is taken here."""
+PAGE_TABLE_BYTES = 4352
+"""Arena for a bottom-level page table (struct page_table); an upper one takes less."""
 MAX_WORK_NS = 10 * 10**9
 WARM_UP_SHARE = 0.1
 """Of the duration, in addition to it."""
@@ -116,6 +133,8 @@ _SIGNATURES = {
 }
 _OPTIONAL = {"fault": "PROT_READ"}
 """What the last argument is where it is left out."""
+_TOUCH_FLAGS = {"none": 0, "first": 0x40000000, "all": 0x80000000}
+"""EMU_MAP_TOUCH, EMU_MAP_TOUCH_ALL."""
 _IMAGE_OPS = ("mmap", "munmap", "mprotect")
 _TIME_UNITS = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9}
 
@@ -366,6 +385,21 @@ class Phase(NamedTuple):
     """The latency operation that counts as one: "iteration", "exec", "fork" ..."""
 
 
+class Walker(NamedTuple):
+    """A background task that walks pages ``first`` to ``last`` of a file (its number).
+
+    A walk is about ``at_once`` of them; the next about those that follow.
+    """
+
+    kind: str
+    file: int
+    first: int
+    last: int
+    at_once: int
+    every_ns: int
+    cpu: int | None
+
+
 class CallPlace(NamedTuple):
     """A call for people: its text, and "file.toml:12: [program.x] calls[3]"."""
 
@@ -394,11 +428,29 @@ class Workload:
     work_jitter_permille: int
     calls: tuple[tuple[CallPlace, ...], ...]
     """By list and index."""
+    touch: str = "none"
+    walkers: tuple[Walker, ...] = ()
 
     @property
     def counting_phase(self) -> str:
         """The phase whose operations are the run's: the first that is recorded."""
         return next(phase.name for phase in self.phases if phase.record)
+
+    @property
+    def page_table_bytes(self) -> int:
+        """Arena for the page tables of a CPU's processes, at most."""
+        return sum(map(self._list_page_table_bytes, self.lists))
+
+    def _list_page_table_bytes(self, calls: NDArray[np.void]) -> int:
+        op, flags = calls["op"], calls["flags"]
+        faults = op == OPS.index("fault")
+        # exec leads to an image, whose mappings count there.
+        touched = (op == OPS.index("mmap")) & (self.touch != "none") & (flags & MAP_ANONYMOUS == 0)
+        of_fork = int(np.sum(op == OPS.index("fork"))) * (
+            self.touch != "none" or bool(faults.any())
+        )
+        tables = calls["len"][faults | touched] // PMD_BYTES + 5
+        return PAGE_TABLE_BYTES * (int(tables.sum()) + 16 * of_fork)
 
     def describe_call(self, list_number: int, index: int) -> CallPlace:
         """Text and place of a call, for messages."""
@@ -466,6 +518,16 @@ class _Phase(_Table, frozen=True):
     unit: str = "iteration"
 
 
+class _Walker(_Table, frozen=True):
+    kind: Literal["truncate", "reclaim", "migrate"]
+    file: str
+    every: str
+    first: int = 0
+    last: int | None = None
+    at_once: int | None = None
+    cpu: int | None = None
+
+
 class _File(_Table, frozen=True):
     name: str
     load: str
@@ -476,6 +538,8 @@ class _File(_Table, frozen=True):
     description: str = ""
     work_jitter: float = 0.1
     work: dict[str, Any] = {}
+    touch: Literal["none", "first", "all"] | None = None
+    walker: list[Any] = []
 
 
 _WORK_KEYS = ("exec", "fork", "exit", "call")
@@ -502,6 +566,7 @@ class _Reader:
         self.list_numbers: dict[str, int] = {}
         self.images: dict[str, _Image] = {}
         self.work_ns: dict[str, int] = {}
+        self.touch = "none"
 
     def error(self, place: str, what: str, key: str = "") -> InputError:
         line = _line_of_key(self.text, key) if key else None
@@ -535,6 +600,9 @@ class _Reader:
             raise self.error("work_jitter", what, "work_jitter")
         self.read_files(file.files)
         self.read_work(file.work)
+        self.touch = file.touch or ("first" if file.walker else "none")
+        if self.touch == "none" and file.walker:
+            raise self.error("touch", 'walkers have nothing to do where touch is "none"', "touch")
         sections = {f"image.{name}": raw for name, raw in file.image.items()}
         sections |= {f"program.{name}": raw for name, raw in file.program.items()}
         self.list_numbers = {section: number for number, section in enumerate(sections)}
@@ -569,6 +637,8 @@ class _Reader:
             drain_list=len(sections),
             work_jitter_permille=round(file.work_jitter * 1000),
             calls=tuple(calls),
+            touch=self.touch,
+            walkers=tuple(self.read_walkers(file.walker)),
         )
 
     def read_files(self, files: dict[str, Any]) -> None:
@@ -591,6 +661,35 @@ class _Reader:
                 self.work_ns[key] = parse_time(self.table(raw, _Work, f"[work.{key}]").time)
             except CallError as error:
                 raise self.error(f"[work.{key}] time", str(error)) from None
+
+    def read_walkers(self, raw_walkers: Sequence[object]) -> Iterator[Walker]:
+        for number, raw in enumerate(raw_walkers):
+            place = f"[[walker]] {number + 1}"
+            spec = self.table(raw, _Walker, place)
+            if spec.file not in self.file_numbers:
+                what = f"no file '{spec.file}'{_nearest(spec.file, self.file_numbers)}"
+                raise self.error(
+                    place, f"{what}; [files] has: {', '.join(self.file_numbers)}", "walker"
+                )
+            file = self.file_numbers[spec.file]
+            last = self.pages[file] - 1 if spec.last is None else spec.last
+            if not 0 <= spec.first <= last < self.pages[file]:
+                what = f"pages {spec.first} to {last} of {spec.file}, which has {self.pages[file]}"
+                raise self.error(place, f"{what}: 0 <= first <= last < size", "walker")
+            try:
+                every_ns = parse_time(spec.every)
+            except CallError as error:
+                raise self.error(f"{place} every", str(error)) from None
+            if every_ns == 0:
+                raise self.error(f"{place} every", "0 is no time between two walks", "every")
+            if spec.cpu is not None and spec.cpu < 0:
+                raise self.error(f"{place} cpu", f"{spec.cpu} is below 0", "cpu")
+            at_once = spec.at_once
+            if at_once is None:
+                at_once = last + 1 if spec.kind == "truncate" else FOLIO_PAGES
+            if at_once < 1:
+                raise self.error(f"{place} at_once", f"{at_once}; at least 1 page", "at_once")
+            yield Walker(spec.kind, file, spec.first, last, at_once, every_ns, spec.cpu)
 
     def read_section(self, section: str, raw: object) -> list[str]:
         place = f"[{section}]"
@@ -682,6 +781,8 @@ class _Reader:
             entry["op"], entry["prot"], entry["flags"] = OPS.index(call.op), call.prot, call.flags
             entry["arg"], entry["addr"], entry["len"] = arg, call.addr, call.length
             entry["offset"], entry["expect"], entry["work_ns"] = call.offset, expect, call.work_ns
+            if call.op in ("exec", "fork") or (call.op == "mmap" and call.name):
+                entry["flags"] |= _TOUCH_FLAGS[self.touch]
             if call.op == "pace":
                 entry["len"], entry["work_ns"] = call.work_ns, 0
         array.setflags(write=False)

@@ -139,11 +139,12 @@ def test_nothing_but_the_package_is_in_site_packages() -> None:
 
 
 def test_only_the_coordinator_starts_processes() -> None:
-    """But for `emu record`, which runs strace and none of ours."""
+    """But for `emu record`, which runs strace, and `emu calibrate` its probe: no CPU of ours."""
+    allowed = ("coordinator.py", "record.py", "calibrate.py")
     starters = {"subprocess", "multiprocess", "multiprocessing"}
     bad = []
     for path in PYTHON_FILES:
-        if path.is_relative_to(ROOT / "emu") and path.name not in ("coordinator.py", "record.py"):
+        if path.is_relative_to(ROOT / "emu") and path.name not in allowed:
             for node in ast.walk(ast.parse(path.read_text())):
                 names: list[str] = []
                 if isinstance(node, ast.Import):

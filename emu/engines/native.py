@@ -22,12 +22,13 @@ from emu.coordinator import (
     PhaseTotals,
     Plan,
     StopFlag,
+    WalkerTotals,
 )
 from emu.engines._designs import find_design
 from emu.errors import InputError
 from emu.experiment import Cell, Experiment
 from emu.histogram import Histogram
-from emu.results import CellResult, Host, Latency, Lock, Memory, Phase, Site
+from emu.results import CellResult, Host, Latency, Lock, Memory, Phase, Site, Walker
 from emu.topology import Topology
 
 _WORKER_BYTES = 4 * MIB
@@ -148,6 +149,7 @@ class NativeEngine:
         # Every call of a list may leave a VMA or two, and processes may wait for their children.
         calls = sum(len(each) for each in plan.workload.lists)
         heap = cell.cpus * (CPU_HEAP_BYTES + 4 * calls * VMA_BYTES)
+        heap += cell.cpus * plan.workload.page_table_bytes
         # In a child: this process stays free of the machine until the first cell runs, so that the
         # virtual engine, if it goes first, can fork its cells.
         key = (cell.topology, cell.workload, cell.cpus)
@@ -252,6 +254,7 @@ def fill_in(result: CellResult, plan: Plan, totals: CellTotals) -> None:
                 wait_share=_wait_share(phase, cpus),
                 latency_ns={op: _latency(histogram) for op, histogram in phase.hists.items()},
                 locks=[_lock(lock) for lock in phase.locks],
+                walkers=[_walker(walker) for walker in phase.walkers],
             )
         )
     result.latency_ns = {op: _latency(histogram) for op, histogram in merged.items()}
@@ -260,6 +263,7 @@ def fill_in(result: CellResult, plan: Plan, totals: CellTotals) -> None:
             result.ops, result.seconds = done.ops, done.seconds
             result.ops_per_s = done.ops / done.seconds if done.ops else 0.0
             result.wait_share, result.locks = done.wait_share, done.locks
+            result.walkers = done.walkers
     result.memory = Memory(
         rmap_bytes_per_file=totals.rmap_bytes_per_file, bytes_per_vma=totals.bytes_per_vma
     )
@@ -283,6 +287,12 @@ def _latency(histogram: Histogram) -> Latency:
         hdr=histogram.encode(),
         **histogram.percentiles(),
     )
+
+
+def _walker(walker: WalkerTotals) -> Walker:
+    values = vars(walker) | {"latency_ns": _latency(walker.latency)}
+    del values["latency"]
+    return Walker(**values)
 
 
 def _lock(lock: LockTotals) -> Lock:

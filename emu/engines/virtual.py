@@ -204,6 +204,7 @@ def run_cell(plan: Plan, machine: Topology) -> _Ran:
     if not size:
         calls = sum(len(each) for each in workload.lists)
         heap = cpus * (native.CPU_HEAP_BYTES + 4 * calls * native.VMA_BYTES)
+        heap += cpus * workload.page_table_bytes
         size = coordinator.arena_overhead(plan) + heap + plan.nr_nodes * MIB
     began = time.monotonic()
     with Arena.anonymous(size) as arena:

@@ -8,7 +8,8 @@
  * split, a hole, an overlap or a VMA twice fails. A CPU that has just forked walks too, and must meet each page of the
  * parent's anchor before the child's. At the end nothing may be left.
  *
- * Faults fill page tables all the time, which fork copies and munmap and exit free. In one more run all CPUs share one
+ * Faults fill page tables all the time, which fork copies and munmap and exit free; truncate, reclaim and migration walk,
+ * and no page that they should have changed may be left in any process. In one more run all CPUs share one
  * process and fault on the same pages at once, where no page table is yet.
  *
  * In a relay two CPUs take turns at mapping "churn", so that it always has a mapping and often only one, which is being
@@ -18,6 +19,8 @@
  */
 #define _GNU_SOURCE
 #include "test.h"
+
+#include "../../workers/mm/walk.h"
 
 #include <emu/control.h>
 #include <emu/pgtable.h>
@@ -52,7 +55,7 @@ static struct shared {
 	struct mm_struct *_Atomic owner[CPUS];
 	_Atomic uint32_t ready;
 	_Atomic uint32_t finished;
-	_Atomic uint64_t walks, refused;
+	_Atomic uint64_t walks, refused, unmapped;
 	_Atomic uint32_t turn, turns;
 } *shared;
 
@@ -179,11 +182,35 @@ static void fault_somewhere(uint64_t page)
 	if (ret)
 		return;
 	pte = pte_offset_map_lock(current->mm, addr, &table);
-	ASSERT(pte && pte_allows(atomic_load(pte), write), "no page after a fault");
-	ASSERT(pte_file(*pte) == (anchor ? FILE_ANCHOR : FILE_CHURN), "PTE %#llx", (unsigned long long)*pte);
-	ASSERT(!anchor || pte_page(*pte) == page, "PTE %#llx is not for page %llu", (unsigned long long)*pte,
-	       (unsigned long long)page);
+	ASSERT(pte, "no page table after a fault");
+	/* A walker may have been there in between. */
+	if (*pte) {
+		ASSERT(*pte & PTE_MIGRATION || pte_allows(*pte, write), "PTE %#llx after a fault",
+		       (unsigned long long)*pte);
+		ASSERT(pte_file(*pte) == (anchor ? FILE_ANCHOR : FILE_CHURN), "PTE %#llx", (unsigned long long)*pte);
+		ASSERT(!anchor || pte_page(*pte) == page, "PTE %#llx is not for page %llu", (unsigned long long)*pte,
+		       (unsigned long long)page);
+	}
 	pte_unmap_unlock(table);
+}
+
+/* Truncate, reclaim or migration; emu_walk_check() looks for pages that it missed. */
+static void walk_somewhere(uint64_t page, uint64_t pages)
+{
+	bool anchor = emu_random() % 2;
+	struct emu_walk walk = {
+		.kind = emu_random() % EMU_WALK_NR,
+		.mapping = emu_file(anchor ? FILE_ANCHOR : FILE_CHURN),
+		.first = page,
+		.last = page + pages - 1,
+		.taken = emu_walk_check,
+	};
+	int ret = emu_walk(&walk);
+
+	ASSERT(!ret || ret == -EOPNOTSUPP || (ret == -EAGAIN && walk.kind == EMU_WALK_RECLAIM), "walk: %d, %s", ret,
+	       emu_error());
+	if (!ret)
+		atomic_fetch_add(&shared->unmapped, walk.pages);
 }
 
 static void cpu_main(uint32_t cpu)
@@ -202,7 +229,7 @@ static void cpu_main(uint32_t cpu)
 	for (uint32_t i = 0; i < calls_per_cpu; i++) {
 		uint64_t page = emu_random() % PAGES, pages = 1 + emu_random() % (PAGES - page);
 
-		switch (emu_random() % 10) {
+		switch (emu_random() % 11) {
 		case 0:
 			ret = emu_sys_mprotect(CHURN_ADDR + page * EMU_PAGE_SIZE, pages * EMU_PAGE_SIZE, some_prot());
 			ASSERT(!ret || ret == -ENOMEM, "mprotect: %lld", (long long)ret);
@@ -238,6 +265,11 @@ static void cpu_main(uint32_t cpu)
 		case 7:
 		case 8:
 			fault_somewhere(page);
+			break;
+		case 9:
+			/* Seldom: a check looks through all page tables. */
+			if (emu_random() % 16 == 0)
+				walk_somewhere(page, pages);
 			break;
 		default:
 			walk_anchor();
@@ -403,6 +435,7 @@ static void run_machine(const char *design, const char *params, bool penalty, ui
 		.bytes = sizeof(config),	.nr_cpus = CPUS,	  .nr_nodes = 2,	     .nr_files = NR_FILES,
 		.nr_lists = NR_LISTS,		.nr_calls = 4,		  .oversubscribed = true,    .numa_penalty = penalty,
 		.seed = seed,			.node_of_cpu = node_of_cpu, .penalty_ns = penalty_ns,
+		.nr_walkers = 1, /* of none, but then there is a list of all processes */
 	};
 	const struct emu_call fork_call = { .op = EMU_CALL_FORK }, exit_call = { .op = EMU_CALL_EXIT },
 			      exec_call = { .op = EMU_CALL_EXEC, .arg = LIST_IMAGE, .addr = UINT64_C(1) << 40 };
@@ -422,6 +455,7 @@ static void run_machine(const char *design, const char *params, bool penalty, ui
 	ASSERT(emu_list_add(&fork_call, 1) == LIST_FORK && emu_list_add(&exit_call, 1) == LIST_EXIT &&
 		       emu_list_add(&exec_call, 1) == LIST_EXEC && emu_list_add(NULL, 0) == LIST_IMAGE,
 	       "lists");
+	ASSERT(emu_walker_add(0, 0, FILE_ANCHOR, 0, 0, 1, 1) == 0, "%s", emu_error());
 	ASSERT(!emu_boot(), "%s", emu_error());
 	emu_cpu_attach(0);
 	refuses_walks = emu_rmap->walk(emu_file(FILE_ANCHOR), 0, 0, true, look, NULL) == -EOPNOTSUPP;
@@ -437,6 +471,7 @@ static void stress(const char *design, const char *params, bool penalty, uint64_
 	run_machine(design, params, penalty, seed);
 	ASSERT(refuses_walks == !atomic_load(&shared->walks), "%llu walks",
 	       (unsigned long long)atomic_load(&shared->walks));
+	ASSERT(refuses_walks || atomic_load(&shared->unmapped), "walks have unmapped nothing");
 	for (uint32_t cpu = 0; cpu < CPUS; cpu++)
 		for (uint32_t i = 0; i < emu_nr_lock_classes() * EMU_SITES_MAX; i++)
 			acquired += emu_cpu_lock_stats(cpu)[i].acquired;

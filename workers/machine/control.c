@@ -15,7 +15,7 @@
 
 /* Where the parts of an arena begin; the same arithmetic tells how large it must be. */
 struct layout {
-	uint64_t node_of_cpu, penalty_ns, rcu, lock_stats, cpus, pools, files, lists, calls, classes, end;
+	uint64_t node_of_cpu, penalty_ns, rcu, lock_stats, cpus, pools, files, lists, calls, walkers, classes, end;
 	uint32_t max_classes;
 };
 
@@ -46,6 +46,7 @@ static struct layout layout_of(const struct emu_config *c)
 	l.files = place(&at, c->nr_files * sizeof(struct address_space));
 	l.lists = place(&at, c->nr_lists * sizeof(struct emu_list));
 	l.calls = place(&at, c->nr_calls * sizeof(struct emu_call));
+	l.walkers = place(&at, c->nr_walkers * sizeof(struct emu_walker));
 	l.classes = place(&at, l.max_classes * sizeof(struct emu_class));
 	l.end = at;
 	return l;
@@ -101,6 +102,7 @@ int emu_arena_format(void *base, uint64_t bytes, const struct emu_config *config
 	arena->files = (struct address_space *)(start + l.files);
 	arena->lists = (struct emu_list *)(start + l.lists);
 	arena->calls = (struct emu_call *)(start + l.calls);
+	arena->walkers = (struct emu_walker *)(start + l.walkers);
 	arena->classes = (struct emu_class *)(start + l.classes);
 	arena->max_classes = l.max_classes;
 	arena->nr_classes = 1;
@@ -122,6 +124,7 @@ int emu_arena_format(void *base, uint64_t bytes, const struct emu_config *config
 		cpu->task.lock_stats = emu_cpu_lock_stats(i);
 		cpu->task.sites = cpu->sites;
 		atomic_init(&cpu->task.on_cpu, 1);
+		cpu->walk_due_ns = UINT64_MAX;
 		cpu->random = config->seed * UINT64_C(0xd1342543de82ef95) + i;
 		emu_sync_init_cpu(&cpu->sync, i);
 		atomic_init(&cpu->state.op, EMU_CALL_NR);
@@ -283,6 +286,7 @@ void emu_phase_reset(uint32_t number)
 	cpu->task.wait_ns = 0;
 	cpu->in_ping_pong = false;
 	cpu->ping_pong_turn = number & 1;
+	emu_walkers_reset(cpu);
 }
 
 int emu_phase_body(void)
@@ -295,6 +299,8 @@ int emu_phase_body(void)
 
 	emu_rcu_online();
 	cpu->in_phase = true;
+	if (!arena->phase_once || arena->phase_record)
+		emu_walkers_start(cpu);
 	cpu->result.start_ns = emu_clock_ns();
 	do {
 		uint64_t start_ns = emu_clock_ns();

@@ -40,6 +40,9 @@ struct emu_cpu {
 	uint32_t nr_parents;
 	bool in_phase, in_ping_pong;
 	uint64_t ping_pong_turn;
+	uint64_t walk_due_ns;	 /* the first of its walkers' */
+	_Atomic uint32_t mms_locked; /* guards mms, and the page tables of what is in it */
+	struct mm_struct *mms;	     /* made on this CPU; with walkers only */
 	uint64_t added, written; /* micro calls since boot: what their counters must come to */
 	struct emu_cpu_result result;
 	struct emu_site sites[EMU_SITES_MAX];
@@ -76,6 +79,8 @@ struct emu_arena {
 	int64_t boot_objects; /* live when emu_boot() was done */
 	bool has_micro; /* a list has calls of a micro workload */
 	struct emu_micro *micro;
+	struct emu_walker *walkers;
+	uint32_t nr_walkers;
 	uint64_t rmap_bytes_per_file;
 
 	/* Lock classes; class_lock guards them. Class 0 is nobody's. */
@@ -109,6 +114,11 @@ uint32_t emu_object_bytes(const void *ptr);
 /* A CPU's part of a phase: statistics to zero; and the phase itself, from the start line on. */
 void emu_phase_reset(uint32_t cpu);
 int emu_phase_body(void);
+
+/* walker.c. A CPU's walkers: results to zero; from the start line on; those whose time has come. */
+void emu_walkers_reset(struct emu_cpu *cpu);
+void emu_walkers_start(struct emu_cpu *cpu);
+int emu_walkers_run(struct emu_cpu *cpu);
 
 /* A lock of the machine itself: held for a few instructions, never while anything waits. */
 static inline void emu_raw_lock(_Atomic uint32_t *word)

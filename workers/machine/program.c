@@ -109,23 +109,61 @@ static bool page_is_there(uint64_t addr, bool write)
 }
 
 /* Only what the page tables do not allow is a fault. */
-static int64_t touch(struct emu_cpu *cpu, const struct emu_call *call)
+static int64_t touch(struct emu_cpu *cpu, uint64_t addr, bool write)
 {
-	bool write = call->prot & EMU_PROT_WRITE, record = cpu->in_phase && emu_arena->phase_record;
-	uint64_t end = call->addr + call->len;
+	uint64_t start_ns;
+	int64_t err;
 
-	for (uint64_t addr = call->addr & ~(EMU_PAGE_SIZE - 1); addr < end; addr += EMU_PAGE_SIZE) {
-		uint64_t start_ns;
-		int64_t err;
+	if (page_is_there(addr, write))
+		return 0;
+	start_ns = emu_clock_ns();
+	err = emu_sys_fault(addr, write);
+	if (!err && cpu->in_phase && emu_arena->phase_record)
+		emu_hist_record(&cpu->hists[EMU_LAT_FAULT], emu_clock_ns() - start_ns);
+	return err;
+}
 
-		if (page_is_there(addr, write))
-			continue;
-		start_ns = emu_clock_ns();
-		err = emu_sys_fault(addr, write);
+static int64_t touch_range(struct emu_cpu *cpu, const struct emu_call *call)
+{
+	int64_t err = 0;
+
+	for (uint64_t addr = call->addr & ~(EMU_PAGE_SIZE - 1); addr < call->addr + call->len && !err;
+	     addr += EMU_PAGE_SIZE)
+		err = touch(cpu, addr, call->prot & EMU_PROT_WRITE);
+	return err;
+}
+
+/* EMU_MAP_TOUCH: the mappings of files in [start, end). */
+static int64_t touch_mappings(struct emu_cpu *cpu, uint64_t start, uint64_t end, bool all)
+{
+	const struct mm_ops *mm_ops = emu_mm;
+
+	while (start < end) {
+		struct mm_range range = { .start = start, .end = end, .read = true };
+		uint64_t from, to = 0;
+		bool write = false;
+		struct vm_area_struct *vma;
+		int64_t err = 0;
+
+		mm_ops->lock(current->mm, &range);
+		vma = mm_ops->find(current->mm, start, end, NULL);
+		from = vma ? vma->vm_start : end;
+		start = vma ? vma->vm_end : end;
+		if (vma && vma_mapping(vma) && vma->vm_flags & VM_ACCESS && vma->vm_pgoff < vma->vm_file->nr_pages) {
+			to = from + ((vma->vm_file->nr_pages - vma->vm_pgoff) << EMU_PAGE_SHIFT);
+			to = to < start ? to : start;
+			write = vma->vm_flags & VM_WRITE;
+		}
+		mm_ops->unlock(current->mm, &range);
+		if (from >= end)
+			break;
+		for (uint64_t addr = from; addr < to && !err; addr += EMU_FAULT_AROUND * EMU_PAGE_SIZE) {
+			err = touch(cpu, addr, write);
+			if (!all)
+				break;
+		}
 		if (err)
 			return err;
-		if (record)
-			emu_hist_record(&cpu->hists[EMU_LAT_FAULT], emu_clock_ns() - start_ns);
 	}
 	return 0;
 }
@@ -209,7 +247,7 @@ static int64_t run_call(const struct emu_call *call, bool strict)
 		ret = emu_sys_brk(call->addr);
 		break;
 	case EMU_CALL_FAULT:
-		ret = touch(cpu, call);
+		ret = touch_range(cpu, call);
 		break;
 	case EMU_CALL_PACE:
 		pace(call->len);
@@ -253,6 +291,13 @@ int emu_program_run(uint32_t list_nr, bool record, uint32_t *failed)
 		/* The coordinator looks here when this CPU is gone. */
 		atomic_store_explicit(&cpu->state.index, i, memory_order_relaxed);
 		atomic_store_explicit(&cpu->state.op, call->op, memory_order_relaxed);
+		if (unlikely(cpu->walk_due_ns != UINT64_MAX) && cpu->walk_due_ns <= emu_clock_ns()) {
+			ret = emu_walkers_run(cpu);
+			if (ret) {
+				*failed = i;
+				return (int)ret;
+			}
+		}
 		if (!work_is_in_kernel(call->op))
 			work(call->work_ns);
 		start_ns = emu_clock_ns();
@@ -269,6 +314,18 @@ int emu_program_run(uint32_t list_nr, bool record, uint32_t *failed)
 		cpu->result.counts[call->op]++;
 		if (record && op < EMU_LAT_NR)
 			emu_hist_record(&cpu->hists[op], emu_clock_ns() - start_ns);
+		if (call->flags & (EMU_MAP_TOUCH | EMU_MAP_TOUCH_ALL)) {
+			bool one = call->op == EMU_CALL_MMAP;
+
+			ret = touch_mappings(cpu, one ? (uint64_t)ret : 0,
+					     one ? (uint64_t)ret + call->len : EMU_TASK_SIZE,
+					     call->flags & EMU_MAP_TOUCH_ALL);
+			if (ret) {
+				*failed = i;
+				return emu_set_error((int)ret, "using what %s mapped: %s", call_names[call->op],
+						     strerror((int)-ret));
+			}
+		}
 	}
 	atomic_store_explicit(&cpu->state.op, EMU_CALL_NR, memory_order_relaxed);
 	return 0;

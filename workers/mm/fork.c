@@ -13,6 +13,7 @@ static struct mm_struct *mm_alloc(void)
 
 	atomic_init(&mm->mm_users, 1);
 	emu_mm->init(mm);
+	emu_mm_register(mm);
 	return mm;
 }
 
@@ -60,6 +61,7 @@ static EMU_NOINLINE void exit_mmap(struct mm_struct *mm)
 		vms_complete_munmap_vmas(mm, list);
 	}
 	emu_mm->unlock(mm, &range);
+	emu_mm_unregister(mm);
 	if (emu_mm->vmas_in_tables)
 		free_pgd_range(mm, 0, EMU_TASK_SIZE, 0, UINT64_MAX);
 	free_pgd(mm);

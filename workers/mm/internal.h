@@ -20,6 +20,15 @@ static inline uint64_t page_align(uint64_t bytes)
 	return (bytes + EMU_PAGE_SIZE - 1) & ~(EMU_PAGE_SIZE - 1);
 }
 
+/*
+ * machine/walker.c: which address spaces there are, for the check after a walk; no part of what is emulated. A listed
+ * mm's page tables are freed with the lock held.
+ */
+void emu_mm_register(struct mm_struct *mm);
+void emu_mm_unregister(struct mm_struct *mm);
+void emu_page_tables_lock(struct mm_struct *mm);
+void emu_page_tables_unlock(struct mm_struct *mm);
+
 /* vma.c. The range is locked for writing for all of these. */
 struct vm_area_struct *vm_area_alloc(struct mm_struct *mm, uint64_t start, uint64_t end, uint32_t flags,
 				     struct address_space *file, uint64_t pgoff);

@@ -6,31 +6,9 @@
 
 #include <errno.h>
 
-#define PGD_SHIFT 39u
-#define PMD_SHIFT 21u
-#define BITS_PER_LEVEL 9u
-
-struct upper_table {
-	__cacheline_aligned void *_Atomic entry[EMU_PTRS_PER_TABLE];
-};
-
-static inline void *_Atomic *entry_of(struct upper_table *table, uint64_t addr, uint32_t shift)
-{
-	return &table->entry[(addr >> shift) % EMU_PTRS_PER_TABLE];
-}
-
-/*
- * Sequentially consistent, here and in table_alloc(): a walker first says which pages it takes (lock_pages()) and then
- * looks for tables; a fault first installs the table and then asks which pages are taken. One of them must see the other.
- */
-static inline void *table_at(void *_Atomic *slot)
-{
-	return atomic_load_explicit(slot, memory_order_seq_cst);
-}
-
 static void *table_alloc(void *_Atomic *slot, uint32_t bytes)
 {
-	void *table = table_at(slot), *fresh;
+	void *table = upper_entry_get(slot), *fresh;
 
 	if (likely(table))
 		return table;
@@ -48,23 +26,9 @@ struct page_table *pte_alloc(struct mm_struct *mm, uint64_t addr)
 {
 	struct upper_table *table = table_alloc(&mm->pgd, sizeof(*table));
 
-	for (uint32_t shift = PGD_SHIFT; shift > PMD_SHIFT; shift -= BITS_PER_LEVEL)
-		table = table_alloc(entry_of(table, addr, shift), sizeof(*table));
-	return table_alloc(entry_of(table, addr, PMD_SHIFT), sizeof(struct page_table));
-}
-
-struct page_table *pte_find(struct mm_struct *mm, uint64_t addr, uint64_t *next)
-{
-	void *table = table_at(&mm->pgd);
-	uint32_t shift = PGD_SHIFT + BITS_PER_LEVEL;
-
-	while (table && shift > PMD_SHIFT) {
-		shift -= BITS_PER_LEVEL;
-		table = table_at(entry_of(table, addr, shift));
-	}
-	if (!table && next)
-		*next = (addr | ((UINT64_C(1) << shift) - 1)) + 1;
-	return table;
+	for (uint32_t shift = EMU_PGD_SHIFT; shift > EMU_PMD_SHIFT; shift -= EMU_LEVEL_BITS)
+		table = table_alloc(upper_entry(table, addr, shift), sizeof(*table));
+	return table_alloc(upper_entry(table, addr, EMU_PMD_SHIFT), sizeof(struct page_table));
 }
 
 _Atomic uint64_t *pte_offset_map_lock(struct mm_struct *mm, uint64_t addr, struct page_table **table)
@@ -406,18 +370,18 @@ struct freed_range {
 static void free_tables(void *_Atomic *slot, uint64_t base, uint32_t shift, const struct freed_range *range)
 {
 	uint64_t step = UINT64_C(1) << shift, reach = step * EMU_PTRS_PER_TABLE;
-	void *table = table_at(slot);
+	void *table = upper_entry_get(slot);
 
 	if (!table)
 		return;
 	for (uint64_t addr = range->start > base ? range->start & ~(step - 1) : base;
-	     shift >= PMD_SHIFT && addr < range->end && addr - base < reach; addr += step)
-		free_tables(entry_of(table, addr, shift), addr, shift - BITS_PER_LEVEL, range);
+	     shift >= EMU_PMD_SHIFT && addr < range->end && addr - base < reach; addr += step)
+		free_tables(upper_entry(table, addr, shift), addr, shift - EMU_LEVEL_BITS, range);
 	/* The top stays for free_pgd(). */
-	if (shift == PGD_SHIFT || base < range->floor || base + reach > range->ceiling)
+	if (shift == EMU_PGD_SHIFT || base < range->floor || base + reach > range->ceiling)
 		return;
 	atomic_store_explicit(slot, NULL, memory_order_seq_cst);
-	if (shift < PMD_SHIFT)
+	if (shift < EMU_PMD_SHIFT)
 		EMU_ASSERT(!((struct page_table *)table)->nr_used, "%u PTEs from %#llx on are left",
 			   ((struct page_table *)table)->nr_used, (unsigned long long)base);
 	/* Faults that hold no lock may still look at it. */
@@ -426,18 +390,22 @@ static void free_tables(void *_Atomic *slot, uint64_t base, uint32_t shift, cons
 
 void free_pgd_range(struct mm_struct *mm, uint64_t start, uint64_t end, uint64_t floor, uint64_t ceiling)
 {
-	free_tables(&mm->pgd, 0, PGD_SHIFT, &(struct freed_range){ start, end, floor, ceiling });
+	if (!upper_entry_get(&mm->pgd))
+		return;
+	emu_page_tables_lock(mm);
+	free_tables(&mm->pgd, 0, EMU_PGD_SHIFT, &(struct freed_range){ start, end, floor, ceiling });
+	emu_page_tables_unlock(mm);
 }
 
 void free_pgd(struct mm_struct *mm)
 {
-	struct upper_table *table = table_at(&mm->pgd);
+	struct upper_table *table = upper_entry_get(&mm->pgd);
 
 	if (!table)
 		return;
 #ifdef EMU_CHECKED
 	for (uint32_t i = 0; i < EMU_PTRS_PER_TABLE; i++)
-		EMU_ASSERT(!table_at(&table->entry[i]), "tables of entry %u are left", i);
+		EMU_ASSERT(!upper_entry_get(&table->entry[i]), "tables of entry %u are left", i);
 #endif
 	atomic_store_explicit(&mm->pgd, NULL, memory_order_seq_cst);
 	emu_free(table);

@@ -6,6 +6,7 @@
  *   emu_design_load(rmap), emu_design_load(mm)    dlopen, checks, parameters
  *   emu_arena_format(base, bytes, &config)        lay out an arena that the caller has mapped
  *   emu_file_add() ... emu_list_add() ...         files and call lists of the workload, in order of their numbers
+ *   emu_walker_add() ...                          its background tasks
  *   emu_boot()                                    locks, per-CPU parts, rmap state of every file
  *   (fork: one process a CPU)
  *     emu_cpu_attach(cpu)                         in the worker
@@ -82,10 +83,31 @@ struct emu_config {
 	uint32_t numa_penalty;		       /* emu_line_moved() costs */
 	uint32_t work_jitter_permille;	       /* each work_ns varies evenly by +- this */
 	uint32_t strict;		       /* munmap or mprotect of what is not mapped, a wrong expect: an error */
+	uint32_t nr_walkers;		       /* upper bound */
+	uint32_t reserved;
 	uint64_t seed;
 	const uint32_t *node_of_cpu;	 /* [nr_cpus], copied */
 	const uint32_t *penalty_ns;	 /* [nr_nodes][nr_nodes], copied; NULL without numa_penalty */
 	const int32_t *host_node_of_node; /* [nr_nodes] for mbind, -1 = leave to the host; NULL: all -1 */
+};
+
+/* A background task that walks a file again and again; the coordinator reads what came of it. */
+struct emu_walker {
+	uint32_t kind; /* 0 truncate, 1 reclaim, 2 migrate: emu_walk_name() */
+	uint32_t cpu;  /* walks before its program's next call, when its time has come */
+	uint32_t file;
+	uint32_t reserved;
+	uint64_t first, last; /* pages */
+	uint64_t at_once;     /* pages that a walk is about: these, then the next so many, and so round and round */
+	uint64_t every_ns;
+
+	/* In the phase that ran last; written by the CPU. */
+	uint64_t done;	  /* walks to the end; the rest is of these */
+	uint64_t refused; /* reclaim: a lock was not free */
+	uint64_t lost;	  /* the rmap design keeps the file out of its index */
+	uint64_t vmas, pages;
+	uint64_t due_ns, next; /* its next walk: when, and its first page */
+	struct emu_hist latency;
 };
 
 /* A phase in progress, in the arena; the coordinator reads it at any time. */
@@ -130,6 +152,11 @@ EMU_EXPORT int emu_file_add(const char *name, uint64_t nr_pages);
 /* File number n, for the system calls of emu/mm.h. */
 EMU_EXPORT struct address_space *emu_file(uint32_t n);
 EMU_EXPORT int emu_list_add(const struct emu_call *calls, uint32_t n);
+/* After the files. Walks in every phase but those that run once and are not recorded. Returns the walker's number. */
+EMU_EXPORT int emu_walker_add(uint32_t kind, uint32_t cpu, uint32_t file, uint64_t first, uint64_t last,
+			      uint64_t at_once, uint64_t every_ns);
+EMU_EXPORT const struct emu_walker *emu_walker(uint32_t n);
+EMU_EXPORT const char *emu_walk_name(uint32_t kind);
 EMU_EXPORT int emu_boot(void);
 
 EMU_EXPORT int emu_cpu_attach(uint32_t cpu);

@@ -28,6 +28,10 @@
 /* Ours, for what the kernel maps by itself during exec. */
 #define EMU_MAP_SPECIAL 0x10000000u /* vdso, vvar: never merged */
 #define EMU_MAP_BRK 0x20000000u	    /* the end of this mapping is where the heap starts (start_brk) */
+/* Ours, of calls: afterwards the program uses the files mapped by exec, fork or mmap, the first page of each mapping (a
+ * fault, with what it brings along), or everywhere; writes where it may, else reads. */
+#define EMU_MAP_TOUCH 0x40000000u
+#define EMU_MAP_TOUCH_ALL 0x80000000u
 
 /* vm_flags */
 #define VM_READ 0x1u
@@ -109,6 +113,9 @@ struct mm_struct {
 
 	/* Page tables, see pgtable.h; NULL until the first fault. */
 	__cacheline_aligned void *_Atomic pgd;
+	/* The machine's list of all address spaces, while walkers are checked. */
+	struct mm_struct *next_mm, *prev_mm;
+	uint32_t listed_cpu;
 
 	/* The mm design's: index and lock. */
 	__cacheline_aligned unsigned char index[EMU_MM_SLOT];

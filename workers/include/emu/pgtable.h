@@ -31,7 +31,10 @@
 #include <emu/mm.h>
 
 #define EMU_PTRS_PER_TABLE 512u
-#define EMU_PMD_SIZE (UINT64_C(1) << 21) /* what a bottom-level table maps */
+#define EMU_PGD_SHIFT 39u /* what an entry of the top level reaches over, as a power of two */
+#define EMU_PMD_SHIFT 21u /* an entry of the lowest but one */
+#define EMU_LEVEL_BITS 9u
+#define EMU_PMD_SIZE (UINT64_C(1) << EMU_PMD_SHIFT) /* what a bottom-level table maps */
 #define EMU_PT_SLOT 192u		 /* bytes of a bottom-level table that belong to the mm design */
 #define EMU_FAULT_AROUND 16u		 /* pages; the kernel's default of fault_around_bytes is 64 KiB */
 
@@ -47,6 +50,10 @@
 #define PTE_PAGE_MASK ((UINT64_C(1) << 36) - 1)
 #define PTE_FILE_SHIFT 48
 #define PTE_NO_FILE UINT64_C(0xffff)
+
+struct upper_table {
+	__cacheline_aligned void *_Atomic entry[EMU_PTRS_PER_TABLE];
+};
 
 struct page_table {
 	__cacheline_aligned struct qspinlock ptl;
@@ -99,11 +106,38 @@ static inline void pte_set(struct page_table *table, uint32_t index, uint64_t pt
 	atomic_store_explicit(&table->pte[index], pte, memory_order_relaxed);
 }
 
+static inline void *_Atomic *upper_entry(struct upper_table *table, uint64_t addr, uint32_t shift)
+{
+	return &table->entry[(addr >> shift) % EMU_PTRS_PER_TABLE];
+}
+
+/*
+ * Sequentially consistent, as what installs a table is: a walker first says which pages it takes (walk.c) and then looks
+ * for tables; a fault first installs the table and then asks which pages are taken. One of them must see the other.
+ */
+static inline void *upper_entry_get(void *_Atomic *entry)
+{
+	return atomic_load_explicit(entry, memory_order_seq_cst);
+}
+
 /*
  * The bottom-level table of addr. find: NULL where there is none, and then, if next is not NULL, *next is the first
  * address after addr that may have one. alloc: makes what is missing, on the caller's node.
  */
-EMU_EXPORT struct page_table *pte_find(struct mm_struct *mm, uint64_t addr, uint64_t *next);
+static inline struct page_table *pte_find(struct mm_struct *mm, uint64_t addr, uint64_t *next)
+{
+	void *table = upper_entry_get(&mm->pgd);
+	uint32_t shift = EMU_PGD_SHIFT + EMU_LEVEL_BITS;
+
+	while (table && shift > EMU_PMD_SHIFT) {
+		shift -= EMU_LEVEL_BITS;
+		table = upper_entry_get(upper_entry(table, addr, shift));
+	}
+	if (!table && next)
+		*next = (addr | ((UINT64_C(1) << shift) - 1)) + 1;
+	return table;
+}
+
 EMU_EXPORT struct page_table *pte_alloc(struct mm_struct *mm, uint64_t addr);
 
 /* The PTE of addr with its table's lock held, or NULL where there is no table. */
