@@ -272,6 +272,7 @@ def _rehearse_alone(plan: Plan) -> str | None:
         set_up(core, alone, arena, strict=True)
         core.cpu_attach(0)
         order = [workload.load_list, *(phase.list for phase in workload.phases)]
+        order += [phase.first for phase in workload.phases if phase.first is not None]
         for number in (*order, workload.drain_list):
             if failed := core.list_run(number):
                 index, reason = failed
@@ -384,6 +385,7 @@ def _config(plan: Plan, *, strict: bool = False) -> _core.Config:
         oversubscribed=plan.oversubscribed,
         work_jitter_permille=workload.work_jitter_permille,
         strict=strict,
+        share_mm=workload.share_mm,
         penalty_ns=plan.penalty_ns,
         host_node_of_node=plan.host_node_of_node,
     )
@@ -426,6 +428,7 @@ def run(plan: Plan, stop: StopFlag, tick: Callable[[float], None]) -> CellTotals
                     workers.phase(
                         phase.name,
                         phase.list,
+                        first=phase.first,
                         once=phase.once,
                         record=phase.record,
                         duration_ns=share_ns,
@@ -533,6 +536,7 @@ class Workers:
         name: str,
         list_number: int,
         *,
+        first: int | None = None,
         once: bool = False,
         record: bool = False,
         duration_ns: int = 0,
@@ -542,6 +546,8 @@ class Workers:
         self._phase = f"phase {name}"
         core, cpus = self._core, len(self._processes)
         core.phase_prepare(list_number, once, record, duration_ns)
+        if first is not None:
+            core.phase_first(first)
         status = core.phase_status().contents
         self._waiting_for = set(range(cpus))
         self._send(worker.RunPhase())

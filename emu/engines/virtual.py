@@ -212,16 +212,25 @@ def run_cell(plan: Plan, machine: Topology) -> _Ran:
         core.virtual_config(ctypes.byref(cost_model(machine, cpus)))
         phases, calls = [], 0
 
-        def phase(number: int, once: bool, record: bool = False, duration_ns: int = 0) -> None:
+        def phase(
+            number: int,
+            once: bool,
+            record: bool = False,
+            duration_ns: int = 0,
+            first: int | None = None,
+        ) -> None:
             nonlocal calls
             core.phase_prepare(number, once, record, duration_ns)
+            if first is not None:
+                core.phase_first(first)
             core.virtual_run_phase()
             calls += coordinator.count_calls(core, plan)
 
         phase(workload.load_list, once=True)
         start_s = time.monotonic() - began
         for each in workload.phases:
-            phase(each.list, each.once, each.record, round(plan.duration_ns * each.share))
+            ns = round(plan.duration_ns * each.share)
+            phase(each.list, each.once, each.record, ns, each.first)
             if each.record:
                 phases.append(coordinator.gather(core, plan, each.name))
         lines = _lines(core)

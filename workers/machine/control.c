@@ -132,6 +132,8 @@ int emu_arena_format(void *base, uint64_t bytes, const struct emu_config *config
 	emu_pools_init(l.end);
 	EMU_ASSERT(lock_class("mmap_lock", NULL) == EMU_CLASS_MMAP_LOCK, "the first class is taken");
 	EMU_ASSERT(lock_class("ptl", NULL) == EMU_CLASS_PTL, "the second class is taken");
+	EMU_ASSERT(lock_class("pt_extents", NULL) == EMU_CLASS_EXTENTS, "the third class is taken");
+	EMU_ASSERT(lock_class("free_addresses", NULL) == EMU_CLASS_FREE_AREA, "the fourth class is taken");
 	/* The caller's arrays are its own again. */
 	arena->config.node_of_cpu = arena->node_of_cpu;
 	arena->config.penalty_ns = arena->penalty_ns;
@@ -174,7 +176,7 @@ int emu_list_add(const struct emu_call *calls, uint32_t n)
 			return emu_set_error(-EINVAL, "call %u: operation %u with argument %d", i, calls[i].op,
 					     calls[i].arg);
 	for (uint32_t i = 0; i < n; i++)
-		arena->has_micro |= calls[i].op > EMU_CALL_PACE;
+		arena->has_micro |= calls[i].op > EMU_CALL_PACE || calls[i].op == EMU_CALL_PASS;
 	if (n)
 		memcpy(arena->calls + arena->nr_calls, calls, n * sizeof(*calls));
 	arena->lists[arena->nr_lists] = (struct emu_list){ arena->calls + arena->nr_calls, n };
@@ -248,7 +250,7 @@ int emu_phase_prepare(uint32_t list, uint32_t once, uint32_t record, uint64_t du
 		return emu_set_error(-EINVAL, "no call list %u of %u", list, arena->nr_lists);
 	if (arena->micro)
 		emu_micro_reset(arena->micro);
-	arena->phase_list = list;
+	arena->phase_first = arena->phase_list = list;
 	arena->phase_once = once;
 	arena->phase_record = record;
 	arena->phase_duration_ns = duration_ns;
@@ -256,6 +258,14 @@ int emu_phase_prepare(uint32_t list, uint32_t once, uint32_t record, uint64_t du
 	atomic_store(&arena->phase.armed, 0);
 	atomic_store(&arena->phase.done, 0);
 	atomic_store(&arena->phase.failed, 0);
+	return 0;
+}
+
+int emu_phase_first(uint32_t list)
+{
+	if (list >= emu_arena->nr_lists)
+		return emu_set_error(-EINVAL, "no call list %u of %u", list, emu_arena->nr_lists);
+	emu_arena->phase_first = list;
 	return 0;
 }
 
@@ -305,7 +315,8 @@ int emu_phase_body(void)
 	do {
 		uint64_t start_ns = emu_clock_ns();
 
-		err = emu_program_run(arena->phase_list, arena->phase_record, &failed);
+		err = emu_program_run(cpu->task.cpu ? arena->phase_list : arena->phase_first, arena->phase_record,
+				      &failed);
 		if (err)
 			break;
 		cpu->result.iterations++;
@@ -317,6 +328,8 @@ int emu_phase_body(void)
 	cpu->in_phase = false;
 	if (cpu->in_ping_pong)
 		emu_line_ping_pong_end(arena->micro);
+	if (arena->micro)
+		emu_leave(arena->micro);
 	cpu->result.wait_ns = cpu->task.wait_ns;
 	if (err > 0)
 		err = 0;
@@ -414,6 +427,8 @@ int emu_check_drained(void)
 
 	emu_cpu_attach(0);
 	emu_rcu_drain();
+	arena->shared_mm = NULL;
+	atomic_store(&arena->shared_ready, 0);
 	for (uint32_t i = 0; i < arena->nr_files && !err; i++) {
 		uint64_t vmas = emu_file_vmas(i);
 

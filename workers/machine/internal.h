@@ -39,6 +39,8 @@ struct emu_cpu {
 	struct mm_struct *parents[EMU_MM_STACK];
 	uint32_t nr_parents;
 	bool in_phase, in_ping_pong;
+	uint64_t last_mmap;   /* where the latest mapping is, 0 = passed on to nobody in return */
+	uint64_t next_fault;  /* bytes into the range of fault_next() */
 	uint64_t ping_pong_turn;
 	uint64_t walk_due_ns;	 /* the first of its walkers' */
 	_Atomic uint32_t mms_locked; /* guards mms, and the page tables of what is in it */
@@ -88,8 +90,12 @@ struct emu_arena {
 	uint32_t nr_classes;
 	struct emu_class *classes;
 
+	/* share_mm: CPU 0's, once it is there. */
+	struct mm_struct *shared_mm;
+	_Atomic uint32_t shared_ready;
+
 	/* The phase that runs or is about to; constant while open. */
-	uint32_t phase_list, phase_once, phase_record;
+	uint32_t phase_first, phase_list, phase_once, phase_record;
 	uint64_t phase_duration_ns;
 	__cacheline_aligned struct emu_phase_status phase;
 };

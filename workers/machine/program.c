@@ -17,14 +17,16 @@
 static const char *const op_names[EMU_LAT_NR] = { "iteration", "exec",	   "fork", "exit",  "mmap",
 						  "munmap",    "mprotect", "brk",  "fault", "walk", "micro" };
 static const char *const call_names[EMU_CALL_NR] = { "exec",	 "fork", "exit", "mmap", "munmap",
-						     "mprotect", "brk",	 "fault", "work", "pace", "line_write", "line_fetch_add",
+						     "mprotect", "brk",	 "fault", "fault_next", "dontneed", "pass",
+						     "work", "pace", "barrier", "line_write", "line_fetch_add",
 						     "line_ping_pong", "rwsem_write", "rwsem_read", "rwsem_mixed" };
 
 static const uint32_t latency_op[EMU_CALL_NR] = {
 	[EMU_CALL_EXEC] = EMU_LAT_EXEC,		[EMU_CALL_FORK] = EMU_LAT_FORK,	    [EMU_CALL_EXIT] = EMU_LAT_EXIT,
 	[EMU_CALL_MMAP] = EMU_LAT_MMAP,		[EMU_CALL_MUNMAP] = EMU_LAT_MUNMAP, [EMU_CALL_MPROTECT] = EMU_LAT_MPROTECT,
 	[EMU_CALL_BRK] = EMU_LAT_BRK,		[EMU_CALL_FAULT] = EMU_LAT_NR, /* each fault by itself */
-	[EMU_CALL_WORK] = EMU_LAT_NR,
+	[EMU_CALL_FAULT_NEXT] = EMU_LAT_NR,	[EMU_CALL_DONTNEED] = EMU_LAT_NR,   [EMU_CALL_PASS] = EMU_LAT_NR,
+	[EMU_CALL_BARRIER] = EMU_LAT_NR,	[EMU_CALL_WORK] = EMU_LAT_NR,
 	[EMU_CALL_PACE] = EMU_LAT_NR,		[EMU_CALL_LINE_WRITE] = EMU_LAT_MICRO,
 	[EMU_CALL_LINE_FETCH_ADD] = EMU_LAT_MICRO, [EMU_CALL_LINE_PING_PONG] = EMU_LAT_MICRO,
 	[EMU_CALL_RWSEM_WRITE] = EMU_LAT_MICRO,	[EMU_CALL_RWSEM_READ] = EMU_LAT_MICRO,
@@ -75,6 +77,12 @@ static bool anything_mapped(const struct emu_call *call)
 static bool work_is_in_kernel(uint32_t op)
 {
 	return op == EMU_CALL_EXEC || op == EMU_CALL_FORK || op == EMU_CALL_EXIT;
+}
+
+/* Theirs is the kernel's for each page that is not there. */
+static bool is_fault(uint32_t op)
+{
+	return op == EMU_CALL_FAULT || op == EMU_CALL_FAULT_NEXT;
 }
 
 static int64_t run_call(const struct emu_call *call, bool strict);
@@ -131,6 +139,28 @@ static int64_t touch_range(struct emu_cpu *cpu, const struct emu_call *call)
 	     addr += EMU_PAGE_SIZE)
 		err = touch(cpu, addr, call->prot & EMU_PROT_WRITE);
 	return err;
+}
+
+/* The pages lie in the order of their addresses; what is there already, as a fault for reading brings more, is no fault. */
+static int64_t touch_next(struct emu_cpu *cpu, const struct emu_call *call)
+{
+	bool write = call->prot & EMU_PROT_WRITE;
+
+	for (uint64_t n = 0; n <= call->len; n += EMU_PAGE_SIZE) {
+		uint64_t addr = call->addr + cpu->next_fault;
+
+		cpu->next_fault += EMU_PAGE_SIZE;
+		if (cpu->next_fault >= call->len) {
+			int64_t err = emu_sys_madvise_dontneed(call->addr, call->len);
+
+			if (err)
+				return err;
+			cpu->next_fault = 0;
+		}
+		if (!page_is_there(addr, write))
+			return touch(cpu, addr, write);
+	}
+	return -EFAULT;
 }
 
 /* EMU_MAP_TOUCH: the mappings of files in [start, end). */
@@ -208,16 +238,70 @@ static int64_t run_micro(struct emu_cpu *cpu, uint32_t op)
 	return 0;
 }
 
+/* share_mm: one more thread of CPU 0's process, as soon as there is one. */
+static int64_t join_process(void)
+{
+	struct emu_arena *arena = emu_arena;
+
+	while (!atomic_load_explicit(&arena->shared_ready, memory_order_acquire))
+		emu_futex_wait(&arena->shared_ready, 0);
+	if (!arena->shared_mm)
+		return emu_set_error(-ESRCH, "CPU 0 has not made the process that all CPUs share");
+	mmget(arena->shared_mm);
+	switch_mm(arena->shared_mm);
+	return 0;
+}
+
+static int64_t exec(const struct emu_call *call, bool strict)
+{
+	struct emu_arena *arena = emu_arena;
+	int64_t ret;
+
+	if (!arena->config.share_mm || !emu_this_cpu()->in_phase)
+		return load_elf_binary(call, strict);
+	if (current->cpu)
+		return join_process();
+	ret = load_elf_binary(call, strict);
+	arena->shared_mm = ret ? NULL : current->mm;
+	atomic_store_explicit(&arena->shared_ready, 1, memory_order_release);
+	emu_futex_wake(&arena->shared_ready, emu_nr_cpus());
+	return ret;
+}
+
+/* The call with this CPU's addresses. False: it is about the latest mapping, and there is none. */
+static bool resolve(struct emu_call *call)
+{
+	struct emu_cpu *cpu = emu_this_cpu();
+
+	if (call->times)
+		call->len *= emu_nr_cpus();
+	if (call->stride != EMU_FROM_LAST)
+		call->addr += call->stride * cpu->task.cpu;
+	else if (cpu->last_mmap)
+		call->addr += cpu->last_mmap;
+	else
+		return false;
+	return true;
+}
+
 static int64_t run_call(const struct emu_call *call, bool strict)
 {
 	struct emu_cpu *cpu = emu_this_cpu();
+	struct emu_call own;
 	int64_t ret = 0;
+
+	if (unlikely(call->stride || call->times)) {
+		own = *call;
+		if (!resolve(&own))
+			return 0;
+		call = &own;
+	}
 
 	if (unlikely(!current->mm && call->op != EMU_CALL_EXEC && call->op < EMU_CALL_WORK))
 		return emu_set_error(-ESRCH, "%s without a process: exec comes first", call_names[call->op]);
 	switch ((enum emu_call_op)call->op) {
 	case EMU_CALL_EXEC:
-		return load_elf_binary(call, strict);
+		return exec(call, strict);
 	case EMU_CALL_FORK:
 		if (cpu->nr_parents == EMU_MM_STACK)
 			return emu_set_error(-EAGAIN, "more than %u processes wait for a child on this CPU", EMU_MM_STACK);
@@ -233,6 +317,7 @@ static int64_t run_call(const struct emu_call *call, bool strict)
 	}
 	case EMU_CALL_MMAP:
 		ret = emu_sys_mmap(call->addr, call->len, call->prot, call->flags, file_of(call), call->offset);
+		cpu->last_mmap = ret < 0 ? 0 : (uint64_t)ret;
 		break;
 	case EMU_CALL_MUNMAP:
 		if (strict && !anything_mapped(call))
@@ -249,6 +334,20 @@ static int64_t run_call(const struct emu_call *call, bool strict)
 	case EMU_CALL_FAULT:
 		ret = touch_range(cpu, call);
 		break;
+	case EMU_CALL_FAULT_NEXT:
+		ret = touch_next(cpu, call);
+		break;
+	case EMU_CALL_DONTNEED:
+		ret = emu_sys_madvise_dontneed(call->addr, call->len);
+		break;
+	case EMU_CALL_PASS:
+		if (cpu->in_phase)
+			cpu->last_mmap = emu_pass(emu_arena->micro, cpu->last_mmap);
+		return 0;
+	case EMU_CALL_BARRIER:
+		if (cpu->in_phase)
+			emu_barrier(emu_arena->micro);
+		return 0;
 	case EMU_CALL_PACE:
 		pace(call->len);
 		return 0;
@@ -298,7 +397,8 @@ int emu_program_run(uint32_t list_nr, bool record, uint32_t *failed)
 				return (int)ret;
 			}
 		}
-		if (!work_is_in_kernel(call->op))
+		cpu->task.fault_work_ns = is_fault(call->op) ? call->work_ns : 0;
+		if (!work_is_in_kernel(call->op) && !is_fault(call->op))
 			work(call->work_ns);
 		start_ns = emu_clock_ns();
 		if (work_is_in_kernel(call->op))

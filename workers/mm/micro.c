@@ -8,11 +8,26 @@
 
 #define GONE(side) (UINT64_C(1) << (62 + (side)))
 
+#define BARRIER_OPENED (UINT64_C(1) << 32)
+#define BARRIER_LEFT (UINT64_C(1) << 16)
+#define BARRIER_WAITING UINT64_C(0xffff)
+
+/* The page that the CPU before has for this one; 0 in the upper bits: none. */
+struct box {
+	__cacheline_aligned _Atomic uint64_t page;
+};
+#define BOX_OWNER_LEFT UINT64_C(1)
+#define BOX_SENDER_LEFT UINT64_C(2)
+#define BOX_PAGE (~UINT64_C(3))
+
 struct emu_micro {
 	__cacheline_aligned _Atomic uint64_t written;
 	__cacheline_aligned _Atomic uint64_t added;
 	struct rw_semaphore sem; /* a line of its own */
 	__cacheline_aligned uint64_t guarded; /* by sem */
+	/* How often the barrier has opened, BARRIER_LEFT each that has left, 1 each that is there and waits. */
+	__cacheline_aligned _Atomic uint64_t barrier;
+	struct box *boxes; /* [nr_cpus] */
 	struct pair {
 		/* Hand-overs so far; whose turn it is, is its lowest bit. GONE(side): that side plays no more. */
 		__cacheline_aligned _Atomic uint64_t turn;
@@ -29,6 +44,7 @@ struct emu_micro *emu_micro_create(void)
 	struct emu_micro *micro = emu_zalloc(sizeof(*micro) + nr_pairs() * sizeof(micro->pairs[0]), 0);
 
 	init_rwsem(&micro->sem, lock_class("micro_rwsem", NULL));
+	micro->boxes = emu_zalloc(emu_nr_cpus() * sizeof(micro->boxes[0]), 0);
 	return micro;
 }
 
@@ -36,6 +52,9 @@ void emu_micro_reset(struct emu_micro *micro)
 {
 	for (uint32_t i = 0; i < nr_pairs(); i++)
 		atomic_store_explicit(&micro->pairs[i].turn, 0, memory_order_relaxed);
+	for (uint32_t i = 0; i < emu_nr_cpus(); i++)
+		atomic_store_explicit(&micro->boxes[i].page, 0, memory_order_relaxed);
+	atomic_store_explicit(&micro->barrier, 0, memory_order_relaxed);
 }
 
 void emu_line_write(struct emu_micro *micro)
@@ -79,6 +98,65 @@ void emu_line_ping_pong_end(struct emu_micro *micro)
 
 	if (cpu / 2 < nr_pairs())
 		atomic_fetch_or_explicit(&micro->pairs[cpu / 2].turn, GONE(cpu & 1), memory_order_release);
+}
+
+/* One more waits, or leaves; opens the barrier if all others wait. True: it was opened. */
+static bool barrier_add(struct emu_micro *micro, uint64_t what, uint64_t *seen)
+{
+	uint64_t state = atomic_load_explicit(&micro->barrier, memory_order_relaxed), next;
+
+	do {
+		uint64_t waiting, left;
+
+		*seen = state;
+		next = state + what;
+		waiting = next & BARRIER_WAITING;
+		left = (next & (BARRIER_OPENED - 1)) / BARRIER_LEFT;
+		if (waiting && waiting + left == emu_nr_cpus())
+			next += BARRIER_OPENED - waiting;
+	} while (!atomic_compare_exchange_weak_explicit(&micro->barrier, &state, next, memory_order_acq_rel,
+							memory_order_relaxed));
+	return next / BARRIER_OPENED != state / BARRIER_OPENED;
+}
+
+void emu_barrier(struct emu_micro *micro)
+{
+	uint64_t seen;
+
+	if (!barrier_add(micro, 1, &seen))
+		smp_cond_load_acquire(&micro->barrier, VAL / BARRIER_OPENED != seen / BARRIER_OPENED);
+}
+
+static struct box *next_box(struct emu_micro *micro)
+{
+	return &micro->boxes[(current->cpu + 1) % emu_nr_cpus()];
+}
+
+uint64_t emu_pass(struct emu_micro *micro, uint64_t addr)
+{
+	struct box *own = &micro->boxes[current->cpu], *next = next_box(micro);
+	uint64_t state;
+
+	if (emu_nr_cpus() == 1)
+		return addr;
+	state = smp_cond_load_acquire(&next->page, !(VAL & BOX_PAGE) || (VAL & BOX_OWNER_LEFT));
+	if (state & BOX_OWNER_LEFT)
+		return addr;
+	/* Release: the page's first user is done with it. 0: the last one had nothing to give either. */
+	if (addr)
+		atomic_fetch_or_explicit(&next->page, addr, memory_order_release);
+	state = smp_cond_load_acquire(&own->page, (VAL & BOX_PAGE) || (VAL & BOX_SENDER_LEFT));
+	atomic_fetch_and_explicit(&own->page, ~BOX_PAGE, memory_order_release);
+	return state & BOX_PAGE;
+}
+
+void emu_leave(struct emu_micro *micro)
+{
+	uint64_t seen;
+
+	barrier_add(micro, BARRIER_LEFT, &seen);
+	atomic_fetch_or_explicit(&micro->boxes[current->cpu].page, BOX_OWNER_LEFT, memory_order_release);
+	atomic_fetch_or_explicit(&next_box(micro)->page, BOX_SENDER_LEFT, memory_order_release);
 }
 
 EMU_NOINLINE void emu_rwsem_write(struct emu_micro *micro)

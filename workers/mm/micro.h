@@ -29,6 +29,18 @@ void emu_line_ping_pong_end(struct emu_micro *micro);
 void emu_rwsem_write(struct emu_micro *micro);
 void emu_rwsem_read(struct emu_micro *micro);
 
+/* Waits until all CPUs are here, but for those that have left. */
+void emu_barrier(struct emu_micro *micro);
+
+/*
+ * Gives a page's address to the next CPU, once that has taken the one before, and waits for one of the CPU before. In a
+ * ring that others have left: the caller's own comes back, or 0 as nobody has one for it any more.
+ */
+uint64_t emu_pass(struct emu_micro *micro, uint64_t addr);
+
+/* The CPU's part of the phase is over: nobody waits for it any more. */
+void emu_leave(struct emu_micro *micro);
+
 /* What is at an address, for reports; NULL: nothing of these. */
 const char *emu_micro_name(const struct emu_micro *micro, const void *at);
 

@@ -43,7 +43,7 @@ static int64_t lock_unmapped_area(struct mm_struct *mm, uint64_t addr, uint64_t 
 	if (addr && addr < MMAP_MIN_ADDR && !fixed)
 		addr = MMAP_MIN_ADDR;
 	if (fixed || (addr && addr <= EMU_TASK_SIZE - len)) {
-		*range = (struct mm_range){ .start = addr, .end = addr + len };
+		*range = (struct mm_range){ .start = addr, .end = addr + len, .map = true };
 		emu_mm->lock(mm, range);
 		if (noreplace ? !emu_mm->find(mm, addr, addr + len, NULL) : fixed || range_is_free(mm, addr, len))
 			return 0;
@@ -231,7 +231,8 @@ static uint64_t lock_brk(struct mm_struct *mm, uint64_t brk, struct mm_range *ra
 
 		/* The page of the old end too: whoever moves it has that one. */
 		*range = (struct mm_range){ .start = page_align(old < brk ? old : brk),
-					    .end = page_align(old < brk ? brk : old) + EMU_PAGE_SIZE };
+					    .end = page_align(old < brk ? brk : old) + EMU_PAGE_SIZE,
+					    .map = true };
 		emu_mm->lock(mm, range);
 		if (atomic_load_explicit(&mm->brk, memory_order_relaxed) == old)
 			return old;
@@ -262,6 +263,29 @@ int64_t emu_sys_brk(uint64_t brk)
 	emu_mm->unlock(mm, &range);
 	emu_rcu_quiescent();
 	return (int64_t)brk;
+}
+
+int64_t emu_sys_madvise_dontneed(uint64_t addr, uint64_t len)
+{
+	struct mm_struct *mm = current->mm;
+	struct mm_range range = { .start = addr, .end = addr + page_align(len), .read = true };
+
+	if (addr % EMU_PAGE_SIZE || range.end < addr || range.end > EMU_TASK_SIZE)
+		return -EINVAL;
+	emu_mm->lock(mm, &range);
+	/* Only tables that VMAs keep: with those locked for looking, none goes. */
+	for (uint64_t at = addr; at < range.end;) {
+		struct vm_area_struct *vma = emu_mm->find(mm, at, range.end, NULL);
+
+		if (!vma)
+			break;
+		at = vma->vm_end < range.end ? vma->vm_end : range.end;
+		if (unmap_page_range(mm, vma->vm_start > addr ? vma->vm_start : addr, at))
+			emu_tlb_flush(mm->cpumask);
+	}
+	emu_mm->unlock(mm, &range);
+	emu_rcu_quiescent();
+	return 0;
 }
 
 EMU_NOINLINE int64_t emu_sys_fault(uint64_t addr, bool write)

@@ -13,8 +13,12 @@ static void *table_alloc(void *_Atomic *slot, uint32_t bytes)
 	if (likely(table))
 		return table;
 	fresh = emu_zalloc(bytes, emu_node_id());
-	if (bytes == sizeof(struct page_table))
+	if (bytes == sizeof(struct page_table)) {
 		spin_lock_init(&((struct page_table *)fresh)->ptl, EMU_CLASS_PTL);
+		if (emu_mm->vmas_in_tables)
+			init_rwsem((struct rw_semaphore *)(void *)((struct page_table *)fresh)->extents,
+				   EMU_CLASS_EXTENTS);
+	}
 	if (atomic_compare_exchange_strong_explicit(slot, &table, fresh, memory_order_seq_cst, memory_order_seq_cst))
 		return fresh;
 	/* Another CPU of this process was first. */

@@ -14,7 +14,8 @@ static uint32_t spin = 1; /* do writers spin while the owner runs? */
 static const char *const on_off[] = { "off", "on" };
 
 static const struct emu_param params[] = {
-	{ "spin", &spin, 0, 1, "do writers that wait for mmap_lock spin while its owner runs? Linux before 3.16: off", on_off },
+	{ "spin", &spin, 0, 1, "may who waits for mmap_lock spin, or overtake? off: FIFO, asleep, as before Linux 3.10",
+	  on_off },
 	{ 0 },
 };
 

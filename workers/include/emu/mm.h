@@ -179,6 +179,8 @@ EMU_EXPORT int64_t emu_sys_mmap(uint64_t addr, uint64_t len, uint32_t prot, uint
 EMU_EXPORT int64_t emu_sys_munmap(uint64_t addr, uint64_t len);
 EMU_EXPORT int64_t emu_sys_mprotect(uint64_t addr, uint64_t len, uint32_t prot);
 EMU_EXPORT int64_t emu_sys_brk(uint64_t brk); /* the new or, where that cannot be, the old break */
+/* The pages of [addr, addr + len) go, what is mapped stays. */
+EMU_EXPORT int64_t emu_sys_madvise_dontneed(uint64_t addr, uint64_t len);
 /* A page fault of the current task. 0; -EFAULT: not allowed or not mapped; -EIO: beyond the end of the file. */
 EMU_EXPORT int64_t emu_sys_fault(uint64_t addr, bool write);
 

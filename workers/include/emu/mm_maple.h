@@ -127,6 +127,6 @@ static inline int mm_maple_fault(struct mm_struct *mm, uint64_t addr, bool write
 /* The parameter of all of them. */
 static const char *const mm_maple_on_off[] = { "off", "on" };
 #define MM_MAPLE_SPIN(variable) \
-	{ "spin", &(variable), 0, 1, "do writers that wait for mmap_lock spin while its owner runs?", mm_maple_on_off }
+	{ "spin", &(variable), 0, 1, "may who waits for mmap_lock spin, or overtake?", mm_maple_on_off }
 
 #endif

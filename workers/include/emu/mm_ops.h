@@ -28,6 +28,7 @@ struct mm_range {
 	uint64_t start, end;
 	/* Not 0: any free range of so many bytes in [start, end); the lock hook finds the highest one and makes it the range. */
 	uint64_t len;
+	bool map;      /* VMAs will be linked in it; implied by len */
 	bool read;     /* VMAs will only be looked at: others may look too, and faults go on */
 	bool unmapped; /* told at unlock: nothing is mapped in the range any more, its addresses are free */
 };

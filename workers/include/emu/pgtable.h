@@ -59,7 +59,10 @@ struct page_table {
 	__cacheline_aligned struct qspinlock ptl;
 	uint32_t nr_used; /* PTEs that are not 0; under ptl */
 
-	/* The mm design's, all zero in a new table. Under ptl, if the design does not say otherwise. */
+	/*
+	 * The mm design's, all zero in a new table; but with vmas_in_tables it begins with a struct rw_semaphore, which is
+	 * set up with the table.
+	 */
 	__cacheline_aligned unsigned char extents[EMU_PT_SLOT];
 
 	__cacheline_aligned _Atomic uint64_t pte[EMU_PTRS_PER_TABLE];
