@@ -12,7 +12,8 @@ A program is a list of system calls, one string each, written as strace writes t
       "munmap(0x7ffff7fc0000, 8192)",
       "work(150us)",                          # computing, no call
       "pace(1ms)",                            # computing until the phase has lasted n x 1ms
-      "barrier()",                            # waits for all CPUs that are in the phase still
+      "barrier()",                            # waits for all CPUs; when one has ended its part of
+                                              # the phase, all do
       "mmap(NULL, 4096, PROT_READ|PROT_WRITE, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0)",
       "fault(last+0, 4096, PROT_WRITE)",      # last: where this CPU's latest mapping is
       "pass()",                               # hands that to the next CPU, and gets one from the last

@@ -96,9 +96,10 @@ void emu_compute(uint64_t ns)
 	work_sink = work_loop((uint64_t)((double)ns * host.loops_per_ns));
 }
 
-void emu_tlb_flush(const _Atomic uint64_t *cpus)
+void emu_tlb_flush(const _Atomic uint64_t *cpus, uint32_t nr_bits)
 {
 	(void)cpus;
+	(void)nr_bits;
 }
 
 /* About 25 ms, once in the life of the conductor. */

@@ -106,12 +106,13 @@ static EMU_NOINLINE int64_t load_elf_binary(const struct emu_call *call, bool st
 /* As the hardware does. Page tables that are taken away stay until nobody can be looking. */
 static bool page_is_there(uint64_t addr, bool write)
 {
-	const struct page_table *table;
+	struct page_table *table;
 	bool there;
 
 	rcu_read_lock();
 	table = pte_find(current->mm, addr, NULL);
-	there = table && pte_allows(pte_get(table, pte_index(addr)), write);
+	there = table && pte_allows(pte_get(table, pte_index(addr)), write) &&
+		(!current->mm->tables_know_cpus || table_is_known(table));
 	rcu_read_unlock();
 	return there;
 }
@@ -345,9 +346,7 @@ static int64_t run_call(const struct emu_call *call, bool strict)
 			cpu->last_mmap = emu_pass(emu_arena->micro, cpu->last_mmap);
 		return 0;
 	case EMU_CALL_BARRIER:
-		if (cpu->in_phase)
-			emu_barrier(emu_arena->micro);
-		return 0;
+		return cpu->in_phase && !emu_barrier(emu_arena->micro);
 	case EMU_CALL_PACE:
 		pace(call->len);
 		return 0;
@@ -409,7 +408,7 @@ int emu_program_run(uint32_t list_nr, bool record, uint32_t *failed)
 			*failed = i;
 			return (int)ret;
 		}
-		if (ret == 1 && call->op == EMU_CALL_LINE_PING_PONG)
+		if (ret == 1 && (call->op == EMU_CALL_LINE_PING_PONG || call->op == EMU_CALL_BARRIER))
 			return 1;
 		cpu->result.counts[call->op]++;
 		if (record && op < EMU_LAT_NR)

@@ -43,7 +43,7 @@ EMU_NOINLINE struct mm_struct *dup_mmap(struct mm_struct *oldmm)
 	}
 	emu_mm->unlock(mm, &range);
 	/* Pages that both share can no longer be written. */
-	emu_tlb_flush(oldmm->cpumask);
+	flush_tlb_range(oldmm, 0, EMU_TASK_SIZE);
 	emu_mm->unlock(oldmm, &old_range);
 	return mm;
 }

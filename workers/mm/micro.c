@@ -8,7 +8,7 @@
 
 #define GONE(side) (UINT64_C(1) << (62 + (side)))
 
-#define BARRIER_OPENED (UINT64_C(1) << 32)
+#define BARRIER_OPENED (UINT64_C(1) << 17)
 #define BARRIER_LEFT (UINT64_C(1) << 16)
 #define BARRIER_WAITING UINT64_C(0xffff)
 
@@ -25,7 +25,7 @@ struct emu_micro {
 	__cacheline_aligned _Atomic uint64_t added;
 	struct rw_semaphore sem; /* a line of its own */
 	__cacheline_aligned uint64_t guarded; /* by sem */
-	/* How often the barrier has opened, BARRIER_LEFT each that has left, 1 each that is there and waits. */
+	/* How often the barrier has opened, whether a CPU has left, how many wait. */
 	__cacheline_aligned _Atomic uint64_t barrier;
 	struct box *boxes; /* [nr_cpus] */
 	struct pair {
@@ -100,31 +100,21 @@ void emu_line_ping_pong_end(struct emu_micro *micro)
 		atomic_fetch_or_explicit(&micro->pairs[cpu / 2].turn, GONE(cpu & 1), memory_order_release);
 }
 
-/* One more waits, or leaves; opens the barrier if all others wait. True: it was opened. */
-static bool barrier_add(struct emu_micro *micro, uint64_t what, uint64_t *seen)
+bool emu_barrier(struct emu_micro *micro)
 {
 	uint64_t state = atomic_load_explicit(&micro->barrier, memory_order_relaxed), next;
 
+	/* Release: what was done before the barrier. Acquire: what others did. */
 	do {
-		uint64_t waiting, left;
-
-		*seen = state;
-		next = state + what;
-		waiting = next & BARRIER_WAITING;
-		left = (next & (BARRIER_OPENED - 1)) / BARRIER_LEFT;
-		if (waiting && waiting + left == emu_nr_cpus())
-			next += BARRIER_OPENED - waiting;
+		if (state & BARRIER_LEFT)
+			return false;
+		next = (state & BARRIER_WAITING) + 1 == emu_nr_cpus() ? (state | BARRIER_WAITING | BARRIER_LEFT) + 1 :
+									state + 1;
 	} while (!atomic_compare_exchange_weak_explicit(&micro->barrier, &state, next, memory_order_acq_rel,
 							memory_order_relaxed));
+	next = smp_cond_load_acquire(&micro->barrier,
+				     VAL / BARRIER_OPENED != state / BARRIER_OPENED || (VAL & BARRIER_LEFT));
 	return next / BARRIER_OPENED != state / BARRIER_OPENED;
-}
-
-void emu_barrier(struct emu_micro *micro)
-{
-	uint64_t seen;
-
-	if (!barrier_add(micro, 1, &seen))
-		smp_cond_load_acquire(&micro->barrier, VAL / BARRIER_OPENED != seen / BARRIER_OPENED);
 }
 
 static struct box *next_box(struct emu_micro *micro)
@@ -152,9 +142,7 @@ uint64_t emu_pass(struct emu_micro *micro, uint64_t addr)
 
 void emu_leave(struct emu_micro *micro)
 {
-	uint64_t seen;
-
-	barrier_add(micro, BARRIER_LEFT, &seen);
+	atomic_fetch_or_explicit(&micro->barrier, BARRIER_LEFT, memory_order_release);
 	atomic_fetch_or_explicit(&micro->boxes[current->cpu].page, BOX_OWNER_LEFT, memory_order_release);
 	atomic_fetch_or_explicit(&next_box(micro)->page, BOX_SENDER_LEFT, memory_order_release);
 }

@@ -29,8 +29,8 @@ void emu_line_ping_pong_end(struct emu_micro *micro);
 void emu_rwsem_write(struct emu_micro *micro);
 void emu_rwsem_read(struct emu_micro *micro);
 
-/* Waits until all CPUs are here, but for those that have left. */
-void emu_barrier(struct emu_micro *micro);
+/* Waits until all CPUs are here. False: one has left, so that they will never be again. */
+bool emu_barrier(struct emu_micro *micro);
 
 /*
  * Gives a page's address to the next CPU, once that has taken the one before, and waits for one of the CPU before. In a

@@ -164,7 +164,7 @@ static EMU_NOINLINE void mprotect_fixup(struct mm_struct *mm, struct vm_area_str
 	}
 	/* After the VMA: a fault that goes by the old flags is over, or finds out that they are old. */
 	if (change_protection(mm, start, end, flags))
-		emu_tlb_flush(mm->cpumask);
+		flush_tlb_range(mm, start, end);
 }
 
 int64_t emu_sys_mprotect(uint64_t addr, uint64_t len, uint32_t prot)
@@ -281,7 +281,7 @@ int64_t emu_sys_madvise_dontneed(uint64_t addr, uint64_t len)
 			break;
 		at = vma->vm_end < range.end ? vma->vm_end : range.end;
 		if (unmap_page_range(mm, vma->vm_start > addr ? vma->vm_start : addr, at))
-			emu_tlb_flush(mm->cpumask);
+			flush_tlb_range(mm, addr, at);
 	}
 	emu_mm->unlock(mm, &range);
 	emu_rcu_quiescent();

@@ -327,6 +327,24 @@ EMU_NOINLINE uint64_t change_protection(struct mm_struct *mm, uint64_t start, ui
 	return change_ptes(mm, start, end, &(struct pte_change){ .fn = to_protection, .value = vm_flags });
 }
 
+EMU_NOINLINE void flush_tlb_range(struct mm_struct *mm, uint64_t start, uint64_t end)
+{
+	EMU_CALL_SITE();
+
+	if (!mm->tables_know_cpus) {
+		emu_tlb_flush(mm->cpumask, emu_nr_cpus());
+		return;
+	}
+	for (uint64_t at = start, next; at < end; at = next) {
+		struct page_table *table = pte_find(mm, at, &next);
+
+		if (!table)
+			continue;
+		next = (at | (EMU_PMD_SIZE - 1)) + 1;
+		emu_tlb_flush(table->cpus, EMU_PT_CPU_BITS);
+	}
+}
+
 EMU_NOINLINE void copy_page_range(struct vm_area_struct *child, struct vm_area_struct *parent)
 {
 	EMU_CALL_SITE();

@@ -257,15 +257,17 @@ EMU_NOINLINE struct vm_area_struct *vms_gather_munmap_vmas(struct mm_struct *mm,
 EMU_NOINLINE void vms_clear_ptes(struct mm_struct *mm, struct vm_area_struct *list)
 {
 	EMU_CALL_SITE();
-	uint64_t cleared = 0;
+	uint64_t cleared = 0, end = 0;
 
 	/* Who never had a fault has no page tables. */
 	if (!atomic_load_explicit(&mm->pgd, memory_order_relaxed))
 		return;
-	for (struct vm_area_struct *vma = list; vma; vma = vma->detached_next)
+	for (struct vm_area_struct *vma = list; vma; vma = vma->detached_next) {
 		cleared += unmap_page_range(mm, vma->vm_start, vma->vm_end);
+		end = vma->vm_end;
+	}
 	if (cleared)
-		emu_tlb_flush(mm->cpumask);
+		flush_tlb_range(mm, list->vm_start, end);
 }
 
 EMU_NOINLINE void vms_complete_munmap_vmas(struct mm_struct *mm, struct vm_area_struct *list)

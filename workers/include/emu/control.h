@@ -53,7 +53,7 @@ enum emu_call_op {
 	EMU_CALL_PASS, /* hand the latest mapping to the next CPU, wait for one of the CPU before: it is the latest now */
 	EMU_CALL_WORK, /* nothing but work_ns; from here on no process is needed */
 	EMU_CALL_PACE, /* waits, computing, for the next whole multiple of len ns since the start line */
-	EMU_CALL_BARRIER, /* waits for all CPUs that are in this phase still */
+	EMU_CALL_BARRIER, /* waits for all CPUs; ends the CPU's part of the phase where one has ended its own */
 	EMU_CALL_LINE_WRITE, /* the micro workloads: see mm/micro.h */
 	EMU_CALL_LINE_FETCH_ADD,
 	EMU_CALL_LINE_PING_PONG, /* in a phase only; ends the CPU's part of it where it has no partner, or no more */

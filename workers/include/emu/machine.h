@@ -117,12 +117,12 @@ EMU_EXPORT bool emu_need_resched(void);
 EMU_EXPORT void emu_compute(uint64_t ns);
 
 /*
- * Makes the other CPUs that are set in `cpus`, a bit map of all CPUs, forget their translations of an address space;
- * returns when they have. Native: nothing to do and nothing charged, as emulated page tables have no TLB. Virtual: an
+ * Makes other CPUs forget their translations of an address space; returns when they have. CPU n is one of them if bit
+ * n % nr_bits of `cpus` is set. Native: nothing to do and nothing charged, as emulated page tables have no TLB. Virtual: an
  * interrupt to each that is awake: the sender's cost for each, and the way there and back; the others lose the time that
  * they spend in the interrupt.
  */
-EMU_EXPORT void emu_tlb_flush(const _Atomic uint64_t *cpus);
+EMU_EXPORT void emu_tlb_flush(const _Atomic uint64_t *cpus, uint32_t nr_bits);
 
 /*
  * Ends the cell with an operating failure (not a bug): one line to the coordinator, exit of this CPU. Like printf.

@@ -108,6 +108,12 @@ struct mm_struct {
 	/* Changes with the end of the heap locked. */
 	_Atomic uint64_t brk;
 
+	/*
+	 * The mm design's, constant after init: each CPU has page tables of its own (RadixVM), so that what a CPU has not
+	 * touched by a fault of its own it has no translation of. Modelled by one bit a CPU and bottom-level table.
+	 */
+	bool tables_know_cpus;
+
 	/* Tasks that run in it; the last one tears it down. */
 	__cacheline_aligned _Atomic uint32_t mm_users;
 

@@ -382,24 +382,41 @@ static inline void mm_extents_unlock(struct mm_struct *mm, struct mm_range *rang
 		give_back(mm, range->start, range->end);
 }
 
-static inline int mm_extents_fault(struct mm_struct *mm, uint64_t addr, bool write, struct address_space **busy)
+static inline int fault_in_table(struct mm_struct *mm, struct page_table *table, uint64_t addr, bool write,
+				 struct address_space **busy)
 {
-	struct page_table *table = pte_find(mm, addr, NULL);
 	struct vm_area_struct *vma, *prev;
 	int err = -EFAULT;
 
-	/* Where a VMA is, there is a table. */
-	if (!table)
-		return err;
-	take_page();
 	spin_lock(&table->ptl);
 	vma = extent_find(extents_of(table), addr, &prev);
 	if (vma && vma->vm_start <= addr)
 		err = handle_pte_fault(table, vma, addr, write);
+	if (!err && mm->tables_know_cpus)
+		table_set_known(table);
 	/* To sleep, it lets go of the table; the file stays. Then all is looked up again. */
 	if (err == -EAGAIN)
 		*busy = vma->vm_file;
 	spin_unlock(&table->ptl);
+	return err;
+}
+
+static inline int mm_extents_fault(struct mm_struct *mm, uint64_t addr, bool write, struct address_space **busy)
+{
+	struct page_table *table = pte_find(mm, addr, NULL);
+	int err;
+
+	/* Where a VMA is, there is a table. */
+	if (!table)
+		return -EFAULT;
+	take_page();
+	err = fault_in_table(mm, table, addr, write, busy);
+	if (err != -EFAULT)
+		return err;
+	/* A change that splits or merges takes VMAs out for a moment: only when it is over, nothing is nothing. */
+	down_read(&extents_of(table)->changing);
+	err = fault_in_table(mm, table, addr, write, busy);
+	up_read(&extents_of(table)->changing);
 	return err;
 }
 

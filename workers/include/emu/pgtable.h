@@ -35,7 +35,8 @@
 #define EMU_PMD_SHIFT 21u /* an entry of the lowest but one */
 #define EMU_LEVEL_BITS 9u
 #define EMU_PMD_SIZE (UINT64_C(1) << EMU_PMD_SHIFT) /* what a bottom-level table maps */
-#define EMU_PT_SLOT 192u		 /* bytes of a bottom-level table that belong to the mm design */
+#define EMU_PT_SLOT 128u		 /* bytes of a bottom-level table that belong to the mm design */
+#define EMU_PT_CPU_BITS 512u		 /* CPU n is bit n modulo this: two may share one */
 #define EMU_FAULT_AROUND 16u		 /* pages; the kernel's default of fault_around_bytes is 64 KiB */
 
 #define PTE_PRESENT UINT64_C(0x1)
@@ -65,8 +66,27 @@ struct page_table {
 	 */
 	__cacheline_aligned unsigned char extents[EMU_PT_SLOT];
 
+	/* mm->tables_know_cpus: who had a fault in it. Set by the CPU itself, with ptl held. */
+	__cacheline_aligned _Atomic uint64_t cpus[EMU_PT_CPU_BITS / 64];
+
 	__cacheline_aligned _Atomic uint64_t pte[EMU_PTRS_PER_TABLE];
 };
+
+/* Has this CPU the table among its own? */
+static inline bool table_is_known(struct page_table *table)
+{
+	uint32_t bit = current->cpu % EMU_PT_CPU_BITS;
+
+	return atomic_load_explicit(&table->cpus[bit / 64], memory_order_relaxed) >> bit % 64 & 1;
+}
+
+static inline void table_set_known(struct page_table *table)
+{
+	uint32_t bit = current->cpu % EMU_PT_CPU_BITS;
+
+	if (!table_is_known(table))
+		atomic_fetch_or_explicit(&table->cpus[bit / 64], UINT64_C(1) << bit % 64, memory_order_relaxed);
+}
 
 static inline uint32_t pte_index(uint64_t addr)
 {
@@ -191,6 +211,9 @@ EMU_EXPORT uint64_t remove_migration_ptes(struct vm_area_struct *vma, uint64_t f
  * how many PTEs were changed.
  */
 EMU_EXPORT uint64_t change_protection(struct mm_struct *mm, uint64_t start, uint64_t end, uint32_t vm_flags);
+
+/* Other CPUs forget what PTEs of [start, end), which is VMAs' own, said until now. */
+EMU_EXPORT void flush_tlb_range(struct mm_struct *mm, uint64_t start, uint64_t end);
 
 /*
  * The child's PTEs from the parent's; both lose writing where they share. As in the kernel, nothing is copied of a VMA
