@@ -448,7 +448,8 @@ int emu_check_drained(void)
 		if (init_files() && !err)
 			err = -ENOMEM;
 	}
-	emu_rcu_idle();
+	if (caller != current)
+		emu_rcu_idle();
 	current = caller;
 	return err;
 }
