@@ -176,6 +176,8 @@ int emu_list_add(const struct emu_call *calls, uint32_t n)
 			return emu_set_error(-EINVAL, "call %u: operation %u with argument %d", i, calls[i].op,
 					     calls[i].arg);
 	for (uint32_t i = 0; i < n; i++)
+		arena->has_meetings |= calls[i].op == EMU_CALL_PASS || calls[i].op == EMU_CALL_BARRIER;
+	for (uint32_t i = 0; i < n; i++)
 		arena->has_micro |= calls[i].op > EMU_CALL_PACE || calls[i].op == EMU_CALL_PASS;
 	if (n)
 		memcpy(arena->calls + arena->nr_calls, calls, n * sizeof(*calls));
@@ -328,7 +330,7 @@ int emu_phase_body(void)
 	cpu->in_phase = false;
 	if (cpu->in_ping_pong)
 		emu_line_ping_pong_end(arena->micro);
-	if (arena->micro)
+	if (arena->has_meetings)
 		emu_leave(arena->micro);
 	cpu->result.wait_ns = cpu->task.wait_ns;
 	if (err > 0)

@@ -80,6 +80,7 @@ struct emu_arena {
 	uint32_t max_classes;
 	int64_t boot_objects; /* live when emu_boot() was done */
 	bool has_micro; /* a list has calls of a micro workload */
+	bool has_meetings; /* a list has calls that wait for other CPUs */
 	struct emu_micro *micro;
 	struct emu_walker *walkers;
 	uint32_t nr_walkers;

@@ -43,6 +43,15 @@ const char *emu_call_name(uint32_t op)
 	return op < EMU_CALL_NR ? call_names[op] : "?";
 }
 
+/* In no system call, or nowhere in it that matters: grace periods do not wait. */
+static void compute(uint64_t ns)
+{
+	uint64_t rcu = emu_rcu_sleep();
+
+	emu_compute(ns);
+	emu_rcu_wake(rcu);
+}
+
 /* Varies by the configured share either way, so that CPUs do not march in step. */
 static void work(uint64_t ns)
 {
@@ -52,7 +61,7 @@ static void work(uint64_t ns)
 		return;
 	if (jitter)
 		ns += emu_random() % (2 * jitter + 1) - jitter;
-	emu_compute(ns);
+	compute(ns);
 }
 
 static struct address_space *file_of(const struct emu_call *call)
@@ -202,7 +211,7 @@ static int64_t touch_mappings(struct emu_cpu *cpu, uint64_t start, uint64_t end,
 /* Without jitter: CPUs that keep pace meet again each time. */
 static void pace(uint64_t ns)
 {
-	emu_compute(ns - (emu_clock_ns() - emu_arena->phase.start_ns) % ns);
+	compute(ns - (emu_clock_ns() - emu_arena->phase.start_ns) % ns);
 }
 
 /* 1: nobody is there to play with. */
@@ -285,6 +294,20 @@ static bool resolve(struct emu_call *call)
 	return true;
 }
 
+/* Programs wait for each other: in no system call. 1: that has ended. */
+static int64_t meet(struct emu_cpu *cpu, uint32_t op)
+{
+	uint64_t rcu = emu_rcu_sleep();
+	bool goes_on = true;
+
+	if (op == EMU_CALL_PASS)
+		cpu->last_mmap = emu_pass(emu_arena->micro, cpu->last_mmap);
+	else
+		goes_on = emu_barrier(emu_arena->micro);
+	emu_rcu_wake(rcu);
+	return !goes_on;
+}
+
 static int64_t run_call(const struct emu_call *call, bool strict)
 {
 	struct emu_cpu *cpu = emu_this_cpu();
@@ -342,11 +365,8 @@ static int64_t run_call(const struct emu_call *call, bool strict)
 		ret = emu_sys_madvise_dontneed(call->addr, call->len);
 		break;
 	case EMU_CALL_PASS:
-		if (cpu->in_phase)
-			cpu->last_mmap = emu_pass(emu_arena->micro, cpu->last_mmap);
-		return 0;
 	case EMU_CALL_BARRIER:
-		return cpu->in_phase && !emu_barrier(emu_arena->micro);
+		return cpu->in_phase ? meet(cpu, call->op) : 0;
 	case EMU_CALL_PACE:
 		pace(call->len);
 		return 0;

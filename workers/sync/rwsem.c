@@ -269,7 +269,7 @@ static bool rwsem_try_write_lock_queued(struct rw_semaphore *sem, struct rwsem_w
 
 	/* Acquire: pairs with the releases of those who had the lock before. */
 	do {
-		if (((count & RWSEM_FLAG_HANDOFF) || sem->no_spin) && !is_first)
+		if (!is_first && ((count & RWSEM_FLAG_HANDOFF) || sem->no_spin))
 			return false;
 		if (count & RWSEM_LOCK_MASK) {
 			if ((count & RWSEM_FLAG_HANDOFF) || !is_first || emu_clock_ns() < waiter->timeout_ns)

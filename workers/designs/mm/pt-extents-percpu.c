@@ -29,4 +29,9 @@ static void extents_init(struct mm_struct *mm)
 	mm->tables_know_cpus = flush;
 }
 
-EMU_EXPORT const struct mm_ops emu_mm_ops = MM_EXTENTS_OPS("pt-extents-percpu", extents_init, params);
+EMU_EXPORT const struct mm_ops emu_mm_ops = {
+	.name = "pt-extents-percpu",
+	.params = params,
+	.init = extents_init,
+	MM_EXTENTS_HOOKS,
+};

@@ -9,4 +9,8 @@ static void extents_init(struct mm_struct *mm)
 	mm_extents_init(mm, false);
 }
 
-EMU_EXPORT const struct mm_ops emu_mm_ops = MM_EXTENTS_OPS("pt-extents", extents_init, NULL);
+EMU_EXPORT const struct mm_ops emu_mm_ops = {
+	.name = "pt-extents",
+	.init = extents_init,
+	MM_EXTENTS_HOOKS,
+};

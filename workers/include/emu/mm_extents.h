@@ -420,23 +420,11 @@ static inline int mm_extents_fault(struct mm_struct *mm, uint64_t addr, bool wri
 	return err;
 }
 
-#define MM_EXTENTS_OPS(design, init_hook, parameters)                        \
-	{                                                                    \
-		.name = design,						     \
-		.version = EMU_MM_VERSION,                                   \
-		.machine = EMU_MACHINE_ID,                                   \
-		.size = sizeof(struct mm_extents),                           \
-		.vmas_in_tables = true,                                      \
-		.params = parameters,                                        \
-		.init = init_hook,                                           \
-		.destroy = mm_extents_destroy,                               \
-		.lock = mm_extents_lock,                                     \
-		.unlock = mm_extents_unlock,                                 \
-		.find = mm_extents_find,                                     \
-		.link = mm_extents_link,                                     \
-		.unlink = mm_extents_unlink,                                 \
-		.change = mm_extents_change,                                 \
-		.fault = mm_extents_fault,                                   \
-	}
+/* All of a design's mm_ops but its name, parameters and init. */
+#define MM_EXTENTS_HOOKS                                                                         \
+	.version = EMU_MM_VERSION, .machine = EMU_MACHINE_ID, .size = sizeof(struct mm_extents), \
+	.vmas_in_tables = true, .destroy = mm_extents_destroy, .lock = mm_extents_lock,          \
+	.unlock = mm_extents_unlock, .find = mm_extents_find, .link = mm_extents_link,           \
+	.unlink = mm_extents_unlink, .change = mm_extents_change, .fault = mm_extents_fault
 
 #endif

@@ -26,7 +26,7 @@
 /* A range of addresses that a change is about. Whole pages. */
 struct mm_range {
 	uint64_t start, end;
-	/* Not 0: any free range of so many bytes in [start, end); the lock hook finds the highest one and makes it the range. */
+	/* Not 0: any free range of so many bytes in [start, end); the lock hook makes the highest one the range. */
 	uint64_t len;
 	bool map;      /* VMAs will be linked in it; implied by len */
 	bool read;     /* VMAs will only be looked at: others may look too, and faults go on */

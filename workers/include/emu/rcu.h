@@ -37,8 +37,11 @@ struct emu_rcu_cpu {
 	__cacheline_aligned _Atomic uint64_t seen;
 	/* Its CPU's alone: from the oldest to the one that is being filled. */
 	__cacheline_aligned struct emu_rcu_bag *first, *last;
-	uint64_t freed;
+	uint64_t freed, waiting; /* objects */
 };
+
+/* With so many objects that wait, a CPU waits too: where the host does not run a CPU, no grace period ends. */
+#define EMU_RCU_BACKLOG 512u
 
 struct emu_rcu {
 	/* Grace periods that have begun and ended: equal, or one goes on. `locked` guards who drives them. */
