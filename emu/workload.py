@@ -16,7 +16,7 @@ A program is a list of system calls, one string each, written as strace writes t
                                               # the phase, all do
       "mmap(NULL, 4096, PROT_READ|PROT_WRITE, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0)",
       "fault(last+0, 4096, PROT_WRITE)",      # last: where this CPU's latest mapping is
-      "pass()",                               # hands that to the next CPU, and gets one from the last
+      "pass()",                               # hands that to the next CPU, gets one from before
       "dontneed(0x10000+cpu*4096, 4096)",     # cpu*: so much further on each CPU
       "fault(0x10000, cpus*4096)",            # cpus*: so many bytes for each CPU of the machine
       "fault_next(0x10000, cpus*4096)",       # the next page that is not there; after the last one,
@@ -909,10 +909,10 @@ class _Reader:
                 raise self.error(
                     place, f"{what}{_nearest(spec.unit, units)}; valid: {', '.join(units)}"
                 )
-            first = None if spec.first is None else self.program(spec.first, f"{place} first", "first")
-            phases.append(
-                Phase(spec.name, list_number, once, spec.record, share, spec.unit, first)
+            first = (
+                None if spec.first is None else self.program(spec.first, f"{place} first", "first")
             )
+            phases.append(Phase(spec.name, list_number, once, spec.record, share, spec.unit, first))
         total = sum(phase.share for phase in phases)
         if any(not phase.once for phase in phases) and abs(total - 1) > 1e-6:
             raise self.error("[[phase]]", f"the shares add up to {total:g}; they must add up to 1")

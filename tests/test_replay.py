@@ -21,8 +21,8 @@ RECORDED = sorted(path.name for path in DATA.glob("*.maps"))
 def test_there_is_a_recording_of_each_workload() -> None:
     assert {name.split(".")[0] for name in RECORDED} == {
         name
-            for name in workload.names()
-            if workload.load(name).files and not workload.load(name).share_mm
+        for name in workload.names()
+        if workload.load(name).files and not workload.load(name).share_mm
     }
 
 

@@ -32,9 +32,7 @@ ROOT = Path(__file__).parents[1]
 DATA = Path(__file__).parent / "data"
 POINTS = sorted(DATA.glob("*.maps"))
 THREADS = [name for name in workload.names() if workload.load(name).share_mm]
-RECORDED = [
-    name for name in workload.names() if workload.load(name).files and name not in THREADS
-]
+RECORDED = [name for name in workload.names() if workload.load(name).files and name not in THREADS]
 MICRO = [name for name in workload.names() if name not in (*RECORDED, *THREADS)]
 
 # ---- text ----
@@ -468,9 +466,7 @@ def test_what_the_workloads_measure() -> None:
         "shell": [("iteration", "iteration", 1.0)],
         "spawn": [("fork+exit", "fork", 1.0)],
         **{name: [(name, "iteration", 1.0)] for name in MICRO},
-        **{
-            name: [(name, "fault" if name in FAULTS else "iteration", 1.0)] for name in THREADS
-        },
+        **{name: [(name, "fault" if name in FAULTS else "iteration", 1.0)] for name in THREADS},
     }
     ops = np.concatenate(workload.load("shell").lists[-2:-1])["op"].tolist()
     assert [ops.count(workload.OPS.index(op)) for op in ("exec", "fork", "exit")] == [3, 3, 3]

@@ -178,7 +178,7 @@ int emu_list_add(const struct emu_call *calls, uint32_t n)
 	for (uint32_t i = 0; i < n; i++)
 		arena->has_meetings |= calls[i].op == EMU_CALL_PASS || calls[i].op == EMU_CALL_BARRIER;
 	for (uint32_t i = 0; i < n; i++)
-		arena->has_micro |= calls[i].op > EMU_CALL_PACE || calls[i].op == EMU_CALL_PASS;
+		arena->has_micro |= calls[i].op > EMU_CALL_BARRIER;
 	if (n)
 		memcpy(arena->calls + arena->nr_calls, calls, n * sizeof(*calls));
 	arena->lists[arena->nr_lists] = (struct emu_list){ arena->calls + arena->nr_calls, n };
@@ -228,6 +228,8 @@ int emu_boot(void)
 	emu_cpu_attach(0);
 	if (arena->has_micro)
 		WITH_FAIL(err, arena->micro = emu_micro_create());
+	if (arena->has_meetings)
+		WITH_FAIL(err, arena->meeting = emu_meeting_create());
 	arena->boot_objects = emu_live_objects();
 	err = init_files();
 	emu_rcu_idle();
@@ -252,6 +254,8 @@ int emu_phase_prepare(uint32_t list, uint32_t once, uint32_t record, uint64_t du
 		return emu_set_error(-EINVAL, "no call list %u of %u", list, arena->nr_lists);
 	if (arena->micro)
 		emu_micro_reset(arena->micro);
+	if (arena->meeting)
+		emu_meeting_reset(arena->meeting);
 	arena->phase_first = arena->phase_list = list;
 	arena->phase_once = once;
 	arena->phase_record = record;
@@ -331,7 +335,7 @@ int emu_phase_body(void)
 	if (cpu->in_ping_pong)
 		emu_line_ping_pong_end(arena->micro);
 	if (arena->has_meetings)
-		emu_leave(arena->micro);
+		emu_leave(arena->meeting);
 	cpu->result.wait_ns = cpu->task.wait_ns;
 	if (err > 0)
 		err = 0;

@@ -82,6 +82,7 @@ struct emu_arena {
 	bool has_micro; /* a list has calls of a micro workload */
 	bool has_meetings; /* a list has calls that wait for other CPUs */
 	struct emu_micro *micro;
+	struct emu_meeting *meeting;
 	struct emu_walker *walkers;
 	uint32_t nr_walkers;
 	uint64_t rmap_bytes_per_file;

@@ -301,9 +301,9 @@ static int64_t meet(struct emu_cpu *cpu, uint32_t op)
 	bool goes_on = true;
 
 	if (op == EMU_CALL_PASS)
-		cpu->last_mmap = emu_pass(emu_arena->micro, cpu->last_mmap);
+		cpu->last_mmap = emu_pass(emu_arena->meeting, cpu->last_mmap);
 	else
-		goes_on = emu_barrier(emu_arena->micro);
+		goes_on = emu_barrier(emu_arena->meeting);
 	emu_rcu_wake(rcu);
 	return !goes_on;
 }

@@ -20,14 +20,17 @@ struct box {
 #define BOX_SENDER_LEFT UINT64_C(2)
 #define BOX_PAGE (~UINT64_C(3))
 
+struct emu_meeting {
+	/* How often the barrier has opened, whether a CPU has left, how many wait. */
+	__cacheline_aligned _Atomic uint64_t barrier;
+	struct box boxes[]; /* [nr_cpus] */
+};
+
 struct emu_micro {
 	__cacheline_aligned _Atomic uint64_t written;
 	__cacheline_aligned _Atomic uint64_t added;
 	struct rw_semaphore sem; /* a line of its own */
 	__cacheline_aligned uint64_t guarded; /* by sem */
-	/* How often the barrier has opened, whether a CPU has left, how many wait. */
-	__cacheline_aligned _Atomic uint64_t barrier;
-	struct box *boxes; /* [nr_cpus] */
 	struct pair {
 		/* Hand-overs so far; whose turn it is, is its lowest bit. GONE(side): that side plays no more. */
 		__cacheline_aligned _Atomic uint64_t turn;
@@ -44,7 +47,6 @@ struct emu_micro *emu_micro_create(void)
 	struct emu_micro *micro = emu_zalloc(sizeof(*micro) + nr_pairs() * sizeof(micro->pairs[0]), 0);
 
 	init_rwsem(&micro->sem, lock_class("micro_rwsem", NULL));
-	micro->boxes = emu_zalloc(emu_nr_cpus() * sizeof(micro->boxes[0]), 0);
 	return micro;
 }
 
@@ -52,9 +54,6 @@ void emu_micro_reset(struct emu_micro *micro)
 {
 	for (uint32_t i = 0; i < nr_pairs(); i++)
 		atomic_store_explicit(&micro->pairs[i].turn, 0, memory_order_relaxed);
-	for (uint32_t i = 0; i < emu_nr_cpus(); i++)
-		atomic_store_explicit(&micro->boxes[i].page, 0, memory_order_relaxed);
-	atomic_store_explicit(&micro->barrier, 0, memory_order_relaxed);
 }
 
 void emu_line_write(struct emu_micro *micro)
@@ -100,9 +99,21 @@ void emu_line_ping_pong_end(struct emu_micro *micro)
 		atomic_fetch_or_explicit(&micro->pairs[cpu / 2].turn, GONE(cpu & 1), memory_order_release);
 }
 
-bool emu_barrier(struct emu_micro *micro)
+struct emu_meeting *emu_meeting_create(void)
 {
-	uint64_t state = atomic_load_explicit(&micro->barrier, memory_order_relaxed), next;
+	return emu_zalloc(sizeof(struct emu_meeting) + emu_nr_cpus() * sizeof(struct box), 0);
+}
+
+void emu_meeting_reset(struct emu_meeting *meeting)
+{
+	for (uint32_t i = 0; i < emu_nr_cpus(); i++)
+		atomic_store_explicit(&meeting->boxes[i].page, 0, memory_order_relaxed);
+	atomic_store_explicit(&meeting->barrier, 0, memory_order_relaxed);
+}
+
+bool emu_barrier(struct emu_meeting *meeting)
+{
+	uint64_t state = atomic_load_explicit(&meeting->barrier, memory_order_relaxed), next;
 
 	/* Release: what was done before the barrier. Acquire: what others did. */
 	do {
@@ -110,21 +121,21 @@ bool emu_barrier(struct emu_micro *micro)
 			return false;
 		next = (state & BARRIER_WAITING) + 1 == emu_nr_cpus() ? (state | BARRIER_WAITING | BARRIER_LEFT) + 1 :
 									state + 1;
-	} while (!atomic_compare_exchange_weak_explicit(&micro->barrier, &state, next, memory_order_acq_rel,
+	} while (!atomic_compare_exchange_weak_explicit(&meeting->barrier, &state, next, memory_order_acq_rel,
 							memory_order_relaxed));
-	next = smp_cond_load_acquire(&micro->barrier,
+	next = smp_cond_load_acquire(&meeting->barrier,
 				     VAL / BARRIER_OPENED != state / BARRIER_OPENED || (VAL & BARRIER_LEFT));
 	return next / BARRIER_OPENED != state / BARRIER_OPENED;
 }
 
-static struct box *next_box(struct emu_micro *micro)
+static struct box *next_box(struct emu_meeting *meeting)
 {
-	return &micro->boxes[(current->cpu + 1) % emu_nr_cpus()];
+	return &meeting->boxes[(current->cpu + 1) % emu_nr_cpus()];
 }
 
-uint64_t emu_pass(struct emu_micro *micro, uint64_t addr)
+uint64_t emu_pass(struct emu_meeting *meeting, uint64_t addr)
 {
-	struct box *own = &micro->boxes[current->cpu], *next = next_box(micro);
+	struct box *own = &meeting->boxes[current->cpu], *next = next_box(meeting);
 	uint64_t state;
 
 	if (emu_nr_cpus() == 1)
@@ -140,11 +151,11 @@ uint64_t emu_pass(struct emu_micro *micro, uint64_t addr)
 	return state & BOX_PAGE;
 }
 
-void emu_leave(struct emu_micro *micro)
+void emu_leave(struct emu_meeting *meeting)
 {
-	atomic_fetch_or_explicit(&micro->barrier, BARRIER_LEFT, memory_order_release);
-	atomic_fetch_or_explicit(&micro->boxes[current->cpu].page, BOX_OWNER_LEFT, memory_order_release);
-	atomic_fetch_or_explicit(&next_box(micro)->page, BOX_SENDER_LEFT, memory_order_release);
+	atomic_fetch_or_explicit(&meeting->barrier, BARRIER_LEFT, memory_order_release);
+	atomic_fetch_or_explicit(&meeting->boxes[current->cpu].page, BOX_OWNER_LEFT, memory_order_release);
+	atomic_fetch_or_explicit(&next_box(meeting)->page, BOX_SENDER_LEFT, memory_order_release);
 }
 
 EMU_NOINLINE void emu_rwsem_write(struct emu_micro *micro)

@@ -4,9 +4,9 @@
  *
  * The tree partitions [0, UINT64_MAX] into ranges, each with an entry (any pointer) or with none. A range that grows is
  * stored anew as a whole; so neighbours have different entries. Nodes have 256 bytes: 16 ranges in a leaf, 10 children
- * with the largest gap of each in an inner node. What readers can see of a node never changes, but for pointers to children: a change builds new nodes beside the
- * old ones, publishes all of them with one store, and frees the old ones by RCU. So a reader sees every maple_store()
- * wholly or not at all.
+ * with the largest gap of each in an inner node. What readers can see of a node never changes, but for pointers to
+ * children: a change builds new nodes beside the old ones, publishes all of them with one store, and frees the old ones by
+ * RCU. So a reader sees every maple_store() wholly or not at all.
  *
  * Rules for callers:
  *   - maple_load() in an RCU read-side section, or with the writers' lock held. Nothing else without that lock.

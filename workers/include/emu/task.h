@@ -52,10 +52,10 @@ struct task_struct {
 	struct emu_site *sites;	      /* this CPU's call-site trie [EMU_SITES_MAX] */
 	uint32_t site;		      /* node of this CPU's call-site trie that is running now */
 	uint32_t hold_tick;	      /* counts acquisitions, so that one in EMU_HOLD_SAMPLE is timed */
-	uint32_t rcu_nesting;	      /* read-side sections of RCU that this task is in */
-	uint64_t fault_work_ns;	      /* what a page fault costs beside locks and tables */
 	uint64_t wait_ns;	      /* all waiting for locks so far, spinning or asleep */
 	struct emu_hold holds[EMU_HOLDS];
+	uint64_t fault_work_ns;	      /* what a page fault costs beside locks and tables */
+	uint32_t rcu_nesting;	      /* read-side sections of RCU that this task is in */
 };
 
 EMU_EXPORT void task_park(void);
