@@ -84,7 +84,7 @@ def run(
         ),
     ] = None,
     mm: Annotated[
-        str | None, typer.Option(metavar="C", help="mm designs.  Default: mmap-sem-rbtree")
+        str | None, typer.Option(metavar="C", help="mm designs.  Default: per-vma-lock")
     ] = None,
     topology: Annotated[
         str | None,

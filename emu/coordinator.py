@@ -326,6 +326,7 @@ def _rehearse_alone(plan: Plan) -> str | None:
         set_up(core, alone, arena, strict=True)
         core.cpu_attach(0)
         order = [workload.load_list, *(phase.list for phase in workload.phases)]
+        order += [phase.first for phase in workload.phases if phase.first is not None]
         for number in (*order, workload.drain_list):
             if failed := core.list_run(number):
                 index, reason = failed
@@ -629,6 +630,7 @@ def _config(plan: Plan, *, strict: bool = False) -> _core.Config:
         work_jitter_permille=workload.work_jitter_permille,
         nr_hw_cpus=plan.nr_hw_cpus,
         strict=strict,
+        share_mm=workload.share_mm,
         penalty_ns=plan.penalty_ns,
         host_node_of_node=plan.host_node_of_node,
         nr_backgrounds=len(workload.uses.entries),
@@ -675,6 +677,7 @@ def run(plan: Plan, stop: StopFlag, tick: Callable[[float], None]) -> CellTotals
                     workers.phase(
                         phase.name,
                         phase.list,
+                        first=phase.first,
                         once=phase.once,
                         record=phase.record,
                         duration_ns=share_ns,
@@ -782,6 +785,7 @@ class Workers:
         name: str,
         list_number: int,
         *,
+        first: int | None = None,
         once: bool = False,
         record: bool = False,
         duration_ns: int = 0,
@@ -791,6 +795,8 @@ class Workers:
         self._phase = f"phase {name}"
         core, cpus = self._core, len(self._processes)
         core.phase_prepare(list_number, once, record, duration_ns)
+        if first is not None:
+            core.phase_first(first)
         status = core.phase_status().contents
         self._waiting_for = set(range(cpus))
         self._send(worker.RunPhase())

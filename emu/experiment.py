@@ -102,7 +102,7 @@ class Experiment:
     """The matrix of one engine, complete: every default is filled in. Times are ns, sizes bytes."""
 
     rmap: tuple[str, ...] = ("single", "numa-trees", "numa-locks")
-    mm: tuple[str, ...] = ("mmap-sem-rbtree",)
+    mm: tuple[str, ...] = ("per-vma-lock",)
     topology: tuple[str, ...] = ("host",)
     cpus: tuple[int, ...] = ()
     """Empty: as many as this machine has (or the topology, if that has fewer)."""

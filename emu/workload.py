@@ -12,6 +12,15 @@ A program is a list of system calls, one string each, written as strace writes t
       "munmap(0x7ffff7fc0000, 8192)",
       "work(150us)",                          # computing, no call
       "pace(1ms)",                            # computing until the phase has lasted n x 1ms
+      "barrier()",                            # waits for all CPUs; when one has ended its part of
+                                              # the phase, all do
+      "mmap(NULL, 4096, PROT_READ|PROT_WRITE, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0)",
+      "fault(last+0, 4096, PROT_WRITE)",      # last: where this CPU's latest mapping is
+      "pass()",                               # hands that to the next CPU, gets one from before
+      "dontneed(0x10000+cpu*4096, 4096)",     # cpu*: so much further on each CPU
+      "fault(0x10000, cpus*4096)",            # cpus*: so many bytes for each CPU of the machine
+      "fault_next(0x10000, cpus*4096)",       # the next page that is not there; after the last one,
+                                              # all are given back by dontneed, and so on
       "fork()",                               # from here on the child runs ...
       "exit()",                               # ... and here the parent again
     ]
@@ -26,11 +35,14 @@ address that the real kernel returned; a replay checks it. Flags that mean nothi
     [files]         name = size in pages
     [private_files] the same, but each CPU has a file of its own by that name
     [work.OP]       the rest of the kernel and of user space, with its source: time to compute
-                    inside each exec, fork or exit, or (call) before every other call of a program
+                    inside each exec, fork or exit; (fault) inside each page fault that a program's
+                    fault() or fault_next() makes; or (call) before every other call of a program
     waiting         processes that each CPU's process leaves behind when it is loaded, forked from
                     one another: they keep their mappings and do nothing until the end
     load            the program that a CPU starts with; it leaves one process, or none where no
                     program has any: line_write(), rwsem_read() and the others of MICRO_OPS
+    share           "mm": all CPUs are threads of one process, which the exec that load begins with
+                    makes on CPU 0; all of them go on with the rest of load
     touch           which pages a program uses of the files that it maps, by exec, fork or mmap:
                     "first", the first page of each mapping, with what a fault brings along; "all",
                     every 16th page; or "none", which makes no faults but those of fault(). Writes
@@ -43,7 +55,8 @@ address that the real kernel returned; a replay checks it. Flags that mean nothi
     kernel          whose locks besides i_mmap's the calls take: "linux", or none; see background.py
     [[background]]  more of these locks and lines
     [[phase]]       a program that runs again and again for a share of the duration (kind "time"),
-                    or once. unit: the operation that counts, "iteration" or a call of the program
+                    or once. unit: the operation that counts, "iteration" or a call of the program.
+                    first: the program that CPU 0 runs instead
 
     base            another workload, by name or path: what is not said here is as there
 
@@ -96,8 +109,11 @@ MICRO_OPS = (
     "rwsem_mixed",
 )
 """One operation on a line or a lock that all CPUs share; of a ping-pong, CPUs 2k and 2k + 1."""
-WITHOUT_PROCESS = ("work", "pace", *MICRO_OPS)
-OPS = ("exec", "fork", "exit", "mmap", "munmap", "mprotect", "brk", "fault", *WITHOUT_PROCESS)
+WITHOUT_PROCESS = ("work", "pace", "barrier", *MICRO_OPS)
+OPS = (
+    *("exec", "fork", "exit", "mmap", "munmap", "mprotect", "brk"),
+    *("fault", "fault_next", "dontneed", "pass", *WITHOUT_PROCESS),
+)
 """By the number of enum emu_call_op."""
 
 PROT = {"PROT_READ": 0x1, "PROT_WRITE": 0x2, "PROT_EXEC": 0x4}
@@ -135,11 +151,15 @@ _SIGNATURES = {
     "mprotect": ("addr", "length", "prot"),
     "brk": ("addr",),
     "fault": ("addr", "length", "prot"),
+    "fault_next": ("addr", "length", "prot"),
+    "dontneed": ("addr", "length"),
+    "pass": (),
+    "barrier": (),
     "work": ("time",),
     "pace": ("time",),
     **dict.fromkeys(MICRO_OPS, ()),
 }
-_OPTIONAL = {"fault": "PROT_READ"}
+_OPTIONAL = {"fault": "PROT_READ", "fault_next": "PROT_READ"}
 """What the last argument is where it is left out."""
 TOUCH_FLAGS = {"none": 0, "first": 0x40000000, "all": 0x80000000}
 """EMU_MAP_TOUCH, EMU_MAP_TOUCH_ALL."""
@@ -157,6 +177,8 @@ CALL_DTYPE = np.dtype(
         ("offset", np.uint64),
         ("expect", np.uint64),
         ("work_ns", np.uint64),
+        ("stride", np.uint64),
+        ("times", np.uint64),
         ("first_use", np.uint32),
         ("nr_uses", np.uint16),
         ("followers", np.uint16),
@@ -184,6 +206,10 @@ class Call:
     expect: int | None = None
     """mmap, brk: the address that the real kernel returned."""
     work_ns: int = 0
+    stride: int | None = 0
+    """Of CPU n, addr is n times this higher; None: it counts from the CPU's latest mapping."""
+    times: bool = False
+    """So many bytes for each CPU."""
 
     def __str__(self) -> str:
         return format_call(self)
@@ -201,21 +227,21 @@ def format_call(call: Call) -> str:
             return f"exec({call.name})"
         case "mmap":
             arguments = (
-                _address(call.addr),
-                call.length,
+                _address(call),
+                _length(call),
                 _names(call.prot, PROT) or "PROT_NONE",
                 _names(call.flags, FLAGS),
                 call.name or "-1",
                 hex(call.offset) if call.offset else "0",
             )
-        case "munmap":
-            arguments = (_address(call.addr), call.length)
+        case "munmap" | "dontneed":
+            arguments = (_address(call), _length(call))
         case "mprotect":
-            arguments = (_address(call.addr), call.length, _names(call.prot, PROT) or "PROT_NONE")
+            arguments = (_address(call), _length(call), _names(call.prot, PROT) or "PROT_NONE")
         case "brk":
-            arguments = (_address(call.addr),)
-        case "fault":
-            arguments = (_address(call.addr), call.length)
+            arguments = (_address(call),)
+        case "fault" | "fault_next":
+            arguments = (_address(call), _length(call))
             if call.prot != PROT["PROT_READ"]:
                 arguments += (_names(call.prot, PROT),)
         case "work" | "pace":
@@ -224,8 +250,16 @@ def format_call(call: Call) -> str:
     return f"{call.op}({', '.join(map(str, arguments))}){result}"
 
 
-def _address(addr: int) -> str:
-    return hex(addr) if addr else "NULL"
+def _address(call: Call) -> str:
+    if call.stride is None:
+        return f"last+{call.addr:#x}"
+    if call.stride:
+        return f"{call.addr:#x}+cpu*{call.stride:#x}"
+    return hex(call.addr) if call.addr else "NULL"
+
+
+def _length(call: Call) -> str:
+    return f"cpus*{call.length}" if call.times else str(call.length)
 
 
 def _names(bits: int, table: Mapping[str, int]) -> str:
@@ -276,8 +310,18 @@ def parse_call(text: str) -> Call:
 def _with_argument(call: Call, name: str, value: str) -> Call:
     match name:
         case "addr":
-            return replace(call, addr=0 if value == "NULL" else _number(value, name))
+            base, _, more = (part.strip() for part in value.partition("+"))
+            if base == "last":
+                return replace(call, addr=_number(more or "0", name), stride=None)
+            addr = 0 if base == "NULL" else _number(base, name)
+            if not more:
+                return replace(call, addr=addr)
+            if not more.startswith("cpu*"):
+                raise CallError(f"addr is '{value}'; write it like 0x10000+cpu*0x1000 or last+4096")
+            return replace(call, addr=addr, stride=_number(more[4:], name))
         case "length":
+            if value.startswith("cpus*"):
+                return replace(call, length=_number(value[5:], name), times=True)
             return replace(call, length=_number(value, name))
         case "offset":
             return replace(call, offset=_number(value, name))
@@ -336,9 +380,11 @@ def _check_call(call: Call) -> None:
     """What no mm would accept."""
     if call.op == "pace" and call.work_ns == 0:
         raise CallError("there is no multiple of 0 to wait for")
-    addressed = call.op in ("mmap", "munmap", "mprotect")
+    addressed = call.op in ("mmap", "munmap", "mprotect", "dontneed", "fault_next")
     if (addressed or call.op == "fault") and call.length == 0:
         raise CallError("the length is 0")
+    if call.op in ("mmap", "brk") and call.stride is None:
+        raise CallError("there is no mapping before this one; 'last' is for what comes after it")
     if addressed and call.addr % PAGE:
         raise CallError(f"address {call.addr:#x} is not a multiple of {PAGE}")
     if call.addr + page_up(call.length) > TASK_SIZE:
@@ -393,6 +439,8 @@ class Phase(NamedTuple):
     """Of the duration; 0 if once."""
     unit: str
     """The latency operation that counts as one: "iteration", "exec", "fork" ..."""
+    first: int | None = None
+    """The list that CPU 0 runs instead."""
 
 
 class Walker(NamedTuple):
@@ -438,6 +486,8 @@ class Workload:
     work_jitter_permille: int
     calls: tuple[tuple[CallPlace, ...], ...]
     """By list and index."""
+    share_mm: bool = False
+    """All CPUs are threads of one process."""
     touch: str = "none"
     walkers: tuple[Walker, ...] = ()
     private_files: int = 0
@@ -466,7 +516,9 @@ class Workload:
 
     def _list_page_table_bytes(self, calls: NDArray[np.void]) -> int:
         op, flags = calls["op"], calls["flags"]
-        faults = op == OPS.index("fault")
+        faults = (op == OPS.index("fault")) | (op == OPS.index("fault_next"))
+        # An mm design may keep its VMAs in page tables, which are there from the start then.
+        faults |= (op == OPS.index("mmap")) & self.share_mm
         # exec leads to an image, whose mappings count there.
         touched = (op == OPS.index("mmap")) & (self.touch != "none") & (flags & MAP_ANONYMOUS == 0)
         of_fork = int(np.sum(op == OPS.index("fork"))) * (
@@ -546,6 +598,7 @@ class _Phase(_Table, frozen=True):
     share: float | None = None
     record: bool = True
     unit: str = "iteration"
+    first: str | None = None
 
 
 class _Walker(_Table, frozen=True):
@@ -568,6 +621,7 @@ class _File(_Table, frozen=True):
     description: str = ""
     work_jitter: float = 0.1
     work: dict[str, Any] = {}
+    share: Literal["mm"] | None = None
     touch: Literal["none", "first", "all"] | None = None
     walker: list[Any] = []
     private_files: dict[str, Any] = {}
@@ -576,7 +630,7 @@ class _File(_Table, frozen=True):
     background: list[Any] = []
 
 
-_WORK_KEYS = ("exec", "fork", "exit", "call")
+_WORK_KEYS = ("exec", "fork", "exit", "fault", "call")
 _T = TypeVar("_T", bound=_Table)
 
 
@@ -687,6 +741,8 @@ class _Reader:
         self.check_brk(parsed)
 
         load = self.program(file.load, "load", "load")
+        if file.share:
+            self.check_threads(file.load, parsed)
         if all(call.op in WITHOUT_PROCESS for each in parsed.values() for call in each):
             lists.append(self.encode("drain", []))
             calls.append(())
@@ -711,6 +767,7 @@ class _Reader:
             drain_list=len(sections),
             work_jitter_permille=round(file.work_jitter * 1000),
             calls=tuple(calls),
+            share_mm=file.share == "mm",
             touch=self.touch,
             walkers=tuple(self.read_walkers(file.walker)),
             private_files=len(file.private_files),
@@ -840,7 +897,8 @@ class _Reader:
         elif call.flags & (MAP_SPECIAL | MAP_BRK):
             raise CallError("MAP_SPECIAL and MAP_BRK are for images")
         elif call.op not in WITHOUT_PROCESS:
-            kind = call.op if call.op in _WORK_KEYS else "call"
+            kind = "fault" if call.op == "fault_next" else call.op
+            kind = kind if kind in _WORK_KEYS else "call"
             call = replace(call, work_ns=self.work_ns.get(kind, 0))
         if call.op == "exec":
             if call.name not in self.images:
@@ -876,6 +934,8 @@ class _Reader:
             entry["offset"], entry["expect"], entry["work_ns"] = call.offset, expect, call.work_ns
             if call.op in ("exec", "fork") or (call.op == "mmap" and call.name):
                 entry["flags"] |= TOUCH_FLAGS[self.touch]
+            entry["stride"] = NO_EXPECT if call.stride is None else call.stride
+            entry["times"] = call.times
             if call.op == "pace":
                 entry["len"], entry["work_ns"] = call.work_ns, 0
             first, number, alone_ns = self.uses.of_call(_background_ops(call), arg)
@@ -912,6 +972,14 @@ class _Reader:
                 f"program.{name}", first, str(calls[first]), "the program to load starts with exec"
             )
 
+    def check_threads(self, load: str, lists: Mapping[str, Sequence[Call]]) -> None:
+        """Only the first exec makes a process that all CPUs share."""
+        for section, calls in lists.items():
+            for index, call in enumerate(calls):
+                if call.op == "exec" and (section, index) != (f"program.{load}", 0):
+                    what = "threads share one process (share); only load begins with an exec"
+                    raise self.call_error(section, index, str(call), what)
+
     def read_phases(
         self, raw_phases: Sequence[object], lists: Mapping[str, Sequence[Call]]
     ) -> Iterator[Phase]:
@@ -933,13 +1001,18 @@ class _Reader:
                 raise self.error(place, f"share is {share:g}; it must be above 0, at most 1")
             list_number = self.program(spec.list, f"{place} list", "list")
             ops = {call.op for call in lists[f"program.{spec.list}"]}.difference(WITHOUT_PROCESS)
+            if "fault_next" in ops:
+                ops = (ops | {"fault"}) - {"fault_next"}
             units = ("iteration", *(op for op in OPS if op in ops))
             if spec.unit not in units:
                 what = f"unit '{spec.unit}' is no call of program '{spec.list}'"
                 raise self.error(
                     place, f"{what}{_nearest(spec.unit, units)}; valid: {', '.join(units)}"
                 )
-            phases.append(Phase(spec.name, list_number, once, spec.record, share, spec.unit))
+            first = (
+                None if spec.first is None else self.program(spec.first, f"{place} first", "first")
+            )
+            phases.append(Phase(spec.name, list_number, once, spec.record, share, spec.unit, first))
         total = sum(phase.share for phase in phases)
         if any(not phase.once for phase in phases) and abs(total - 1) > 1e-6:
             raise self.error("[[phase]]", f"the shares add up to {total:g}; they must add up to 1")

@@ -47,6 +47,14 @@ DESIGNS = (
     "single:batch=none",
     "outer-inner:shards=3,by=vma,batch=exit+fork",
 )
+MMS = (
+    "mmap-sem-rbtree",
+    "mmap-lock-maple",
+    "spf",
+    "per-vma-lock",
+    "pt-extents",
+    "pt-extents-percpu",
+)
 
 
 class Page(NamedTuple):
@@ -174,15 +182,18 @@ operations = st.tuples(
 )
 
 
-@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize(
+    ("rmap", "mm"),
+    [*((rmap, "mmap-sem-rbtree") for rmap in DESIGNS), *(("single", mm) for mm in MMS[1:])],
+)
 @settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
 )
 @given(st.lists(operations, max_size=40))
 def test_random_calls_leave_the_maps_of_the_oracle(
-    design: str, ops: list[tuple[int, tuple[Any, ...]]]
+    rmap: str, mm: str, ops: list[tuple[int, tuple[Any, ...]]]
 ) -> None:
-    machine = Machine(design, mmap_base=BASE)
+    machine = Machine(rmap, mm, mmap_base=BASE)
     stacks: list[list[Process]] = []
     for cpu in range(2):
         machine.attach(cpu)
@@ -231,15 +242,16 @@ def test_random_calls_leave_the_maps_of_the_oracle(
     machine.check_drained()
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@pytest.mark.parametrize("mm", MMS)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     st.lists(st.tuples(st.integers(0, 90), st.integers(1, 6)), min_size=3, max_size=30),
     st.lists(st.integers(1, 7), min_size=1, max_size=12),
 )
 def test_a_mapping_without_an_address_takes_the_highest_gap(
-    holes: list[tuple[int, int]], lengths: list[int]
+    mm: str, holes: list[tuple[int, int]], lengths: list[int]
 ) -> None:
-    machine = Machine("single", mmap_base=BASE)
+    machine = Machine("single", mm, mmap_base=BASE)
     machine.attach(0)
     machine.run_list(LIST_EXEC)
     process = Process()
@@ -260,10 +272,11 @@ def test_a_mapping_without_an_address_takes_the_highest_gap(
     machine.check_drained()
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@pytest.mark.parametrize("mm", MMS)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.lists(st.integers(-3, 40), max_size=20))
-def test_brk_grows_and_shrinks_the_heap_up_to_its_neighbour(steps: list[int]) -> None:
-    machine = Machine("single", mmap_base=BASE)
+def test_brk_grows_and_shrinks_the_heap_up_to_its_neighbour(mm: str, steps: list[int]) -> None:
+    machine = Machine("single", mm, mmap_base=BASE)
     machine.attach(0)
     machine.run_list(LIST_EXEC)
     start = 0x1000_0000

@@ -33,8 +33,13 @@ ROOT = Path(__file__).parents[1]
 DATA = Path(__file__).parent / "data"
 POINTS = sorted(DATA.glob("*.maps"))
 SHIPPED = {name: workload.load(name) for name in workload.names()}
-RECORDED = [name for name in SHIPPED if SHIPPED[name].files and not SHIPPED[name].walkers]
-MICRO = [name for name in SHIPPED if not SHIPPED[name].files]
+THREADS = [name for name in SHIPPED if SHIPPED[name].share_mm]
+RECORDED = [
+    name
+    for name in SHIPPED
+    if SHIPPED[name].files and not SHIPPED[name].walkers and name not in THREADS
+]
+MICRO = [name for name in SHIPPED if not SHIPPED[name].files and name not in THREADS]
 
 # ---- text ----
 
@@ -397,6 +402,50 @@ def test_every_call_is_found_in_its_line(name: str) -> None:
                 seen.add(line)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "fault(last+0x4000, 8192, PROT_WRITE)",
+        "fault_next(0x10000+cpu*0x8000, 32768)",
+        "fault(0x10000, cpus*4096)",
+        "dontneed(0x10000, 4096)",
+        "pass()",
+        "barrier()",
+    ],
+)
+def test_calls_of_threads_are_written_as_they_are_read(text: str) -> None:
+    assert str(workload.parse_call(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("fault(0x1000+cpu, 4096)", "write it like 0x10000+cpu*0x1000"),
+        ("mmap(last, 4096, PROT_READ, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0)", "no mapping before"),
+        ("fault_next(0x1000, cpus*0)", "the length is 0"),
+        ("barrier(2)", "barrier with 1 argument"),
+    ],
+)
+def test_calls_of_threads_that_cannot_be(text: str, what: str) -> None:
+    with pytest.raises(workload.CallError, match=re.escape(what)):
+        workload.parse_call(text)
+
+
+def test_threads_share_what_load_makes(tmp_path: Path) -> None:
+    shipped = workload.load("mixed")
+    (measured,) = [phase for phase in shipped.phases if phase.record]
+    assert shipped.share_mm and measured.first is not None
+    assert shipped.list_names[measured.first] == "program.writer"
+    text = (ROOT / "emu" / "workloads" / "mixed.toml").read_text()
+    bad = tmp_path / "bad.toml"
+    bad.write_text(text.replace('"munmap(last, 65536)"', '"exec(threads)"'))
+    with pytest.raises(InputError, match="only load begins with an exec"):
+        workload.load(bad)
+    bad.write_text(text.replace('first = "writer"', 'first = "witer"'))
+    with pytest.raises(InputError, match="did you mean 'writer'"):
+        workload.load(bad)
+
+
 def test_a_workload_without_a_process(tmp_path: Path) -> None:
     assert len(MICRO) == 5
     write = workload.load("line-write")
@@ -418,6 +467,9 @@ def test_a_workload_without_a_process(tmp_path: Path) -> None:
         )
 
 
+FAULTS = ("fault", "fault-file", "fault-own", "mixed", "mmap-page")
+
+
 def test_what_the_workloads_measure() -> None:
     phases = {
         name: [(p.name, p.unit, p.share) for p in workload.load(name).phases if p.record]
@@ -430,6 +482,7 @@ def test_what_the_workloads_measure() -> None:
         "spawn": [("fork+exit", "fork", 1.0)],
         "exec-static": [("exec", "exec", 1.0)],
         **{name: [(name, "iteration", 1.0)] for name in MICRO},
+        **{name: [(name, "fault" if name in FAULTS else "iteration", 1.0)] for name in THREADS},
     }
     ops = np.concatenate(workload.load("shell").lists[-2:-1])["op"].tolist()
     assert [ops.count(workload.OPS.index(op)) for op in ("exec", "fork", "exit")] == [3, 3, 3]
@@ -625,7 +678,7 @@ def test_a_missing_call_would_be_noticed() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", workload.names())
+@pytest.mark.parametrize("name", [*RECORDED, *MICRO])
 def test_phases_can_be_repeated_and_drain(name: str) -> None:
     """After a phase's program the mm is as before it."""
     shipped = workload.load(name)

@@ -43,7 +43,7 @@ from emu.topology import Topology
 
 _WORKER_BYTES = 4 * MIB
 """What a worker costs besides the arena: 3.2 MiB measured at 384 CPUs."""
-CPU_HEAP_BYTES = MIB
+CPU_HEAP_BYTES = 2 * MIB
 """Arena for a CPU's first slabs of each size."""
 VMA_BYTES = 512
 """Arena for a VMA: the struct and its share of a slab, and a spare."""

@@ -70,6 +70,7 @@ def cost_model(machine: Topology, tasks: int) -> _core.CostModel:
         futex_wake_ps=ps("kernel.futex_wake_ns"),
         wake_to_run_ps=ps("kernel.wake_to_run_ns"),
         ipi_send_ps=ps("kernel.ipi_send_ns"),
+        ipi_round_trip_ps=ps("kernel.ipi_round_trip_ns"),
         context_switch_ps=ps("kernel.context_switch_ns"),
         smt_speed_permille=max(1, round(1000 * machine.value("core.smt_speed"))),
         time_slice_ps=max(1, ps("kernel.time_slice_ns")),
@@ -299,9 +300,17 @@ def run_cell(plan: Plan, machine: Topology, window: trace.Window | None = None) 
         by_cpu: list[ByCpu] = []
         calls, traced = 0, None
 
-        def phase(number: int, once: bool, record: bool = False, duration_ns: int = 0) -> None:
+        def phase(
+            number: int,
+            once: bool,
+            record: bool = False,
+            duration_ns: int = 0,
+            first: int | None = None,
+        ) -> None:
             nonlocal calls
             core.phase_prepare(number, once, record, duration_ns)
+            if first is not None:
+                core.phase_first(first)
             core.virtual_run_phase()
             calls += coordinator.count_calls(core, plan)
 
@@ -314,7 +323,8 @@ def run_cell(plan: Plan, machine: Topology, window: trace.Window | None = None) 
             counts = each.name == workload.counting_phase
             if counts:
                 before = _sites.line_waits(core)
-            phase(each.list, each.once, each.record, round(plan.duration_ns * each.share))
+            ns = round(plan.duration_ns * each.share)
+            phase(each.list, each.once, each.record, ns, each.first)
             if counts:
                 line_waits = _sites.line_waits(core)
                 line_waits.subtract(before)

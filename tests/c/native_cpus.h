@@ -4,6 +4,7 @@
  *
  *   run_cpus(fn)               fn(cpu) on CPUS CPUs; returns when all are done
  *   for_each_variant(fn, only) fn on every design in EMU_DESIGNS/rmap, and on variants; only (may be NULL): one design's
+ *   for_each_mm_design(fn, only) fn on every design in EMU_DESIGNS/mm
  *
  * A CPU is a process, or with -DEMU_TEST_THREADS a thread, so that the thread sanitizer sees them all.
  */
@@ -105,23 +106,45 @@ static int is_design(const struct dirent *entry)
 	return len > 3 && !strcmp(entry->d_name + len - 3, ".so");
 }
 
+/* The names of all designs of a kind. They stay open: a sanitizer names functions only of what it saw loaded before. */
+static int find_designs(const char *kind, struct dirent ***designs)
+{
+	char path[512];
+	int n;
+
+	snprintf(path, sizeof(path), "%s/%s", EMU_DESIGNS, kind);
+	n = scandir(path, designs, is_design, alphasort);
+	ASSERT(n > 0, "no designs in %s", path);
+	for (int i = 0; i < n; i++) {
+		snprintf(path, sizeof(path), "%s/%s/%s", EMU_DESIGNS, kind, (*designs)[i]->d_name);
+		ASSERT(dlopen(path, RTLD_NOW), "%s", dlerror());
+		*strrchr((*designs)[i]->d_name, '.') = '\0';
+	}
+	return n;
+}
+
+/* Not every test that runs the rmap designs runs these. */
+__attribute__((unused)) static void for_each_mm_design(void (*fn)(const char *design), const char *only)
+{
+	struct dirent **designs;
+	int n = find_designs("mm", &designs);
+
+	for (int i = 0; i < n; i++) {
+		if (!only || !strcmp(designs[i]->d_name, only))
+			fn(designs[i]->d_name);
+		free(designs[i]);
+	}
+	free(designs);
+}
+
 static void for_each_variant(void (*fn)(const struct variant *v), const char *only)
 {
 	struct dirent **designs;
-	int n = scandir(EMU_DESIGNS "/rmap", &designs, is_design, alphasort);
+	int n = find_designs("rmap", &designs);
 
-	ASSERT(n > 0, "no designs in %s", EMU_DESIGNS "/rmap");
-	/* Open to the end: a sanitizer names functions only of what it saw loaded before its first report. */
-	for (int i = 0; i < n; i++) {
-		char path[512];
-
-		snprintf(path, sizeof(path), "%s/rmap/%s", EMU_DESIGNS, designs[i]->d_name);
-		ASSERT(dlopen(path, RTLD_NOW), "%s", dlerror());
-	}
 	for (int i = 0; i < n; i++) {
 		char *design = designs[i]->d_name;
 
-		design[strlen(design) - 3] = '\0';
 		if (!only || !strcmp(design, only)) {
 			fn(&(struct variant){ .design = design });
 			for (size_t v = 0; v < sizeof(variants) / sizeof(variants[0]); v++)

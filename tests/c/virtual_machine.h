@@ -42,6 +42,7 @@ static struct emu_cost_model machine_cost = {
 	.futex_wake_ps = 140000,
 	.wake_to_run_ps = 3000000,
 	.ipi_send_ps = 500000,
+	.ipi_round_trip_ps = 2300000,
 	.context_switch_ps = 1500000,
 	.smt_speed_permille = 1000,
 	.time_slice_ps = 3000000000,

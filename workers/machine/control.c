@@ -16,7 +16,7 @@
 
 /* Where the parts of an arena begin; the same arithmetic tells how large it must be. */
 struct layout {
-	uint64_t node_of_cpu, penalty_ns, lock_stats, cpus, pools, files, lists, calls, walkers, classes, end;
+	uint64_t node_of_cpu, penalty_ns, rcu, lock_stats, cpus, pools, files, lists, calls, walkers, classes, end;
 	uint64_t backgrounds, background_at, uses, occasions;
 	uint32_t max_classes, background_places;
 };
@@ -40,7 +40,8 @@ static struct layout layout_of(const struct emu_config *c)
 	l.background_places = c->nr_nodes > c->nr_files ? c->nr_nodes : c->nr_files;
 	l.node_of_cpu = place(&at, cpus * sizeof(uint32_t));
 	l.penalty_ns = place(&at, nodes * nodes * sizeof(uint32_t));
-	/* Before the CPUs, on whose page the virtual machine's memory begins: counting costs nothing there. */
+	/* Before the CPUs, on whose page the virtual machine's memory begins: counting, and RCU's, costs nothing there. */
+	l.rcu = place(&at, emu_rcu_bytes(c->nr_cpus));
 	l.lock_stats = place(&at, cpus * l.max_classes * EMU_SITES_MAX * sizeof(struct lock_stat));
 	at = (at + EMU_PAGE_SIZE - 1) & ~(EMU_PAGE_SIZE - 1);
 	l.cpus = place(&at, cpus * sizeof(struct emu_cpu));
@@ -137,6 +138,7 @@ int emu_arena_format(void *base, uint64_t bytes, const struct emu_config *config
 		       (uint64_t)config->nr_nodes * config->nr_nodes * sizeof(uint32_t));
 	emu_arena = arena;
 	emu_numa_penalty = config->numa_penalty;
+	emu_rcu_init((struct emu_rcu *)(start + l.rcu), config->nr_cpus);
 
 	for (uint32_t i = 0; i < config->nr_cpus; i++) {
 		struct emu_cpu *cpu = &arena->cpus[i];
@@ -157,6 +159,8 @@ int emu_arena_format(void *base, uint64_t bytes, const struct emu_config *config
 	emu_pools_init(l.end);
 	EMU_ASSERT(lock_class("mmap_lock", NULL) == EMU_CLASS_MMAP_LOCK, "the first class is taken");
 	EMU_ASSERT(lock_class("ptl", NULL) == EMU_CLASS_PTL, "the second class is taken");
+	EMU_ASSERT(lock_class("pt_extents", NULL) == EMU_CLASS_EXTENTS, "the third class is taken");
+	EMU_ASSERT(lock_class("free_addresses", NULL) == EMU_CLASS_FREE_AREA, "the fourth class is taken");
 	/* The caller's arrays are its own again. */
 	arena->config.node_of_cpu = arena->node_of_cpu;
 	arena->config.penalty_ns = arena->penalty_ns;
@@ -249,7 +253,9 @@ int emu_list_add(const struct emu_call *calls, uint32_t n)
 			return emu_set_error(-EINVAL, "call %u: operation %u with argument %d", i, calls[i].op,
 					     calls[i].arg);
 	for (uint32_t i = 0; i < n; i++)
-		arena->has_micro |= calls[i].op > EMU_CALL_PACE;
+		arena->has_meetings |= calls[i].op == EMU_CALL_PASS || calls[i].op == EMU_CALL_BARRIER;
+	for (uint32_t i = 0; i < n; i++)
+		arena->has_micro |= calls[i].op > EMU_CALL_BARRIER;
 	if (n) {
 		memcpy(arena->calls + arena->nr_calls, calls, n * sizeof(*calls));
 		emu_program_find_groups(arena->calls + arena->nr_calls, n);
@@ -414,10 +420,13 @@ int emu_boot(void)
 	emu_cpu_attach(0);
 	if (arena->has_micro)
 		WITH_FAIL(err, arena->micro = emu_micro_create());
+	if (arena->has_meetings)
+		WITH_FAIL(err, arena->meeting = emu_meeting_create());
 	err = init_backgrounds();
 	arena->boot_objects = emu_live_objects();
 	if (!err)
 		err = init_files();
+	emu_rcu_idle();
 	current = NULL;
 	return err;
 }
@@ -427,6 +436,7 @@ int emu_cpu_attach(uint32_t cpu)
 	if (cpu >= emu_arena->config.nr_cpus)
 		return emu_set_error(-EINVAL, "no CPU %u of %u", cpu, emu_arena->config.nr_cpus);
 	current = &emu_arena->cpus[cpu].task;
+	emu_rcu_online();
 	return 0;
 }
 
@@ -438,7 +448,9 @@ int emu_phase_prepare(uint32_t list, uint32_t once, uint32_t record, uint64_t du
 		return emu_set_error(-EINVAL, "no call list %u of %u", list, arena->nr_lists);
 	if (arena->micro)
 		emu_micro_reset(arena->micro);
-	arena->phase_list = list;
+	if (arena->meeting)
+		emu_meeting_reset(arena->meeting);
+	arena->phase_first = arena->phase_list = list;
 	arena->phase_once = once;
 	arena->phase_record = record;
 	arena->phase_duration_ns = duration_ns;
@@ -446,6 +458,14 @@ int emu_phase_prepare(uint32_t list, uint32_t once, uint32_t record, uint64_t du
 	atomic_store(&arena->phase.armed, 0);
 	atomic_store(&arena->phase.done, 0);
 	atomic_store(&arena->phase.failed, 0);
+	return 0;
+}
+
+int emu_phase_first(uint32_t list)
+{
+	if (list >= emu_arena->nr_lists)
+		return emu_set_error(-EINVAL, "no call list %u of %u", list, emu_arena->nr_lists);
+	emu_arena->phase_first = list;
 	return 0;
 }
 
@@ -490,6 +510,7 @@ int emu_phase_body(void)
 	uint32_t failed = 0;
 	int err = 0;
 
+	emu_rcu_online();
 	cpu->in_phase = true;
 	if (!arena->phase_once || arena->phase_record)
 		emu_walkers_start(cpu);
@@ -497,7 +518,8 @@ int emu_phase_body(void)
 	do {
 		uint64_t start_ns = emu_clock_ns();
 
-		err = emu_program_run(arena->phase_list, arena->phase_record, &failed);
+		err = emu_program_run(cpu->task.cpu ? arena->phase_list : arena->phase_first, arena->phase_record,
+				      &failed);
 		if (err)
 			break;
 		cpu->result.iterations++;
@@ -509,6 +531,8 @@ int emu_phase_body(void)
 	cpu->in_phase = false;
 	if (cpu->in_ping_pong)
 		emu_line_ping_pong_end(arena->micro);
+	if (arena->has_meetings)
+		emu_leave(arena->meeting);
 	cpu->result.wait_ns = cpu->task.wait_ns;
 	if (err > 0)
 		err = 0;
@@ -516,6 +540,7 @@ int emu_phase_body(void)
 		snprintf(cpu->state.failure, sizeof(cpu->state.failure), "%s", emu_error());
 		atomic_fetch_add(&phase->failed, 1);
 	}
+	emu_rcu_idle();
 	atomic_fetch_add(&phase->done, 1);
 	return err;
 }
@@ -611,6 +636,9 @@ int emu_check_drained(void)
 	if (!err)
 		err = check_backgrounds();
 	emu_cpu_attach(0);
+	emu_rcu_drain();
+	arena->shared_mm = NULL;
+	atomic_store(&arena->shared_ready, 0);
 	for (uint32_t i = 0; i < arena->nr_files && !err; i++) {
 		uint64_t vmas = emu_file_vmas(i);
 
@@ -633,6 +661,8 @@ int emu_check_drained(void)
 		if (init_files() && !err)
 			err = -ENOMEM;
 	}
+	if (caller != current)
+		emu_rcu_idle();
 	current = caller;
 	return err;
 }

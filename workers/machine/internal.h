@@ -7,6 +7,7 @@
 
 #include <emu/control.h>
 #include <emu/percpu_sync.h>
+#include <emu/rcu.h>
 
 #define EMU_ARENA_MAGIC UINT64_C(0x656d752d6172656e) /* "emu-aren" */
 #define EMU_CHUNK_BYTES (UINT64_C(1) << 16)
@@ -38,6 +39,8 @@ struct emu_cpu {
 	struct mm_struct *parents[EMU_MM_STACK];
 	uint32_t nr_parents;
 	bool in_phase, in_ping_pong;
+	uint64_t last_mmap;   /* where the latest mapping is, 0 = passed on to nobody in return */
+	uint64_t next_fault;  /* bytes into the range of fault_next() */
 	uint64_t ping_pong_turn;
 	const struct emu_call *first_done, *last_done; /* batch=exit+fork+exec: what an earlier call has done already */
 	uint64_t walk_due_ns;	 /* the first of its walkers' */
@@ -85,7 +88,9 @@ struct emu_arena {
 	uint64_t *occasions; /* [nr_cpus][nr_uses]: calls so far; the CPU's own */
 	int64_t boot_objects; /* live when emu_boot() was done */
 	bool has_micro; /* a list has calls of a micro workload */
+	bool has_meetings; /* a list has calls that wait for other CPUs */
 	struct emu_micro *micro;
+	struct emu_meeting *meeting;
 	struct emu_walker *walkers;
 	uint32_t nr_walkers;
 	uint64_t used_file_bytes; /* see struct emu_memory */
@@ -95,8 +100,12 @@ struct emu_arena {
 	uint32_t nr_classes;
 	struct emu_class *classes;
 
+	/* share_mm: CPU 0's, once it is there. */
+	struct mm_struct *shared_mm;
+	_Atomic uint32_t shared_ready;
+
 	/* The phase that runs or is about to; constant while open. */
-	uint32_t phase_list, phase_once, phase_record;
+	uint32_t phase_first, phase_list, phase_once, phase_record;
 	uint64_t phase_duration_ns;
 	__cacheline_aligned struct emu_phase_status phase;
 };

@@ -96,6 +96,12 @@ void emu_compute(uint64_t ns)
 	work_sink = work_loop((uint64_t)((double)ns * host.loops_per_ns));
 }
 
+void emu_tlb_flush(const _Atomic uint64_t *cpus, uint32_t nr_bits)
+{
+	(void)cpus;
+	(void)nr_bits;
+}
+
 /* About 25 ms, once in the life of the conductor. */
 void emu_machine_init(void)
 {
@@ -128,11 +134,13 @@ void emu_machine_init(void)
 void emu_futex_wait(_Atomic uint32_t *word, uint32_t expected)
 {
 	struct task_struct *task = current;
+	uint64_t rcu = emu_rcu_sleep();
 
 	/* Spinners on a lock that this task owns stop spinning from here on. */
 	atomic_store_explicit(&task->on_cpu, 0, memory_order_relaxed);
 	syscall(SYS_futex, word, FUTEX_WAIT, expected, NULL, NULL, 0);
 	atomic_store_explicit(&task->on_cpu, 1, memory_order_relaxed);
+	emu_rcu_wake(rcu);
 	spins = 0;
 }
 

@@ -18,15 +18,16 @@
 static const char *const op_names[EMU_LAT_NR] = { "iteration", "exec",	   "fork", "exit",  "mmap",
 						  "munmap",    "mprotect", "brk",  "fault", "walk", "micro" };
 static const char *const call_names[EMU_CALL_NR] = { "exec",	 "fork", "exit", "mmap", "munmap",
-						     "mprotect", "brk",	 "fault", "work", "pace",
-						     "line_write", "line_fetch_add", "line_ping_pong",
-						     "rwsem_write", "rwsem_read", "rwsem_mixed" };
+						     "mprotect", "brk",	 "fault", "fault_next", "dontneed", "pass",
+						     "work", "pace", "barrier", "line_write", "line_fetch_add",
+						     "line_ping_pong", "rwsem_write", "rwsem_read", "rwsem_mixed" };
 
 static const uint32_t latency_op[EMU_CALL_NR] = {
 	[EMU_CALL_EXEC] = EMU_LAT_EXEC,		[EMU_CALL_FORK] = EMU_LAT_FORK,	    [EMU_CALL_EXIT] = EMU_LAT_EXIT,
 	[EMU_CALL_MMAP] = EMU_LAT_MMAP,		[EMU_CALL_MUNMAP] = EMU_LAT_MUNMAP, [EMU_CALL_MPROTECT] = EMU_LAT_MPROTECT,
 	[EMU_CALL_BRK] = EMU_LAT_BRK,		[EMU_CALL_FAULT] = EMU_LAT_NR, /* each fault by itself */
-	[EMU_CALL_WORK] = EMU_LAT_NR,
+	[EMU_CALL_FAULT_NEXT] = EMU_LAT_NR,	[EMU_CALL_DONTNEED] = EMU_LAT_NR,   [EMU_CALL_PASS] = EMU_LAT_NR,
+	[EMU_CALL_BARRIER] = EMU_LAT_NR,	[EMU_CALL_WORK] = EMU_LAT_NR,
 	[EMU_CALL_PACE] = EMU_LAT_NR,		[EMU_CALL_LINE_WRITE] = EMU_LAT_MICRO,
 	[EMU_CALL_LINE_FETCH_ADD] = EMU_LAT_MICRO, [EMU_CALL_LINE_PING_PONG] = EMU_LAT_MICRO,
 	[EMU_CALL_RWSEM_WRITE] = EMU_LAT_MICRO,	[EMU_CALL_RWSEM_READ] = EMU_LAT_MICRO,
@@ -43,6 +44,15 @@ const char *emu_call_name(uint32_t op)
 	return op < EMU_CALL_NR ? call_names[op] : "?";
 }
 
+/* In no system call, or nowhere in it that matters: grace periods do not wait. */
+static void compute(uint64_t ns)
+{
+	uint64_t rcu = emu_rcu_sleep();
+
+	emu_compute(ns);
+	emu_rcu_wake(rcu);
+}
+
 /* Varies by the configured share either way, so that CPUs do not march in step. */
 static uint64_t with_jitter(uint64_t ns)
 {
@@ -54,7 +64,7 @@ static uint64_t with_jitter(uint64_t ns)
 static void work(uint64_t ns)
 {
 	if (ns)
-		emu_compute(with_jitter(ns));
+		compute(with_jitter(ns));
 }
 
 /* Each CPU begins at another place between two uses, or all would come at once where times is below one. */
@@ -82,13 +92,13 @@ static void kernel_work(const struct emu_call *call, uint64_t work_ns)
 
 		for (; done < until; done++) {
 			if (slice)
-				emu_compute(slice);
+				compute(slice);
 			background_use(emu_background_of(use->entry, use->file),
 				       inner < 0 ? NULL : emu_background_of((uint32_t)inner, use->file));
 		}
 	}
 	if (slice)
-		emu_compute(slice);
+		compute(slice);
 }
 
 static struct address_space *file_of(const struct emu_call *call)
@@ -100,13 +110,12 @@ static struct address_space *file_of(const struct emu_call *call)
 static bool anything_mapped(const struct emu_call *call)
 {
 	struct mm_struct *mm = current->mm;
-	struct vm_area_struct *vma;
+	struct mm_range range = { .start = call->addr, .end = call->addr + call->len, .read = true };
 	bool found;
 
-	emu_mm->write_lock(mm);
-	vma = emu_mm->find(mm, call->addr, NULL);
-	found = vma && vma->vm_start < call->addr + call->len;
-	emu_mm->write_unlock(mm);
+	emu_mm->lock(mm, &range);
+	found = emu_mm->find(mm, range.start, range.end, NULL) != NULL;
+	emu_mm->unlock(mm, &range);
 	return found;
 }
 
@@ -114,6 +123,12 @@ static bool anything_mapped(const struct emu_call *call)
 static bool work_is_in_kernel(uint32_t op)
 {
 	return op == EMU_CALL_EXEC || op == EMU_CALL_FORK || op == EMU_CALL_EXIT;
+}
+
+/* Theirs is the kernel's for each page that is not there. */
+static bool is_fault(uint32_t op)
+{
+	return op == EMU_CALL_FAULT || op == EMU_CALL_FAULT_NEXT;
 }
 
 /*
@@ -242,7 +257,7 @@ static int64_t run_or_skip(const struct emu_call *call, const struct emu_call *l
 	*skipped = call >= cpu->first_done && call <= cpu->last_done;
 	if (unlikely(*skipped))
 		return 0;
-	if (emu_batch == EMU_BATCH_EXEC && call->followers && current->mm) {
+	if (emu_batch == EMU_BATCH_EXEC && call->followers && !call->stride && !call->times && current->mm) {
 		cpu->first_done = cpu->last_done = NULL;
 		ret = map_at_once(cpu, call, later, end);
 	}
@@ -266,14 +281,27 @@ static EMU_NOINLINE int64_t load_elf_binary(const struct emu_call *call, const s
 	return 0;
 }
 
-/* As the hardware does: only what the page tables do not allow is a fault. */
+/* As the hardware does. Page tables that are taken away stay until nobody can be looking. */
+static bool page_is_there(uint64_t addr, bool write)
+{
+	struct page_table *table;
+	bool there;
+
+	rcu_read_lock();
+	table = pte_find(current->mm, addr, NULL);
+	there = table && pte_allows(pte_get(table, pte_index(addr)), write) &&
+		(!current->mm->tables_know_cpus || table_is_known(table));
+	rcu_read_unlock();
+	return there;
+}
+
+/* Only what the page tables do not allow is a fault. */
 static int64_t touch(struct emu_cpu *cpu, uint64_t addr, bool write)
 {
-	const struct page_table *table = pte_find(current->mm, addr, NULL);
 	uint64_t start_ns;
 	int64_t err;
 
-	if (table && pte_allows(pte_get(table, pte_index(addr)), write))
+	if (page_is_there(addr, write))
 		return 0;
 	start_ns = emu_clock_ns();
 	err = emu_sys_fault(addr, write);
@@ -292,19 +320,42 @@ static int64_t touch_range(struct emu_cpu *cpu, const struct emu_call *call)
 	return err;
 }
 
+/* The pages lie in the order of their addresses; what is there already, as a fault for reading brings more, is no fault. */
+static int64_t touch_next(struct emu_cpu *cpu, const struct emu_call *call)
+{
+	bool write = call->prot & EMU_PROT_WRITE;
+
+	for (uint64_t n = 0; n <= call->len; n += EMU_PAGE_SIZE) {
+		uint64_t addr = call->addr + cpu->next_fault;
+
+		cpu->next_fault += EMU_PAGE_SIZE;
+		if (cpu->next_fault >= call->len) {
+			int64_t err = emu_sys_madvise_dontneed(call->addr, call->len);
+
+			if (err)
+				return err;
+			cpu->next_fault = 0;
+		}
+		if (!page_is_there(addr, write))
+			return touch(cpu, addr, write);
+	}
+	return -EFAULT;
+}
+
 /* EMU_MAP_TOUCH: the mappings of files in [start, end). */
 static int64_t touch_mappings(struct emu_cpu *cpu, uint64_t start, uint64_t end, bool all)
 {
 	const struct mm_ops *mm_ops = emu_mm;
 
 	while (start < end) {
+		struct mm_range range = { .start = start, .end = end, .read = true };
 		uint64_t from, to = 0;
 		bool write = false;
 		struct vm_area_struct *vma;
 		int64_t err = 0;
 
-		mm_ops->read_lock(current->mm);
-		vma = mm_ops->find(current->mm, start, NULL);
+		mm_ops->lock(current->mm, &range);
+		vma = mm_ops->find(current->mm, start, end, NULL);
 		from = vma ? vma->vm_start : end;
 		start = vma ? vma->vm_end : end;
 		if (vma && vma_mapping(vma) && vma->vm_flags & VM_ACCESS && vma->vm_pgoff < vma->vm_file->nr_pages) {
@@ -312,7 +363,7 @@ static int64_t touch_mappings(struct emu_cpu *cpu, uint64_t start, uint64_t end,
 			to = to < start ? to : start;
 			write = vma->vm_flags & VM_WRITE;
 		}
-		mm_ops->read_unlock(current->mm);
+		mm_ops->unlock(current->mm, &range);
 		if (from >= end)
 			break;
 		for (uint64_t addr = from; addr < to && !err; addr += EMU_FAULT_AROUND * EMU_PAGE_SIZE) {
@@ -329,7 +380,7 @@ static int64_t touch_mappings(struct emu_cpu *cpu, uint64_t start, uint64_t end,
 /* Without jitter: CPUs that keep pace meet again each time. */
 static void pace(uint64_t ns)
 {
-	emu_compute(ns - (emu_clock_ns() - emu_arena->phase.start_ns) % ns);
+	compute(ns - (emu_clock_ns() - emu_arena->phase.start_ns) % ns);
 }
 
 /* 1: nobody is there to play with. */
@@ -366,11 +417,79 @@ static int64_t run_micro(struct emu_cpu *cpu, uint32_t op)
 	return 0;
 }
 
+/* share_mm: one more thread of CPU 0's process, as soon as there is one. */
+static int64_t join_process(void)
+{
+	struct emu_arena *arena = emu_arena;
+
+	while (!atomic_load_explicit(&arena->shared_ready, memory_order_acquire))
+		emu_futex_wait(&arena->shared_ready, 0);
+	if (!arena->shared_mm)
+		return emu_set_error(-ESRCH, "CPU 0 has not made the process that all CPUs share");
+	mmget(arena->shared_mm);
+	switch_mm(arena->shared_mm);
+	return 0;
+}
+
+static int64_t exec(const struct emu_call *call, const struct emu_call *end, bool strict)
+{
+	struct emu_arena *arena = emu_arena;
+	int64_t ret;
+
+	if (!arena->config.share_mm || !emu_this_cpu()->in_phase)
+		return load_elf_binary(call, end, strict);
+	if (current->cpu)
+		return join_process();
+	ret = load_elf_binary(call, end, strict);
+	arena->shared_mm = ret ? NULL : current->mm;
+	atomic_store_explicit(&arena->shared_ready, 1, memory_order_release);
+	emu_futex_wake(&arena->shared_ready, emu_nr_cpus());
+	return ret;
+}
+
+/* The call with this CPU's addresses. False: it is about the latest mapping, and there is none. */
+static bool resolve(struct emu_call *call)
+{
+	struct emu_cpu *cpu = emu_this_cpu();
+
+	if (call->times)
+		call->len *= emu_nr_cpus();
+	if (call->stride != EMU_FROM_LAST)
+		call->addr += call->stride * cpu->task.cpu;
+	else if (cpu->last_mmap)
+		call->addr += cpu->last_mmap;
+	else
+		return false;
+	return true;
+}
+
+/* Programs wait for each other: in no system call. 1: that has ended. */
+static int64_t meet(struct emu_cpu *cpu, uint32_t op)
+{
+	uint64_t rcu = emu_rcu_sleep();
+	bool goes_on = true;
+
+	if (op == EMU_CALL_PASS)
+		cpu->last_mmap = emu_pass(emu_arena->meeting, cpu->last_mmap);
+	else
+		goes_on = emu_barrier(emu_arena->meeting);
+	emu_rcu_wake(rcu);
+	return !goes_on;
+}
+
 /* `end`: of the list that the call is in. */
 static int64_t run_call(const struct emu_call *call, const struct emu_call *end, bool strict)
 {
 	struct emu_cpu *cpu = emu_this_cpu();
+	struct emu_call own;
 	int64_t ret = 0;
+
+	if (unlikely(call->stride || call->times)) {
+		own = *call;
+		if (!resolve(&own))
+			return 0;
+		call = &own;
+	}
 
 	if (unlikely(!current->mm && call->op != EMU_CALL_EXEC && call->op < EMU_CALL_WORK))
 		return emu_set_error(-ESRCH, "%s without a process: exec comes first", call_names[call->op]);
@@ -378,19 +497,23 @@ static int64_t run_call(const struct emu_call *call, const struct emu_call *end,
 		kernel_work(call, 0);
 	switch ((enum emu_call_op)call->op) {
 	case EMU_CALL_EXEC:
-		return load_elf_binary(call, end, strict);
+		return exec(call, end, strict);
 	case EMU_CALL_FORK:
 		if (cpu->nr_parents == EMU_MM_STACK)
 			return emu_set_error(-EAGAIN, "more than %u processes wait for a child on this CPU", EMU_MM_STACK);
 		cpu->parents[cpu->nr_parents++] = current->mm;
-		current->mm = dup_mmap(current->mm);
+		switch_mm(dup_mmap(current->mm));
 		return 0;
-	case EMU_CALL_EXIT:
-		exit_mmap(current->mm);
-		current->mm = cpu->nr_parents ? cpu->parents[--cpu->nr_parents] : NULL;
+	case EMU_CALL_EXIT: {
+		struct mm_struct *mm = current->mm;
+
+		switch_mm(cpu->nr_parents ? cpu->parents[--cpu->nr_parents] : NULL);
+		mmput(mm);
 		return 0;
+	}
 	case EMU_CALL_MMAP:
 		ret = emu_sys_mmap(call->addr, call->len, call->prot, call->flags, file_of(call), call->offset);
+		cpu->last_mmap = ret < 0 ? 0 : (uint64_t)ret;
 		break;
 	case EMU_CALL_MUNMAP:
 		if (strict && !anything_mapped(call))
@@ -407,6 +530,15 @@ static int64_t run_call(const struct emu_call *call, const struct emu_call *end,
 	case EMU_CALL_FAULT:
 		ret = touch_range(cpu, call);
 		break;
+	case EMU_CALL_FAULT_NEXT:
+		ret = touch_next(cpu, call);
+		break;
+	case EMU_CALL_DONTNEED:
+		ret = emu_sys_madvise_dontneed(call->addr, call->len);
+		break;
+	case EMU_CALL_PASS:
+	case EMU_CALL_BARRIER:
+		return cpu->in_phase ? meet(cpu, call->op) : 0;
 	case EMU_CALL_PACE:
 		pace(call->len);
 		return 0;
@@ -457,19 +589,21 @@ int emu_program_run(uint32_t list_nr, bool record, uint32_t *failed)
 				return (int)ret;
 			}
 		}
-		if (!work_is_in_kernel(call->op))
+		cpu->task.fault_work_ns = is_fault(call->op) ? call->work_ns : 0;
+		if (!work_is_in_kernel(call->op) && !is_fault(call->op))
 			work(call->work_ns);
 		start_ns = emu_clock_ns();
 		if (work_is_in_kernel(call->op))
 			kernel_work(call, call->work_ns);
 		ret = run_or_skip(call, call + 1, list->calls + list->nr, strict, &skipped);
+		emu_rcu_quiescent();
 		if (skipped)
 			continue;
 		if (ret < 0) {
 			*failed = i;
 			return (int)ret;
 		}
-		if (ret == 1 && call->op == EMU_CALL_LINE_PING_PONG)
+		if (ret == 1 && (call->op == EMU_CALL_LINE_PING_PONG || call->op == EMU_CALL_BARRIER))
 			return 1;
 		emu_machine_called(call->op, start_ns);
 		cpu->result.counts[call->op]++;
@@ -495,13 +629,14 @@ int emu_program_run(uint32_t list_nr, bool record, uint32_t *failed)
 int64_t emu_maps(char *buf, uint64_t size)
 {
 	struct mm_struct *mm = current->mm;
+	struct mm_range range = { .end = EMU_TASK_SIZE, .read = true };
 	struct vm_area_struct *vma;
 	uint64_t used = 0;
 
 	if (!mm)
 		return emu_set_error(-ESRCH, "CPU %u has no process", current->cpu);
-	emu_mm->write_lock(mm);
-	for (vma = emu_mm->find(mm, 0, NULL); vma; vma = emu_mm->find(mm, vma->vm_end, NULL)) {
+	emu_mm->lock(mm, &range);
+	for (uint64_t at = 0; (vma = emu_mm->find(mm, at, EMU_TASK_SIZE, NULL)); at = vma->vm_end) {
 		const char *name = "";
 
 		if (vma->vm_file)
@@ -518,6 +653,6 @@ int64_t emu_maps(char *buf, uint64_t size)
 					   vma->vm_file ? (unsigned long long)(vma->vm_pgoff << EMU_PAGE_SHIFT) : 0ULL,
 					   name[0] ? " " : "", name);
 	}
-	emu_mm->write_unlock(mm);
+	emu_mm->unlock(mm, &range);
 	return (int64_t)used;
 }

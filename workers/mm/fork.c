@@ -1,13 +1,17 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * fork.c - whole address spaces: copied by fork, replaced by exec, torn down by exit.
+ * fork.c - whole address spaces: copied by fork, shared by threads, replaced by exec, torn down by the last exit.
  */
 #include "internal.h"
 
+#define WHOLE_MM { .end = EMU_TASK_SIZE }
+
 static struct mm_struct *mm_alloc(void)
 {
-	struct mm_struct *mm = emu_zalloc(sizeof(*mm), emu_node_id());
+	struct mm_struct *mm = emu_zalloc(sizeof(*mm) + (emu_nr_cpus() + 63) / 64 * sizeof(mm->cpumask[0]),
+					  emu_node_id());
 
+	atomic_init(&mm->mm_users, 1);
 	emu_mm->init(mm);
 	emu_mm_register(mm);
 	return mm;
@@ -27,17 +31,21 @@ EMU_NOINLINE struct mm_struct *dup_mmap(struct mm_struct *oldmm)
 	EMU_CALL_SITE();
 	struct mm_struct *mm = mm_alloc();
 	struct link_vma_file_batch vb = { 0 };
+	struct mm_range old_range = WHOLE_MM, range = WHOLE_MM;
 	struct vm_area_struct *vma, *copy;
 
-	emu_mm->write_lock(oldmm);
+	emu_mm->lock(oldmm, &old_range);
 	/* Nobody else knows the child's mm yet; its lock nests inside the parent's, as mmap_lock does in the kernel. */
-	emu_mm->write_lock(mm);
+	emu_mm->lock(mm, &range);
 	mm->mmap_base = oldmm->mmap_base;
 	mm->start_brk = oldmm->start_brk;
-	mm->brk = oldmm->brk;
-	for (vma = emu_mm->find(oldmm, 0, NULL); vma; vma = emu_mm->find(oldmm, vma->vm_end, NULL)) {
+	atomic_store_explicit(&mm->brk, atomic_load_explicit(&oldmm->brk, memory_order_relaxed), memory_order_relaxed);
+	for (uint64_t at = 0; (vma = emu_mm->find(oldmm, at, EMU_TASK_SIZE, NULL)); at = vma->vm_end) {
+		/* It stays as it is; but faults that use it must be over. */
+		emu_mm->change(oldmm, vma,
+			       &(struct vma_change){ vma->vm_start, vma->vm_end, vma->vm_pgoff, vma->vm_flags });
 		copy = vm_area_alloc(mm, vma->vm_start, vma->vm_end, vma->vm_flags, vma->vm_file, vma->vm_pgoff);
-		mm_link(mm, copy);
+		emu_mm->link(mm, copy);
 		if (!vma_mapping(vma)) {
 			copy_page_range(copy, vma);
 			continue;
@@ -48,37 +56,64 @@ EMU_NOINLINE struct mm_struct *dup_mmap(struct mm_struct *oldmm)
 		vb.prevs[vb.count++] = vma;
 	}
 	link_children(&vb);
-	emu_mm->write_unlock(mm);
-	emu_mm->write_unlock(oldmm);
+	emu_mm->unlock(mm, &range);
+	/* Pages that both share can no longer be written. */
+	flush_tlb_range(oldmm, 0, EMU_TASK_SIZE);
+	emu_mm->unlock(oldmm, &old_range);
 	return mm;
 }
 
-EMU_NOINLINE void exit_mmap(struct mm_struct *mm)
+static EMU_NOINLINE void exit_mmap(struct mm_struct *mm)
 {
 	EMU_CALL_SITE();
+	struct mm_range range = WHOLE_MM;
 	struct vm_area_struct *list;
 
-	emu_mm->write_lock(mm);
+	emu_mm->lock(mm, &range);
 	list = vms_gather_munmap_vmas(mm, 0, EMU_TASK_SIZE);
-	if (list)
+	if (list) {
+		vms_clear_ptes(mm, list);
 		vms_complete_munmap_vmas(mm, list);
-	emu_mm->write_unlock(mm);
-	EMU_ASSERT(!mm->map_count && !mm->total_vm, "%u VMAs, %llu pages left", mm->map_count,
-		   (unsigned long long)mm->total_vm);
+	}
+	emu_mm->unlock(mm, &range);
 	emu_mm_unregister(mm);
+	if (emu_mm->vmas_in_tables)
+		free_pgd_range(mm, 0, EMU_TASK_SIZE, 0, UINT64_MAX);
 	free_pgd(mm);
 	if (emu_mm->destroy)
 		emu_mm->destroy(mm);
 	emu_free(mm);
 }
 
+void mmput(struct mm_struct *mm)
+{
+	/* Release: what this task did to the mm. Acquire: what the others did before they left. */
+	if (atomic_fetch_sub_explicit(&mm->mm_users, 1, memory_order_acq_rel) == 1)
+		exit_mmap(mm);
+}
+
+void switch_mm(struct mm_struct *mm)
+{
+	struct mm_struct *old = current->mm;
+	uint32_t word = current->cpu / 64;
+	uint64_t bit = UINT64_C(1) << current->cpu % 64;
+
+	if (mm == old)
+		return;
+	if (old)
+		atomic_fetch_and_explicit(&old->cpumask[word], ~bit, memory_order_relaxed);
+	if (mm)
+		atomic_fetch_or_explicit(&mm->cpumask[word], bit, memory_order_relaxed);
+	current->mm = mm;
+}
+
 EMU_NOINLINE void exec_mmap(uint64_t mmap_base)
 {
 	EMU_CALL_SITE();
-	struct mm_struct *old = current->mm;
+	struct mm_struct *old = current->mm, *mm = mm_alloc();
 
-	current->mm = mm_alloc();
-	current->mm->mmap_base = mmap_base;
+	mm->mmap_base = mmap_base;
+	switch_mm(mm);
 	if (old)
-		exit_mmap(old);
+		mmput(old);
 }

@@ -49,12 +49,10 @@ uint32_t calc_vm_flags(uint32_t prot, uint32_t flags);
 int64_t emu_map_segments(uint64_t addr, uint64_t len, uint64_t hint, uint32_t flags, const struct map_segment *segments,
 			 uint32_t n, uint64_t brk);
 
-/* vma.c. The mm's write lock is held for all of these. */
+/* vma.c. The range is locked for writing for all of these. */
 struct vm_area_struct *vm_area_alloc(struct mm_struct *mm, uint64_t start, uint64_t end, uint32_t flags,
 				     struct address_space *file, uint64_t pgoff);
 void vm_area_free(struct vm_area_struct *vma);
-/* Into the mm's index, with its counters. */
-void mm_link(struct mm_struct *mm, struct vm_area_struct *vma);
 void vma_prepare(struct vma_prepare *vp);
 void vma_complete(struct mm_struct *mm, struct vma_prepare *vp);
 void __split_vma(struct mm_struct *mm, struct vm_area_struct *vma, uint64_t addr, bool new_below);
@@ -74,7 +72,15 @@ static inline bool link_file_vma_batch_fits(const struct link_vma_file_batch *vb
 
 /* Takes [start, end) out of the mm's index, splitting at the ends. A list by detached_next, in order of address. */
 struct vm_area_struct *vms_gather_munmap_vmas(struct mm_struct *mm, uint64_t start, uint64_t end);
-/* Clears the PTEs of a gathered list, unlinks it from the files, frees its page tables and it. */
+/* Clears the PTEs of a gathered list, before anything else is mapped there. */
+void vms_clear_ptes(struct mm_struct *mm, struct vm_area_struct *list);
+/* Unlinks a gathered list, which has no PTEs any more, from the files, frees its page tables and it. */
 void vms_complete_munmap_vmas(struct mm_struct *mm, struct vm_area_struct *list);
+
+/* The first address after addr where a VMA has to end, if VMAs have to. */
+static inline uint64_t vma_border(uint64_t addr)
+{
+	return emu_mm->vmas_in_tables ? (addr | (EMU_PMD_SIZE - 1)) + 1 : UINT64_MAX;
+}
 
 #endif

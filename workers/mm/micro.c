@@ -8,6 +8,24 @@
 
 #define GONE(side) (UINT64_C(1) << (62 + (side)))
 
+#define BARRIER_OPENED (UINT64_C(1) << 17)
+#define BARRIER_LEFT (UINT64_C(1) << 16)
+#define BARRIER_WAITING UINT64_C(0xffff)
+
+/* The page that the CPU before has for this one; 0 in the upper bits: none. */
+struct box {
+	__cacheline_aligned _Atomic uint64_t page;
+};
+#define BOX_OWNER_LEFT UINT64_C(1)
+#define BOX_SENDER_LEFT UINT64_C(2)
+#define BOX_PAGE (~UINT64_C(3))
+
+struct emu_meeting {
+	/* How often the barrier has opened, whether a CPU has left, how many wait. */
+	__cacheline_aligned _Atomic uint64_t barrier;
+	struct box boxes[]; /* [nr_cpus] */
+};
+
 struct emu_micro {
 	__cacheline_aligned _Atomic uint64_t written;
 	__cacheline_aligned _Atomic uint64_t added;
@@ -80,6 +98,65 @@ void emu_line_ping_pong_end(struct emu_micro *micro)
 
 	if (cpu / 2 < nr_pairs())
 		atomic_fetch_or_explicit(&micro->pairs[cpu / 2].turn, GONE(cpu & 1), memory_order_release);
+}
+
+struct emu_meeting *emu_meeting_create(void)
+{
+	return emu_zalloc(sizeof(struct emu_meeting) + emu_nr_cpus() * sizeof(struct box), 0);
+}
+
+void emu_meeting_reset(struct emu_meeting *meeting)
+{
+	for (uint32_t i = 0; i < emu_nr_cpus(); i++)
+		atomic_store_explicit(&meeting->boxes[i].page, 0, memory_order_relaxed);
+	atomic_store_explicit(&meeting->barrier, 0, memory_order_relaxed);
+}
+
+bool emu_barrier(struct emu_meeting *meeting)
+{
+	uint64_t state = atomic_load_explicit(&meeting->barrier, memory_order_relaxed), next;
+
+	/* Release: what was done before the barrier. Acquire: what others did. */
+	do {
+		if (state & BARRIER_LEFT)
+			return false;
+		next = (state & BARRIER_WAITING) + 1 == emu_nr_cpus() ? (state | BARRIER_WAITING | BARRIER_LEFT) + 1 :
+									state + 1;
+	} while (!atomic_compare_exchange_weak_explicit(&meeting->barrier, &state, next, memory_order_acq_rel,
+							memory_order_relaxed));
+	next = smp_cond_load_acquire(&meeting->barrier,
+				     VAL / BARRIER_OPENED != state / BARRIER_OPENED || (VAL & BARRIER_LEFT));
+	return next / BARRIER_OPENED != state / BARRIER_OPENED;
+}
+
+static struct box *next_box(struct emu_meeting *meeting)
+{
+	return &meeting->boxes[(current->cpu + 1) % emu_nr_cpus()];
+}
+
+uint64_t emu_pass(struct emu_meeting *meeting, uint64_t addr)
+{
+	struct box *own = &meeting->boxes[current->cpu], *next = next_box(meeting);
+	uint64_t state;
+
+	if (emu_nr_cpus() == 1)
+		return addr;
+	state = smp_cond_load_acquire(&next->page, !(VAL & BOX_PAGE) || (VAL & BOX_OWNER_LEFT));
+	if (state & BOX_OWNER_LEFT)
+		return addr;
+	/* Release: the page's first user is done with it. 0: the last one had nothing to give either. */
+	if (addr)
+		atomic_fetch_or_explicit(&next->page, addr, memory_order_release);
+	state = smp_cond_load_acquire(&own->page, (VAL & BOX_PAGE) || (VAL & BOX_SENDER_LEFT));
+	atomic_fetch_and_explicit(&own->page, ~BOX_PAGE, memory_order_release);
+	return state & BOX_PAGE;
+}
+
+void emu_leave(struct emu_meeting *meeting)
+{
+	atomic_fetch_or_explicit(&meeting->barrier, BARRIER_LEFT, memory_order_release);
+	atomic_fetch_or_explicit(&meeting->boxes[current->cpu].page, BOX_OWNER_LEFT, memory_order_release);
+	atomic_fetch_or_explicit(&next_box(meeting)->page, BOX_SENDER_LEFT, memory_order_release);
 }
 
 EMU_NOINLINE void emu_rwsem_write(struct emu_micro *micro)

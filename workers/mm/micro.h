@@ -8,6 +8,7 @@
 #include <emu/machine.h>
 
 struct emu_micro;
+struct emu_meeting;
 
 /* Set-up, on node 0, and back to what it was after that: every phase begins so. No CPU runs meanwhile. */
 struct emu_micro *emu_micro_create(void);
@@ -28,6 +29,22 @@ void emu_line_ping_pong_end(struct emu_micro *micro);
 /* A section: a word that the lock guards is added to, or looked at. */
 void emu_rwsem_write(struct emu_micro *micro);
 void emu_rwsem_read(struct emu_micro *micro);
+
+/* Where CPUs of a program wait for each other; set-up and reset as above. */
+struct emu_meeting *emu_meeting_create(void);
+void emu_meeting_reset(struct emu_meeting *meeting);
+
+/* Waits until all CPUs are here. False: one has left, so that they will never be again. */
+bool emu_barrier(struct emu_meeting *meeting);
+
+/*
+ * Gives a page's address to the next CPU, once that has taken the one before, and waits for one of the CPU before. In a
+ * ring that others have left: the caller's own comes back, or 0 as nobody has one for it any more.
+ */
+uint64_t emu_pass(struct emu_meeting *meeting, uint64_t addr);
+
+/* The CPU's part of the phase is over: nobody waits for it any more. */
+void emu_leave(struct emu_meeting *meeting);
 
 /* What is at an address, for reports; NULL: nothing of these. */
 const char *emu_micro_name(const struct emu_micro *micro, const void *at);

@@ -23,37 +23,42 @@ uint32_t calc_vm_flags(uint32_t prot, uint32_t flags)
 	return vm_flags;
 }
 
-static int64_t get_unmapped_area(struct mm_struct *mm, uint64_t addr, uint64_t len, uint32_t flags)
+/* Is [addr, addr + len), which is locked, free, and far enough from a stack above it? */
+static bool range_is_free(struct mm_struct *mm, uint64_t addr, uint64_t len)
 {
-	struct vm_area_struct *vma, *prev;
-	int64_t found;
+	struct vm_area_struct *vma = emu_mm->find(mm, addr, addr + len + EMU_STACK_GUARD_GAP, NULL);
 
-	if (flags & (EMU_MAP_FIXED | EMU_MAP_FIXED_NOREPLACE)) {
-		if (addr % EMU_PAGE_SIZE)
-			return -EINVAL;
-		if (addr > EMU_TASK_SIZE - len)
-			return -ENOMEM;
-		if (flags & EMU_MAP_FIXED_NOREPLACE) {
-			vma = emu_mm->find(mm, addr, NULL);
-			if (vma && vma->vm_start < addr + len)
-				return -EEXIST;
-		}
-		return (int64_t)addr;
-	}
+	return !vma || addr + len <= vm_start_gap(vma);
+}
+
+/* Locks the range of a new mapping: where it has to be, where the program would like it, or the highest that is free. */
+static int64_t lock_unmapped_area(struct mm_struct *mm, uint64_t addr, uint64_t len, uint32_t flags,
+				  struct mm_range *range)
+{
+	bool noreplace = flags & EMU_MAP_FIXED_NOREPLACE, fixed = (flags & EMU_MAP_FIXED) || noreplace;
+
+	if (fixed && addr % EMU_PAGE_SIZE)
+		return -EINVAL;
+	if (fixed && addr > EMU_TASK_SIZE - len)
+		return -ENOMEM;
 	addr = page_align(addr);
-	if (addr) {
-		if (addr < MMAP_MIN_ADDR)
-			addr = MMAP_MIN_ADDR;
-		vma = emu_mm->find(mm, addr, &prev);
-		if (addr <= EMU_TASK_SIZE - len && (!vma || addr + len <= vm_start_gap(vma)) &&
-		    (!prev || addr >= prev->vm_end))
-			return (int64_t)addr;
+	if (addr && addr < MMAP_MIN_ADDR && !fixed)
+		addr = MMAP_MIN_ADDR;
+	if (fixed || (addr && addr <= EMU_TASK_SIZE - len)) {
+		*range = (struct mm_range){ .start = addr, .end = addr + len, .map = true };
+		emu_mm->lock(mm, range);
+		if (noreplace ? !emu_mm->find(mm, addr, addr + len, NULL) : fixed || range_is_free(mm, addr, len))
+			return 0;
+		emu_mm->unlock(mm, range);
+		if (noreplace)
+			return -EEXIST;
 	}
-	found = emu_mm->free_area(mm, len, MMAP_MIN_ADDR, mm->mmap_base);
+	*range = (struct mm_range){ .start = MMAP_MIN_ADDR, .end = mm->mmap_base, .len = len };
+	if (!emu_mm->lock(mm, range))
+		return 0;
 	/* Nothing below the base: above it, as the kernel does. */
-	if (found < 0)
-		found = emu_mm->free_area(mm, len, mm->mmap_base, EMU_TASK_SIZE);
-	return found;
+	*range = (struct mm_range){ .start = mm->mmap_base, .end = EMU_TASK_SIZE, .len = len };
+	return emu_mm->lock(mm, range);
 }
 
 static void vma_new(struct mm_struct *mm, uint64_t start, uint64_t end, uint32_t vm_flags, struct address_space *file,
@@ -61,7 +66,7 @@ static void vma_new(struct mm_struct *mm, uint64_t start, uint64_t end, uint32_t
 {
 	struct vm_area_struct *vma = vm_area_alloc(mm, start, end, vm_flags, file, pgoff);
 
-	mm_link(mm, vma);
+	emu_mm->link(mm, vma);
 	vma_link_file(vma);
 }
 
@@ -70,11 +75,17 @@ static EMU_NOINLINE void mmap_region(struct mm_struct *mm, uint64_t addr, uint64
 {
 	EMU_CALL_SITE();
 	struct vm_area_struct *old = vms_gather_munmap_vmas(mm, addr, addr + len);
+	uint64_t end = addr + len, border;
 	struct vm_area_struct *prev;
 
-	emu_mm->find(mm, addr, &prev);
-	if (!vma_merge(mm, prev, addr, addr + len, vm_flags, file, pgoff))
-		vma_new(mm, addr, addr + len, vm_flags, file, pgoff);
+	if (old)
+		vms_clear_ptes(mm, old);
+	for (; addr < end; pgoff += (border - addr) >> EMU_PAGE_SHIFT, addr = border) {
+		border = vma_border(addr) < end ? vma_border(addr) : end;
+		emu_mm->find(mm, addr, border, &prev);
+		if (!vma_merge(mm, prev, addr, border, vm_flags, file, pgoff))
+			vma_new(mm, addr, border, vm_flags, file, pgoff);
+	}
 	if (old)
 		vms_complete_munmap_vmas(mm, old);
 }
@@ -84,7 +95,8 @@ int64_t emu_sys_mmap(uint64_t addr, uint64_t len, uint32_t prot, uint32_t flags,
 {
 	struct mm_struct *mm = current->mm;
 	bool shared = flags & EMU_MAP_SHARED, private = flags & EMU_MAP_PRIVATE;
-	int64_t found;
+	struct mm_range range;
+	int64_t err;
 
 	if (!len || offset % EMU_PAGE_SIZE || shared == private)
 		return -EINVAL;
@@ -97,15 +109,44 @@ int64_t emu_sys_mmap(uint64_t addr, uint64_t len, uint32_t prot, uint32_t flags,
 	if (!len || len > EMU_TASK_SIZE)
 		return -ENOMEM;
 
-	emu_mm->write_lock(mm);
-	found = get_unmapped_area(mm, addr, len, flags);
-	if (found >= 0) {
-		mmap_region(mm, (uint64_t)found, len, calc_vm_flags(prot, flags), file, offset >> EMU_PAGE_SHIFT);
-		if (flags & EMU_MAP_BRK)
-			mm->start_brk = mm->brk = (uint64_t)found + len;
+	err = lock_unmapped_area(mm, addr, len, flags, &range);
+	if (err)
+		return err;
+	mmap_region(mm, range.start, len, calc_vm_flags(prot, flags), file, offset >> EMU_PAGE_SHIFT);
+	if (flags & EMU_MAP_BRK) {
+		mm->start_brk = range.start + len;
+		atomic_store_explicit(&mm->brk, mm->start_brk, memory_order_relaxed);
 	}
-	emu_mm->write_unlock(mm);
-	return found;
+	emu_mm->unlock(mm, &range);
+	emu_rcu_quiescent();
+	return (int64_t)range.start;
+}
+
+/* A segment's VMAs; those of files are linked to them with the batch. */
+static void map_segment(struct mm_struct *mm, const struct map_segment *s, struct link_vma_file_batch *vb)
+{
+	uint64_t pgoff = s->pgoff;
+
+	for (uint64_t at = s->start, border; at < s->end; pgoff += (border - at) >> EMU_PAGE_SHIFT, at = border) {
+		struct vm_area_struct *vma, *prev;
+
+		border = vma_border(at) < s->end ? vma_border(at) : s->end;
+		if (!s->file) {
+			emu_mm->find(mm, at, border, &prev);
+			if (vma_merge(mm, prev, at, border, s->vm_flags, NULL, 0))
+				continue;
+		}
+		vma = vm_area_alloc(mm, at, border, s->vm_flags, s->file, pgoff);
+		emu_mm->link(mm, vma);
+		if (!vma_mapping(vma))
+			continue;
+		if (!link_file_vma_batch_fits(vb, vma)) {
+			link_file_vma_batch_final(vb);
+			vb->count = 0;
+		}
+		vb->prevs[vb->count] = NULL;
+		vb->vmas[vb->count++] = vma;
+	}
 }
 
 EMU_NOINLINE int64_t emu_map_segments(uint64_t addr, uint64_t len, uint64_t hint, uint32_t flags,
@@ -114,42 +155,29 @@ EMU_NOINLINE int64_t emu_map_segments(uint64_t addr, uint64_t len, uint64_t hint
 	EMU_CALL_SITE();
 	struct link_vma_file_batch vb = { 0 };
 	struct mm_struct *mm = current->mm;
-	struct vm_area_struct *old, *prev;
-	int64_t found;
+	struct vm_area_struct *old;
+	struct mm_range range;
 
-	emu_mm->write_lock(mm);
-	found = get_unmapped_area(mm, hint, len, flags);
-	if (found != (int64_t)addr) {
-		emu_mm->write_unlock(mm);
+	if (lock_unmapped_area(mm, hint, len, flags, &range))
+		return -ESTALE;
+	if (range.start != addr) {
+		emu_mm->unlock(mm, &range);
 		return -ESTALE;
 	}
 	old = vms_gather_munmap_vmas(mm, addr, addr + len);
-	for (const struct map_segment *s = segments; s < segments + n; s++) {
-		struct vm_area_struct *vma;
-
-		if (!s->file) {
-			emu_mm->find(mm, s->start, &prev);
-			if (vma_merge(mm, prev, s->start, s->end, s->vm_flags, NULL, 0))
-				continue;
-		}
-		vma = vm_area_alloc(mm, s->start, s->end, s->vm_flags, s->file, s->pgoff);
-		mm_link(mm, vma);
-		if (!vma_mapping(vma))
-			continue;
-		if (!link_file_vma_batch_fits(&vb, vma)) {
-			link_file_vma_batch_final(&vb);
-			vb.count = 0;
-		}
-		vb.prevs[vb.count] = NULL;
-		vb.vmas[vb.count++] = vma;
-	}
+	if (old)
+		vms_clear_ptes(mm, old);
+	for (const struct map_segment *s = segments; s < segments + n; s++)
+		map_segment(mm, s, &vb);
 	link_file_vma_batch_final(&vb);
 	if (old)
 		vms_complete_munmap_vmas(mm, old);
-	if (brk)
-		mm->start_brk = mm->brk = brk;
-	emu_mm->write_unlock(mm);
-	return found;
+	if (brk) {
+		mm->start_brk = brk;
+		atomic_store_explicit(&mm->brk, brk, memory_order_relaxed);
+	}
+	emu_mm->unlock(mm, &range);
+	return (int64_t)addr;
 }
 
 static EMU_NOINLINE void do_munmap(struct mm_struct *mm, uint64_t start, uint64_t end)
@@ -157,51 +185,53 @@ static EMU_NOINLINE void do_munmap(struct mm_struct *mm, uint64_t start, uint64_
 	EMU_CALL_SITE();
 	struct vm_area_struct *old = vms_gather_munmap_vmas(mm, start, end);
 
-	if (old)
+	if (old) {
+		vms_clear_ptes(mm, old);
 		vms_complete_munmap_vmas(mm, old);
+	}
 }
 
 int64_t emu_sys_munmap(uint64_t addr, uint64_t len)
 {
 	struct mm_struct *mm = current->mm;
+	struct mm_range range = { .start = addr, .end = addr + page_align(len), .unmapped = true };
 
 	len = page_align(len);
 	if (addr % EMU_PAGE_SIZE || !len || len > EMU_TASK_SIZE || addr > EMU_TASK_SIZE - len)
 		return -EINVAL;
-	emu_mm->write_lock(mm);
+	emu_mm->lock(mm, &range);
 	do_munmap(mm, addr, addr + len);
-	emu_mm->write_unlock(mm);
+	emu_mm->unlock(mm, &range);
+	emu_rcu_quiescent();
 	return 0;
 }
 
 /* Gives [start, end), inside vma, new flags: by merging it with a neighbour or by splitting. */
-static EMU_NOINLINE struct vm_area_struct *mprotect_fixup(struct mm_struct *mm, struct vm_area_struct *prev,
-							  struct vm_area_struct *vma, uint64_t start, uint64_t end,
-							  uint32_t flags)
+static EMU_NOINLINE void mprotect_fixup(struct mm_struct *mm, struct vm_area_struct *prev, struct vm_area_struct *vma,
+					uint64_t start, uint64_t end, uint32_t flags)
 {
 	EMU_CALL_SITE();
 	uint64_t pgoff = vma->vm_pgoff + ((start - vma->vm_start) >> EMU_PAGE_SHIFT);
-	struct vm_area_struct *merged;
 
 	if (flags == vma->vm_flags)
-		return vma;
-	/* Before the VMA changes: once it has joined another, start and end are no longer its own. */
-	change_protection(mm, start, end, flags);
-	merged = vma_merge(mm, start > vma->vm_start ? vma : prev, start, end, flags, vma->vm_file, pgoff);
-	if (merged)
-		return merged;
-	if (start > vma->vm_start)
-		__split_vma(mm, vma, start, true);
-	if (end < vma->vm_end)
-		__split_vma(mm, vma, end, false);
-	vma->vm_flags = flags;
-	return vma;
+		return;
+	if (!vma_merge(mm, start > vma->vm_start ? vma : prev, start, end, flags, vma->vm_file, pgoff)) {
+		if (start > vma->vm_start)
+			__split_vma(mm, vma, start, true);
+		if (end < vma->vm_end)
+			__split_vma(mm, vma, end, false);
+		emu_mm->change(mm, vma, &(struct vma_change){ vma->vm_start, vma->vm_end, vma->vm_pgoff, flags });
+	}
+	/* After the VMA: a fault that goes by the old flags is over, or finds out that they are old. */
+	if (change_protection(mm, start, end, flags))
+		flush_tlb_range(mm, start, end);
 }
 
 int64_t emu_sys_mprotect(uint64_t addr, uint64_t len, uint32_t prot)
 {
 	struct mm_struct *mm = current->mm;
 	struct vm_area_struct *vma, *prev;
+	struct mm_range range;
 	int64_t err = 0;
 	uint64_t end;
 
@@ -214,12 +244,13 @@ int64_t emu_sys_mprotect(uint64_t addr, uint64_t len, uint32_t prot)
 	if (end <= addr || end > EMU_TASK_SIZE)
 		return -ENOMEM;
 
-	emu_mm->write_lock(mm);
+	range = (struct mm_range){ .start = addr, .end = end };
+	emu_mm->lock(mm, &range);
 	while (addr < end) {
 		uint64_t tmp;
 		uint32_t flags;
 
-		vma = emu_mm->find(mm, addr, &prev);
+		vma = emu_mm->find(mm, addr, end, &prev);
 		/* A hole: what came before it stays changed, as in the kernel. */
 		if (!vma || vma->vm_start > addr) {
 			err = -ENOMEM;
@@ -232,7 +263,8 @@ int64_t emu_sys_mprotect(uint64_t addr, uint64_t len, uint32_t prot)
 		mprotect_fixup(mm, prev, vma, addr, tmp, flags);
 		addr = tmp;
 	}
-	emu_mm->write_unlock(mm);
+	emu_mm->unlock(mm, &range);
+	emu_rcu_quiescent();
 	return err;
 }
 
@@ -243,58 +275,90 @@ static EMU_NOINLINE void do_brk_flags(struct mm_struct *mm, uint64_t start, uint
 	const uint32_t flags = VM_READ | VM_WRITE | VM_ACCOUNT;
 	struct vm_area_struct *prev;
 
-	emu_mm->find(mm, start, &prev);
-	if (start == page_align(mm->start_brk) || !vma_merge(mm, prev, start, end, flags, NULL, 0))
-		vma_new(mm, start, end, flags, NULL, 0);
+	for (uint64_t border; start < end; start = border) {
+		border = vma_border(start) < end ? vma_border(start) : end;
+		emu_mm->find(mm, start, border, &prev);
+		if (start == page_align(mm->start_brk) || !vma_merge(mm, prev, start, border, flags, NULL, 0))
+			vma_new(mm, start, border, flags, NULL, 0);
+	}
+}
+
+/* Locks what lies between the break and `brk`; returns the break, which stays that. */
+static uint64_t lock_brk(struct mm_struct *mm, uint64_t brk, struct mm_range *range)
+{
+	for (;;) {
+		uint64_t old = atomic_load_explicit(&mm->brk, memory_order_relaxed);
+
+		/* The page of the old end too: whoever moves it has that one. */
+		*range = (struct mm_range){ .start = page_align(old < brk ? old : brk),
+					    .end = page_align(old < brk ? brk : old) + EMU_PAGE_SIZE,
+					    .map = true };
+		emu_mm->lock(mm, range);
+		if (atomic_load_explicit(&mm->brk, memory_order_relaxed) == old)
+			return old;
+		emu_mm->unlock(mm, range);
+	}
 }
 
 int64_t emu_sys_brk(uint64_t brk)
 {
 	struct mm_struct *mm = current->mm;
-	uint64_t old_end, new_end;
-	struct vm_area_struct *next;
+	uint64_t old, old_end, new_end = page_align(brk);
+	struct mm_range range;
 
-	emu_mm->write_lock(mm);
-	if (brk < mm->start_brk || brk > EMU_TASK_SIZE)
-		goto out;
-	old_end = page_align(mm->brk);
-	new_end = page_align(brk);
+	if (brk < mm->start_brk || brk > EMU_TASK_SIZE - EMU_PAGE_SIZE)
+		return (int64_t)atomic_load_explicit(&mm->brk, memory_order_relaxed);
+	old = lock_brk(mm, brk, &range);
+	old_end = page_align(old);
 	if (new_end < old_end) {
 		do_munmap(mm, new_end, old_end);
 	} else if (new_end > old_end) {
 		/* One page stays free before the next mapping. */
-		next = emu_mm->find(mm, old_end, NULL);
-		if (next && new_end + EMU_PAGE_SIZE > vm_start_gap(next))
-			goto out;
-		do_brk_flags(mm, old_end, new_end);
+		if (range_is_free(mm, old_end, new_end - old_end + EMU_PAGE_SIZE))
+			do_brk_flags(mm, old_end, new_end);
+		else
+			brk = old;
 	}
-	mm->brk = brk;
-out:
-	brk = mm->brk;
-	emu_mm->write_unlock(mm);
+	atomic_store_explicit(&mm->brk, brk, memory_order_relaxed);
+	emu_mm->unlock(mm, &range);
+	emu_rcu_quiescent();
 	return (int64_t)brk;
+}
+
+int64_t emu_sys_madvise_dontneed(uint64_t addr, uint64_t len)
+{
+	struct mm_struct *mm = current->mm;
+	struct mm_range range = { .start = addr, .end = addr + page_align(len), .read = true };
+
+	if (addr % EMU_PAGE_SIZE || range.end < addr || range.end > EMU_TASK_SIZE)
+		return -EINVAL;
+	emu_mm->lock(mm, &range);
+	/* Only tables that VMAs keep: with those locked for looking, none goes. */
+	for (uint64_t at = addr; at < range.end;) {
+		struct vm_area_struct *vma = emu_mm->find(mm, at, range.end, NULL);
+
+		if (!vma)
+			break;
+		at = vma->vm_end < range.end ? vma->vm_end : range.end;
+		if (unmap_page_range(mm, vma->vm_start > addr ? vma->vm_start : addr, at))
+			flush_tlb_range(mm, addr, at);
+	}
+	emu_mm->unlock(mm, &range);
+	emu_rcu_quiescent();
+	return 0;
 }
 
 EMU_NOINLINE int64_t emu_sys_fault(uint64_t addr, bool write)
 {
 	EMU_CALL_SITE();
-	struct mm_struct *mm = current->mm;
 	int64_t err;
 
 	do {
-		struct address_space *mapping = NULL;
-		struct vm_area_struct *vma;
+		struct address_space *busy = NULL;
 
-		err = -EFAULT;
-		emu_mm->read_lock(mm);
-		vma = emu_mm->find(mm, addr, NULL);
-		if (vma && vma->vm_start <= addr) {
-			mapping = vma->vm_file;
-			err = handle_mm_fault(vma, addr, write);
-		}
-		emu_mm->read_unlock(mm);
+		err = emu_mm->fault(current->mm, addr, write, &busy);
 		if (err == -EAGAIN)
-			wait_on_pages(mapping);
+			wait_on_pages(busy);
 	} while (err == -EAGAIN);
 	return err;
 }

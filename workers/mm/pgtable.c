@@ -13,8 +13,12 @@ static void *table_alloc(void *_Atomic *slot, uint32_t bytes)
 	if (likely(table))
 		return table;
 	fresh = emu_zalloc(bytes, emu_node_id());
-	if (bytes == sizeof(struct page_table))
+	if (bytes == sizeof(struct page_table)) {
 		spin_lock_init(&((struct page_table *)fresh)->ptl, EMU_CLASS_PTL);
+		if (emu_mm->vmas_in_tables)
+			init_rwsem((struct rw_semaphore *)(void *)((struct page_table *)fresh)->extents,
+				   EMU_CLASS_EXTENTS);
+	}
 	if (atomic_compare_exchange_strong_explicit(slot, &table, fresh, memory_order_seq_cst, memory_order_seq_cst))
 		return fresh;
 	/* Another CPU of this process was first. */
@@ -193,6 +197,7 @@ EMU_NOINLINE int handle_mm_fault(struct vm_area_struct *vma, uint64_t addr, bool
 	struct page_table *table = pte_alloc(vma->vm_mm, addr);
 	int err;
 
+	take_page();
 	spin_lock(&table->ptl);
 	err = handle_pte_fault(table, vma, addr, write);
 	spin_unlock(&table->ptl);
@@ -315,11 +320,29 @@ static uint64_t to_protection(uint64_t pte, const struct pte_change *change)
 	return (pte & keep) | access_bits((uint32_t)change->value);
 }
 
-EMU_NOINLINE void change_protection(struct mm_struct *mm, uint64_t start, uint64_t end, uint32_t vm_flags)
+EMU_NOINLINE uint64_t change_protection(struct mm_struct *mm, uint64_t start, uint64_t end, uint32_t vm_flags)
 {
 	EMU_CALL_SITE();
 
-	change_ptes(mm, start, end, &(struct pte_change){ .fn = to_protection, .value = vm_flags });
+	return change_ptes(mm, start, end, &(struct pte_change){ .fn = to_protection, .value = vm_flags });
+}
+
+EMU_NOINLINE void flush_tlb_range(struct mm_struct *mm, uint64_t start, uint64_t end)
+{
+	EMU_CALL_SITE();
+
+	if (!mm->tables_know_cpus) {
+		emu_tlb_flush(mm->cpumask, emu_nr_cpus());
+		return;
+	}
+	for (uint64_t at = start, next; at < end; at = next) {
+		struct page_table *table = pte_find(mm, at, &next);
+
+		if (!table)
+			continue;
+		next = (at | (EMU_PMD_SIZE - 1)) + 1;
+		emu_tlb_flush(table->cpus, EMU_PT_CPU_BITS);
+	}
 }
 
 EMU_NOINLINE void copy_page_range(struct vm_area_struct *child, struct vm_area_struct *parent)
@@ -383,7 +406,8 @@ static void free_tables(void *_Atomic *slot, uint64_t base, uint32_t shift, cons
 	if (shift < EMU_PMD_SHIFT)
 		EMU_ASSERT(!((struct page_table *)table)->nr_used, "%u PTEs from %#llx on are left",
 			   ((struct page_table *)table)->nr_used, (unsigned long long)base);
-	emu_free(table);
+	/* Faults that hold no lock may still look at it. */
+	emu_free_rcu(table);
 }
 
 void free_pgd_range(struct mm_struct *mm, uint64_t start, uint64_t end, uint64_t floor, uint64_t ceiling)

@@ -7,6 +7,8 @@
  */
 #include "internal.h"
 
+#include <string.h>
+
 const struct mm_ops *emu_mm;
 const struct rmap_ops *emu_rmap;
 uint32_t emu_batch = EMU_BATCH_EXIT;
@@ -25,36 +27,23 @@ struct vm_area_struct *vm_area_alloc(struct mm_struct *mm, uint64_t start, uint6
 	vma->vm_pgoff = file ? pgoff : start >> EMU_PAGE_SHIFT;
 	vma->i_mmap_index = 0;
 	atomic_init(&vma->anon, 0);
+	memset(vma->lock, 0, sizeof(vma->lock));
 	return vma;
 }
 
+/* Faults may still look at it. */
 void vm_area_free(struct vm_area_struct *vma)
 {
-	emu_free(vma);
-}
-
-void mm_link(struct mm_struct *mm, struct vm_area_struct *vma)
-{
-	emu_mm->link(mm, vma);
-	mm->map_count++;
-	mm->total_vm += vma_pages(vma);
-}
-
-static void mm_unlink(struct mm_struct *mm, struct vm_area_struct *vma)
-{
-	emu_mm->unlink(mm, vma);
-	mm->map_count--;
-	mm->total_vm -= vma_pages(vma);
+	emu_free_rcu(vma);
 }
 
 static void mm_resize(struct mm_struct *mm, struct vm_area_struct *vma, uint64_t start, uint64_t end)
 {
-	mm->total_vm += ((end - start) >> EMU_PAGE_SHIFT) - vma_pages(vma);
-	if (start > vma->vm_start)
-		vma->vm_pgoff += (start - vma->vm_start) >> EMU_PAGE_SHIFT;
-	else
-		vma->vm_pgoff -= (vma->vm_start - start) >> EMU_PAGE_SHIFT;
-	emu_mm->resize(mm, vma, start, end);
+	struct vma_change to = { start, end, vma->vm_pgoff, vma->vm_flags };
+
+	/* The difference may be negative: it wraps around, and back. */
+	to.pgoff += (start >> EMU_PAGE_SHIFT) - (vma->vm_start >> EMU_PAGE_SHIFT);
+	emu_mm->change(mm, vma, &to);
 }
 
 EMU_NOINLINE void vma_link_file(struct vm_area_struct *vma)
@@ -80,7 +69,7 @@ EMU_NOINLINE void vma_complete(struct mm_struct *mm, struct vma_prepare *vp)
 	EMU_CALL_SITE();
 
 	if (vp->insert)
-		mm_link(mm, vp->insert);
+		emu_mm->link(mm, vp->insert);
 	if (vp->mapping)
 		emu_rmap->complete(vp->mapping, vp);
 	if (vp->remove)
@@ -108,12 +97,13 @@ EMU_NOINLINE void __split_vma(struct mm_struct *mm, struct vm_area_struct *vma, 
 		   (unsigned long long)addr);
 	vp.insert = vm_area_alloc(mm, start, end, vma->vm_flags, vma->vm_file,
 				  vma->vm_pgoff + ((start - vma->vm_start) >> EMU_PAGE_SHIFT));
-	vma_inherit_anon(vp.insert, vma);
 	vma_prepare(&vp);
 	if (new_below)
 		mm_resize(mm, vma, addr, vma->vm_end);
 	else
 		mm_resize(mm, vma, vma->vm_start, addr);
+	/* Now that no fault can give it a page in the other half any more. */
+	vma_inherit_anon(vp.insert, vma);
 	vma_complete(mm, &vp);
 }
 
@@ -136,14 +126,16 @@ EMU_NOINLINE struct vm_area_struct *vma_merge(struct mm_struct *mm, struct vm_ar
 {
 	EMU_CALL_SITE();
 	uint64_t pages = (end - start) >> EMU_PAGE_SHIFT;
-	struct vm_area_struct *curr = emu_mm->find(mm, start, NULL); /* what the range is made of, if anything */
+	/* What the range is made of, if anything. */
+	struct vm_area_struct *curr = emu_mm->find(mm, start, end, NULL);
 	struct vm_area_struct *next;
 	struct vma_prepare vp = { 0 };
 	bool with_prev, with_next;
 
-	if (curr && curr->vm_start >= end)
-		curr = NULL;
-	next = emu_mm->find(mm, end, NULL);
+	/* What meets at a border stays apart. */
+	if (vma_border(start - 1) == start)
+		prev = NULL;
+	next = vma_border(end - 1) == end ? NULL : emu_mm->find(mm, end, end + 1, NULL);
 	if (!file)
 		pgoff = start >> EMU_PAGE_SHIFT;
 	with_prev = prev && prev != curr && prev->vm_end == start &&
@@ -166,9 +158,9 @@ EMU_NOINLINE struct vm_area_struct *vma_merge(struct mm_struct *mm, struct vm_ar
 		if (vp.adj_next)
 			mm_resize(mm, vp.adj_next, end, vp.adj_next->vm_end);
 		if (vp.remove)
-			mm_unlink(mm, vp.remove);
+			emu_mm->unlink(mm, vp.remove);
 		if (vp.remove2)
-			mm_unlink(mm, vp.remove2);
+			emu_mm->unlink(mm, vp.remove2);
 		mm_resize(mm, prev, prev->vm_start, with_next ? next->vm_end : end);
 	} else if (with_next) {
 		vp.vma = next;
@@ -180,7 +172,7 @@ EMU_NOINLINE struct vm_area_struct *vma_merge(struct mm_struct *mm, struct vm_ar
 		if (vp.adj_next)
 			mm_resize(mm, curr, curr->vm_start, start);
 		if (vp.remove)
-			mm_unlink(mm, vp.remove);
+			emu_mm->unlink(mm, vp.remove);
 		mm_resize(mm, next, start, next->vm_end);
 	} else {
 		return NULL;
@@ -255,7 +247,8 @@ static EMU_NOINLINE void free_pgtables(struct mm_struct *mm, struct vm_area_stru
 			unlink_file_vma_batch_add(&vb, vma);
 		}
 		unlink_file_vma_batch_final(&vb);
-		free_pgd_range(mm, start, vma->vm_end, floor, next ? next->vm_start : ceiling);
+		if (!emu_mm->vmas_in_tables)
+			free_pgd_range(mm, start, vma->vm_end, floor, next ? next->vm_start : ceiling);
 		vma = next;
 	}
 }
@@ -264,14 +257,15 @@ EMU_NOINLINE struct vm_area_struct *vms_gather_munmap_vmas(struct mm_struct *mm,
 {
 	EMU_CALL_SITE();
 	struct vm_area_struct *list = NULL, **tail = &list;
-	struct vm_area_struct *vma = emu_mm->find(mm, start, NULL);
+	struct vm_area_struct *vma = emu_mm->find(mm, start, end, NULL);
 
 	if (vma && vma->vm_start < start)
 		__split_vma(mm, vma, start, true);
-	while ((vma = emu_mm->find(mm, start, NULL)) && vma->vm_start < end) {
+	for (; vma; vma = start < end ? emu_mm->find(mm, start, end, NULL) : NULL) {
 		if (vma->vm_end > end)
 			__split_vma(mm, vma, end, false);
-		mm_unlink(mm, vma);
+		start = vma->vm_end;
+		emu_mm->unlink(mm, vma);
 		vma->detached_next = NULL;
 		*tail = vma;
 		tail = &vma->detached_next;
@@ -279,12 +273,20 @@ EMU_NOINLINE struct vm_area_struct *vms_gather_munmap_vmas(struct mm_struct *mm,
 	return list;
 }
 
-static EMU_NOINLINE void unmap_vmas(struct mm_struct *mm, struct vm_area_struct *list)
+EMU_NOINLINE void vms_clear_ptes(struct mm_struct *mm, struct vm_area_struct *list)
 {
 	EMU_CALL_SITE();
+	uint64_t cleared = 0, end = 0;
 
-	for (struct vm_area_struct *vma = list; vma; vma = vma->detached_next)
-		unmap_page_range(mm, vma->vm_start, vma->vm_end);
+	/* Who never had a fault has no page tables. */
+	if (!atomic_load_explicit(&mm->pgd, memory_order_relaxed))
+		return;
+	for (struct vm_area_struct *vma = list; vma; vma = vma->detached_next) {
+		cleared += unmap_page_range(mm, vma->vm_start, vma->vm_end);
+		end = vma->vm_end;
+	}
+	if (cleared)
+		flush_tlb_range(mm, list->vm_start, end);
 }
 
 EMU_NOINLINE void vms_complete_munmap_vmas(struct mm_struct *mm, struct vm_area_struct *list)
@@ -292,11 +294,8 @@ EMU_NOINLINE void vms_complete_munmap_vmas(struct mm_struct *mm, struct vm_area_
 	EMU_CALL_SITE();
 	struct vm_area_struct *prev = NULL, *next = NULL;
 
-	/* Who never had a fault has no page tables. */
-	if (atomic_load_explicit(&mm->pgd, memory_order_relaxed)) {
-		unmap_vmas(mm, list);
-		next = emu_mm->find(mm, list->vm_start, &prev);
-	}
+	if (atomic_load_explicit(&mm->pgd, memory_order_relaxed) && !emu_mm->vmas_in_tables)
+		next = emu_mm->find(mm, list->vm_start, EMU_TASK_SIZE, &prev);
 	free_pgtables(mm, list, prev ? prev->vm_end : 0, next ? next->vm_start : UINT64_MAX);
 	while (list) {
 		struct vm_area_struct *vma = list;

@@ -269,7 +269,7 @@ static bool rwsem_try_write_lock_queued(struct rw_semaphore *sem, struct rwsem_w
 
 	/* Acquire: pairs with the releases of those who had the lock before. */
 	do {
-		if ((count & RWSEM_FLAG_HANDOFF) && !is_first)
+		if (!is_first && ((count & RWSEM_FLAG_HANDOFF) || sem->no_spin))
 			return false;
 		if (count & RWSEM_LOCK_MASK) {
 			if ((count & RWSEM_FLAG_HANDOFF) || !is_first || emu_clock_ns() < waiter->timeout_ns)
@@ -360,7 +360,8 @@ EMU_NOINLINE void rwsem_down_read_slow(struct rw_semaphore *sem, uint64_t count)
 	 * Waiters but no writer: overtake them, as what was tried has succeeded. Not while other readers seem to have
 	 * the lock, though: a stream of readers would keep a waiting writer out for ever.
 	 */
-	if ((count & (RWSEM_WRITER_LOCKED | RWSEM_FLAG_HANDOFF)) || (!alone && (owner & RWSEM_READER_OWNED))) {
+	if (sem->no_spin || (count & (RWSEM_WRITER_LOCKED | RWSEM_FLAG_HANDOFF)) ||
+	    (!alone && (owner & RWSEM_READER_OWNED))) {
 		rwsem_queue_read(sem);
 	} else {
 		rwsem_set_owner(sem, (uintptr_t)current | RWSEM_READER_OWNED);

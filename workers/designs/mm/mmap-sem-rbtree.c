@@ -9,6 +9,16 @@
 
 #include <errno.h>
 
+static uint32_t spin = 1; /* do writers spin while the owner runs? */
+
+static const char *const on_off[] = { "off", "on" };
+
+static const struct emu_param params[] = {
+	{ "spin", &spin, 0, 1, "may who waits for mmap_lock spin, or overtake? off: FIFO, asleep, as before Linux 3.10",
+	  on_off },
+	{ 0 },
+};
+
 struct mmap_sem {
 	struct rw_semaphore mmap_lock;
 	struct rb_root rb;
@@ -78,30 +88,12 @@ static void mmap_sem_init(struct mm_struct *mm)
 	struct mmap_sem *ms = mm_private(mm, struct mmap_sem);
 
 	init_rwsem(&ms->mmap_lock, EMU_CLASS_MMAP_LOCK);
+	ms->mmap_lock.no_spin = !spin;
 	ms->rb.rb_node = NULL;
 }
 
-static void mmap_sem_write_lock(struct mm_struct *mm)
-{
-	down_write(&mm_private(mm, struct mmap_sem)->mmap_lock);
-}
-
-static void mmap_sem_write_unlock(struct mm_struct *mm)
-{
-	up_write(&mm_private(mm, struct mmap_sem)->mmap_lock);
-}
-
-static void mmap_sem_read_lock(struct mm_struct *mm)
-{
-	down_read(&mm_private(mm, struct mmap_sem)->mmap_lock);
-}
-
-static void mmap_sem_read_unlock(struct mm_struct *mm)
-{
-	up_read(&mm_private(mm, struct mmap_sem)->mmap_lock);
-}
-
-static struct vm_area_struct *mmap_sem_find(struct mm_struct *mm, uint64_t addr, struct vm_area_struct **prev)
+static struct vm_area_struct *mmap_sem_find(struct mm_struct *mm, uint64_t addr, uint64_t end,
+					    struct vm_area_struct **prev)
 {
 	struct rb_node *node = mm_private(mm, struct mmap_sem)->rb.rb_node;
 	struct vm_area_struct *found = NULL, *before = NULL;
@@ -119,7 +111,7 @@ static struct vm_area_struct *mmap_sem_find(struct mm_struct *mm, uint64_t addr,
 	}
 	if (prev)
 		*prev = before;
-	return found;
+	return found && found->vm_start < end ? found : NULL;
 }
 
 static void mmap_sem_link(struct mm_struct *mm, struct vm_area_struct *vma)
@@ -146,12 +138,14 @@ static void mmap_sem_unlink(struct mm_struct *mm, struct vm_area_struct *vma)
 	rb_erase_augmented(&vma->vm_rb, &mm_private(mm, struct mmap_sem)->rb, &gap_callbacks);
 }
 
-static void mmap_sem_resize(struct mm_struct *mm, struct vm_area_struct *vma, uint64_t start, uint64_t end)
+static void mmap_sem_change(struct mm_struct *mm, struct vm_area_struct *vma, const struct vma_change *to)
 {
+	bool moved = to->start != vma->vm_start || to->end != vma->vm_end;
+
 	(void)mm;
-	vma->vm_start = start;
-	vma->vm_end = end;
-	gap_propagate(&vma->vm_rb, NULL);
+	vma_set(vma, to);
+	if (moved)
+		gap_propagate(&vma->vm_rb, NULL);
 }
 
 /* The highest len bytes in [low, high) between `left` and `right`, the borders of the VMAs around this subtree. */
@@ -174,9 +168,47 @@ static int64_t highest_gap(struct rb_node *node, uint64_t left, uint64_t right, 
 	return found;
 }
 
-static int64_t mmap_sem_free_area(struct mm_struct *mm, uint64_t len, uint64_t low, uint64_t high)
+static int64_t mmap_sem_lock(struct mm_struct *mm, struct mm_range *range)
 {
-	return highest_gap(mm_private(mm, struct mmap_sem)->rb.rb_node, 0, UINT64_MAX, len, low, high);
+	struct mmap_sem *ms = mm_private(mm, struct mmap_sem);
+	int64_t found;
+
+	if (range->read) {
+		down_read(&ms->mmap_lock);
+		return 0;
+	}
+	down_write(&ms->mmap_lock);
+	if (!range->len)
+		return 0;
+	found = highest_gap(ms->rb.rb_node, 0, UINT64_MAX, range->len, range->start, range->end);
+	if (found < 0) {
+		up_write(&ms->mmap_lock);
+		return found;
+	}
+	range->start = (uint64_t)found;
+	range->end = range->start + range->len;
+	return 0;
+}
+
+static void mmap_sem_unlock(struct mm_struct *mm, struct mm_range *range)
+{
+	struct mmap_sem *ms = mm_private(mm, struct mmap_sem);
+
+	if (range->read)
+		up_read(&ms->mmap_lock);
+	else
+		up_write(&ms->mmap_lock);
+}
+
+static int mmap_sem_fault(struct mm_struct *mm, uint64_t addr, bool write, struct address_space **busy)
+{
+	struct mmap_sem *ms = mm_private(mm, struct mmap_sem);
+	int err;
+
+	down_read(&ms->mmap_lock);
+	err = fault_in_vma(mmap_sem_find(mm, addr, addr + 1, NULL), addr, write, busy);
+	up_read(&ms->mmap_lock);
+	return err;
 }
 
 EMU_EXPORT const struct mm_ops emu_mm_ops = {
@@ -184,14 +216,13 @@ EMU_EXPORT const struct mm_ops emu_mm_ops = {
 	.version = EMU_MM_VERSION,
 	.machine = EMU_MACHINE_ID,
 	.size = sizeof(struct mmap_sem),
+	.params = params,
 	.init = mmap_sem_init,
-	.write_lock = mmap_sem_write_lock,
-	.write_unlock = mmap_sem_write_unlock,
-	.read_lock = mmap_sem_read_lock,
-	.read_unlock = mmap_sem_read_unlock,
+	.lock = mmap_sem_lock,
+	.unlock = mmap_sem_unlock,
 	.find = mmap_sem_find,
 	.link = mmap_sem_link,
 	.unlink = mmap_sem_unlink,
-	.resize = mmap_sem_resize,
-	.free_area = mmap_sem_free_area,
+	.change = mmap_sem_change,
+	.fault = mmap_sem_fault,
 };

@@ -49,8 +49,12 @@ enum emu_call_op {
 	EMU_CALL_MPROTECT,
 	EMU_CALL_BRK,
 	EMU_CALL_FAULT, /* touch each page of [addr, addr + len), to write it if prot has EMU_PROT_WRITE */
+	EMU_CALL_FAULT_NEXT, /* touch the next page of it that is not there; after the last, give all back and go round */
+	EMU_CALL_DONTNEED,   /* madvise(MADV_DONTNEED) */
+	EMU_CALL_PASS, /* hand the latest mapping to the next CPU, wait for one of the CPU before: it is the latest now */
 	EMU_CALL_WORK, /* nothing but work_ns; from here on no process is needed */
 	EMU_CALL_PACE, /* waits, computing, for the next whole multiple of len ns since the start line */
+	EMU_CALL_BARRIER, /* waits for all CPUs; ends the CPU's part of the phase where one has ended its own */
 	EMU_CALL_LINE_WRITE, /* the micro workloads: see mm/micro.h */
 	EMU_CALL_LINE_FETCH_ADD,
 	EMU_CALL_LINE_PING_PONG, /* in a phase only; ends the CPU's part of it where it has no partner, or no more */
@@ -62,7 +66,9 @@ enum emu_call_op {
 
 #define EMU_NO_EXPECT UINT64_MAX
 
-struct emu_call { /* 64 bytes, all constant while CPUs run */
+#define EMU_FROM_LAST UINT64_MAX
+
+struct emu_call { /* 72 bytes, all constant while CPUs run */
 	uint32_t op;	  /* enum emu_call_op */
 	uint32_t prot;	  /* EMU_PROT_* */
 	uint32_t flags;	  /* EMU_MAP_* */
@@ -72,6 +78,8 @@ struct emu_call { /* 64 bytes, all constant while CPUs run */
 	uint64_t offset;  /* bytes */
 	uint64_t expect;  /* MMAP, BRK: the address that the real kernel returned; EMU_NO_EXPECT: not checked */
 	uint64_t work_ns; /* computing: inside exec, fork and exit and part of their latency; before other calls */
+	uint64_t stride;  /* of CPU n, addr is n times this higher. EMU_FROM_LAST: addr counts from its latest mapping */
+	uint64_t times;	  /* 0, or len is so many bytes for each CPU of the machine */
 	uint32_t first_use; /* of the rest of the kernel: emu_use_add() */
 	uint16_t nr_uses;
 	/* Set by emu_list_add(): so many calls from the next on only divide further what this one maps. */
@@ -118,7 +126,7 @@ struct emu_config {
 	uint32_t work_jitter_permille;	       /* each work_ns varies evenly by +- this */
 	uint32_t strict;		       /* munmap or mprotect of what is not mapped, a wrong expect: an error */
 	uint32_t nr_walkers;		       /* upper bound */
-	uint32_t reserved;
+	uint32_t share_mm;		       /* all CPUs are threads of the process that CPU 0's first exec makes */
 	uint64_t seed;
 	const uint32_t *node_of_cpu;	 /* [nr_cpus], copied */
 	const uint32_t *penalty_ns;	 /* [nr_nodes][nr_nodes], copied; NULL without numa_penalty */
@@ -210,6 +218,8 @@ EMU_EXPORT int emu_cpu_attach(uint32_t cpu);
  * statistics at the start line and record latencies. -> 0, or -errno when a call failed.
  */
 EMU_EXPORT int emu_phase_prepare(uint32_t list, uint32_t once, uint32_t record, uint64_t duration_ns);
+/* What CPU 0 does instead in the phase that was prepared. */
+EMU_EXPORT int emu_phase_first(uint32_t list);
 EMU_EXPORT int emu_phase_run(void);
 EMU_EXPORT int emu_phase_open(void);
 EMU_EXPORT struct emu_phase_status *emu_phase_status(void);

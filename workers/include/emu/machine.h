@@ -161,6 +161,14 @@ EMU_EXPORT void emu_waited_for(uint32_t class_id);
 #endif
 
 /*
+ * Makes other CPUs forget their translations of an address space; returns when they have. CPU n is one of them if bit
+ * n % nr_bits of `cpus` is set. Native: nothing to do and nothing charged, as emulated page tables have no TLB. Virtual: an
+ * interrupt to each that is awake: the sender's cost for each, and the way there and back; the others lose the time that
+ * they spend in the interrupt.
+ */
+EMU_EXPORT void emu_tlb_flush(const _Atomic uint64_t *cpus, uint32_t nr_bits);
+
+/*
  * Ends the cell with an operating failure (not a bug): one line to the coordinator, exit of this CPU. Like printf.
  */
 EMU_EXPORT _Noreturn void emu_fail(const char *fmt, ...) __attribute__((format(printf, 1, 2)));

@@ -53,6 +53,7 @@
 #define EMU_TASK_SIZE UINT64_C(0x7ffffffff000)
 #define EMU_RMAP_SLOT 256u /* bytes of an address_space that belong to the rmap design */
 #define EMU_MM_SLOT 256u   /* bytes of an mm_struct that belong to the mm design */
+#define EMU_VMA_SLOT 64u   /* bytes of a vm_area_struct that belong to the mm design */
 
 /* A file's page cache, and who maps it. */
 struct address_space {
@@ -99,15 +100,26 @@ struct vm_area_struct {
 	struct address_space *vm_file; /* NULL: anonymous. VM_SPECIAL: only names the mapping, not in i_mmap */
 	uint64_t vm_pgoff;
 	_Atomic uint32_t anon; /* it has or had pages of its own (the kernel's anon_vma); set by faults, never cleared */
+
+	/* The mm design's, all zero in a new VMA: a lock of the VMA's own, on a line of its own. */
+	__cacheline_aligned unsigned char lock[EMU_VMA_SLOT];
 };
 
 struct mm_struct {
-	/* The mm design's lock must be held when using these. */
+	/* Constant once the image is loaded. */
 	__cacheline_aligned uint64_t mmap_base; /* mappings without an address are placed below, top down */
-	uint64_t start_brk, brk;
-	uint32_t map_count;
-	uint32_t id;
-	uint64_t total_vm; /* pages */
+	uint64_t start_brk;
+	/* Changes with the end of the heap locked. */
+	_Atomic uint64_t brk;
+
+	/*
+	 * The mm design's, constant after init: each CPU has page tables of its own (RadixVM), so that what a CPU has not
+	 * touched by a fault of its own it has no translation of. Modelled by one bit a CPU and bottom-level table.
+	 */
+	bool tables_know_cpus;
+
+	/* Tasks that run in it; the last one tears it down. */
+	__cacheline_aligned _Atomic uint32_t mm_users;
 
 	/* Page tables, see pgtable.h; NULL until the first fault. */
 	__cacheline_aligned void *_Atomic pgd;
@@ -117,6 +129,9 @@ struct mm_struct {
 
 	/* The mm design's: index and lock. */
 	__cacheline_aligned unsigned char index[EMU_MM_SLOT];
+
+	/* CPUs that may have translations of it: a bit each. Set and cleared by the CPU itself. */
+	__cacheline_aligned _Atomic uint64_t cpumask[];
 };
 
 /*
@@ -174,15 +189,23 @@ EMU_EXPORT int64_t emu_sys_mmap(uint64_t addr, uint64_t len, uint32_t prot, uint
 EMU_EXPORT int64_t emu_sys_munmap(uint64_t addr, uint64_t len);
 EMU_EXPORT int64_t emu_sys_mprotect(uint64_t addr, uint64_t len, uint32_t prot);
 EMU_EXPORT int64_t emu_sys_brk(uint64_t brk); /* the new or, where that cannot be, the old break */
+/* The pages of [addr, addr + len) go, what is mapped stays. */
+EMU_EXPORT int64_t emu_sys_madvise_dontneed(uint64_t addr, uint64_t len);
 /* A page fault of the current task. 0; -EFAULT: not allowed or not mapped; -EIO: beyond the end of the file. */
 EMU_EXPORT int64_t emu_sys_fault(uint64_t addr, bool write);
 
 /* A copy of `oldmm` with its VMAs linked just after their parents' in i_mmap. */
 EMU_EXPORT struct mm_struct *dup_mmap(struct mm_struct *oldmm);
-/* A new, empty mm becomes the current task's; the old one, if any, is torn down. */
+/* A new, empty mm becomes the current task's; the old one, if any, loses a user. */
 EMU_EXPORT void exec_mmap(uint64_t mmap_base);
-/* Unmaps everything and frees the mm. */
-EMU_EXPORT void exit_mmap(struct mm_struct *mm);
+/* The current task runs in mm from now on (NULL: in none); users are counted by mmget() and mmput(). */
+EMU_EXPORT void switch_mm(struct mm_struct *mm);
+/* One more task, one less. Without users everything is unmapped and the mm freed. */
+static inline void mmget(struct mm_struct *mm)
+{
+	atomic_fetch_add_explicit(&mm->mm_users, 1, memory_order_relaxed);
+}
+EMU_EXPORT void mmput(struct mm_struct *mm);
 /* Links a new file VMA into its file's i_mmap. */
 EMU_EXPORT void vma_link_file(struct vm_area_struct *vma);
 

@@ -35,7 +35,8 @@
 #define EMU_PMD_SHIFT 21u /* an entry of the lowest but one */
 #define EMU_LEVEL_BITS 9u
 #define EMU_PMD_SIZE (UINT64_C(1) << EMU_PMD_SHIFT) /* what a bottom-level table maps */
-#define EMU_PT_SLOT 192u		 /* bytes of a bottom-level table that belong to the mm design */
+#define EMU_PT_SLOT 128u		 /* bytes of a bottom-level table that belong to the mm design */
+#define EMU_PT_CPU_BITS 512u		 /* CPU n is bit n modulo this: two may share one */
 #define EMU_FAULT_AROUND 16u		 /* pages; the kernel's default of fault_around_bytes is 64 KiB */
 
 #define PTE_PRESENT UINT64_C(0x1)
@@ -59,11 +60,33 @@ struct page_table {
 	__cacheline_aligned struct qspinlock ptl;
 	uint32_t nr_used; /* PTEs that are not 0; under ptl */
 
-	/* The mm design's, all zero in a new table. Under ptl, if the design does not say otherwise. */
+	/*
+	 * The mm design's, all zero in a new table; but with vmas_in_tables it begins with a struct rw_semaphore, which is
+	 * set up with the table.
+	 */
 	__cacheline_aligned unsigned char extents[EMU_PT_SLOT];
+
+	/* mm->tables_know_cpus: who had a fault in it. Set by the CPU itself, with ptl held. */
+	__cacheline_aligned _Atomic uint64_t cpus[EMU_PT_CPU_BITS / 64];
 
 	__cacheline_aligned _Atomic uint64_t pte[EMU_PTRS_PER_TABLE];
 };
+
+/* Has this CPU the table among its own? */
+static inline bool table_is_known(struct page_table *table)
+{
+	uint32_t bit = current->cpu % EMU_PT_CPU_BITS;
+
+	return atomic_load_explicit(&table->cpus[bit / 64], memory_order_relaxed) >> bit % 64 & 1;
+}
+
+static inline void table_set_known(struct page_table *table)
+{
+	uint32_t bit = current->cpu % EMU_PT_CPU_BITS;
+
+	if (!table_is_known(table))
+		atomic_fetch_or_explicit(&table->cpus[bit / 64], UINT64_C(1) << bit % 64, memory_order_relaxed);
+}
 
 static inline uint32_t pte_index(uint64_t addr)
 {
@@ -161,6 +184,12 @@ EMU_EXPORT uint32_t set_ptes(struct page_table *table, uint32_t index, uint64_t 
  *   -EAGAIN  a walker has the page: let go of everything, wait_on_pages(vma's file), find the VMA again
  * A read maps up to EMU_FAULT_AROUND pages of a file. Of vma, only `anon` is written.
  */
+/* To get and clear a page takes the time that the program says. Before ptl is taken. handle_mm_fault() does it itself. */
+static inline void take_page(void)
+{
+	if (current->fault_work_ns)
+		emu_compute(current->fault_work_ns);
+}
 EMU_EXPORT int handle_pte_fault(struct page_table *table, struct vm_area_struct *vma, uint64_t addr, bool write);
 EMU_EXPORT int handle_mm_fault(struct vm_area_struct *vma, uint64_t addr, bool write);
 EMU_EXPORT void wait_on_pages(struct address_space *mapping);
@@ -177,8 +206,14 @@ EMU_EXPORT uint64_t set_migration_ptes(struct vm_area_struct *vma, uint64_t firs
 EMU_EXPORT uint64_t remove_migration_ptes(struct vm_area_struct *vma, uint64_t first, uint64_t last,
 					  uint32_t generation);
 
-/* Protections of what is mapped in [start, end), which has vm_flags from now on. Writing comes back by a fault. */
-EMU_EXPORT void change_protection(struct mm_struct *mm, uint64_t start, uint64_t end, uint32_t vm_flags);
+/*
+ * Protections of what is mapped in [start, end), which has vm_flags from now on. Writing comes back by a fault. Returns
+ * how many PTEs were changed.
+ */
+EMU_EXPORT uint64_t change_protection(struct mm_struct *mm, uint64_t start, uint64_t end, uint32_t vm_flags);
+
+/* Other CPUs forget what PTEs of [start, end), which is VMAs' own, said until now. */
+EMU_EXPORT void flush_tlb_range(struct mm_struct *mm, uint64_t start, uint64_t end);
 
 /*
  * The child's PTEs from the parent's; both lose writing where they share. As in the kernel, nothing is copied of a VMA

@@ -43,7 +43,8 @@ struct rw_semaphore {
 	struct rwsem_waiter *wait_first, *wait_last;
 	uint32_t last_node; /* --numa-penalty: node + 1 of the last holder; the holder's */
 	uint16_t class_id;
-	bool no_spin; /* writers sleep at once, as kernels without optimistic spinning did */
+	/* As kernels before 3.10 had it: who does not get it at once sleeps, and gets it in order of arrival. */
+	bool no_spin;
 };
 
 EMU_EXPORT void init_rwsem(struct rw_semaphore *sem, uint32_t class_id);

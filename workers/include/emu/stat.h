@@ -34,6 +34,8 @@ EMU_EXPORT uint32_t lock_class(const char *name, const char *file);
 /* Classes that exist in every run, for locks that come and go with each process. */
 #define EMU_CLASS_MMAP_LOCK 1u
 #define EMU_CLASS_PTL 2u
+#define EMU_CLASS_EXTENTS 3u   /* of a page table, for changes: designs with vmas_in_tables */
+#define EMU_CLASS_FREE_AREA 4u /* of free addresses */
 
 static inline struct lock_stat *lock_stat_here(uint32_t class_id)
 {

@@ -55,6 +55,8 @@ struct task_struct {
 	uint32_t hold_tick;	      /* counts acquisitions, so that one in EMU_HOLD_SAMPLE is timed */
 	uint64_t wait_ns;	      /* all waiting for locks so far, spinning or asleep */
 	struct emu_hold holds[EMU_HOLDS];
+	uint64_t fault_work_ns;	      /* what a page fault costs beside locks and tables */
+	uint32_t rcu_nesting;	      /* read-side sections of RCU that this task is in */
 };
 
 EMU_EXPORT void task_park(void);

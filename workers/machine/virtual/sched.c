@@ -129,7 +129,10 @@ static void enter(struct fiber *f)
 	if (unlikely(f->state == FIBER_PARKED))
 		timer_fired(f);
 	vm.fiber = f;
-	vm.clock = f->clock;
+	/* In the queue it still has the time before the interrupts: it gives way at its next point of order. */
+	vm.clock = f->clock + f->stolen;
+	f->spent.compute_ps += f->stolen;
+	f->stolen = 0;
 	vm.cpu = f->cpu;
 	vm.nr = f->nr;
 	vm.preempt_off = f->preempt_off;
@@ -544,11 +547,12 @@ void emu_futex_wait(_Atomic uint32_t *word, uint32_t expected)
 {
 	struct fiber *f = vm.fiber;
 	uint32_t bucket = bucket_of(word);
-	uint64_t start, stall_ps;
+	uint64_t start, stall_ps, rcu;
 
 	EMU_ASSERT(vm.span, "a wait outside a phase: nobody else runs");
 	EMU_ASSERT(!vm.preempt_off, "sleeps while it holds a spinlock or spins in a queue");
 	emu_preempt_disable();
+	rcu = emu_rcu_sleep();
 	drain_stores();
 	start = vm.clock;
 	stall_ps = f->spent.stall_ps;
@@ -571,6 +575,7 @@ void emu_futex_wait(_Atomic uint32_t *word, uint32_t expected)
 		start += f->queued_ps;
 	}
 	machine_store(&f->task->on_cpu, 1);
+	emu_rcu_wake(rcu);
 	f->nr_watches = 0;
 	/* The lines that it touched on the way have been counted as sites by themselves, but here are not told apart. */
 	site_waited((uintptr_t)word - vm.base, EMU_SITE_SLEEP, start,
@@ -608,6 +613,37 @@ uint32_t emu_futex_wake(_Atomic uint32_t *word, uint32_t n)
 		woken++;
 	}
 	return woken;
+}
+
+/*
+ * Interrupts
+ */
+
+void emu_tlb_flush(const _Atomic uint64_t *cpus, uint32_t nr_bits)
+{
+	const struct emu_cost_model *cost = &vm.cost;
+	uint64_t taken_ps = cost->ipi_round_trip_ps - cost->ipi_send_ps;
+	uint32_t sent = 0;
+
+	if (!vm.span)
+		return;
+	for (uint32_t i = 0; i < cost->nr_cpus; i++) {
+		struct fiber *f = &vm.fibers[i];
+		uint32_t bit = i % nr_bits;
+
+		if (i == vm.cpu || !(atomic_load_explicit(&cpus[bit / 64], memory_order_relaxed) >> bit % 64 & 1))
+			continue;
+		/* Who sleeps is idle, and looks at what it missed when it wakes. */
+		if (f->state != FIBER_READY && f->state != FIBER_PARKED)
+			continue;
+		f->stolen += taken_ps;
+		sent++;
+	}
+	if (!sent)
+		return;
+	drain_stores();
+	vm.clock += sent * cost->ipi_send_ps + taken_ps;
+	vm.fiber->spent.compute_ps += sent * cost->ipi_send_ps + taken_ps;
 }
 
 /*
@@ -657,7 +693,7 @@ int emu_virtual_run(void (*fn)(void *arg), void *arg)
 		fiber_prepare(f, entry);
 		f->clock = f->since = vm.now;
 		f->depth = f->preempt_off = f->nr_watches = 0;
-		f->queued_ps = 0;
+		f->queued_ps = f->stolen = 0;
 		stack_begin(f);
 		if (i < cost->nr_cpus) {
 			vm.busy[f->core]++;

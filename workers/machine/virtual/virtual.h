@@ -86,6 +86,7 @@ struct fiber {
 	uint32_t preempt_off; /* while it does not run */
 	uint32_t core;
 	uint64_t store_done; /* when all its stores so far are through */
+	uint64_t stolen;     /* ps that interrupts took since it last ran */
 	__cacheline_aligned struct watch watches[WATCHES];
 
 	struct emu_virtual_cpu spent;

@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * test_rcu_virtual.c - RCU on the virtual machine (see rcu_cases.h).
+ */
+#include "virtual_machine.h"
+
+#include "rcu_cases.h"
+
+static void (*cpu_function)(void);
+
+static void on_cpu(void *arg)
+{
+	(void)arg;
+	emu_rcu_online();
+	cpu_function();
+	emu_rcu_idle();
+}
+
+static void run_cpus(void (*fn)(void))
+{
+	static const struct shape shape = { .sockets = 2, .nodes = 1, .l3 = 1, .cores = 2, .smt = 1 };
+
+	machine_boot(&shape, CPUS, 1);
+	rcu_shared = machine_zalloc(sizeof(*rcu_shared), 0);
+	cpu_function = fn;
+	ASSERT(!emu_virtual_run(on_cpu, NULL), "%s", emu_error());
+	emu_cpu_attach(0);
+}
+
+static void a_broken_grace_period_is_seen(void)
+{
+	reader_breaks_the_rule = true;
+	run_cpus(hold_and_free);
+}
+
+static void read_only(void)
+{
+	rcu_read_lock();
+	for (uint32_t i = 0; i < 1000; i++)
+		ASSERT(!rcu_dereference(&rcu_shared->object), "empty");
+	rcu_read_unlock();
+}
+
+/* Sections of many CPUs at once move no line, but for each CPU's first copy of what it reads. */
+static void sections_share_nothing(void)
+{
+	struct emu_virtual_stats stats;
+
+	run_cpus(read_only);
+	emu_virtual_stats(&stats);
+	ASSERT(stats.transfers < CPUS, "%llu transfers", (unsigned long long)stats.transfers);
+}
+
+int main(void)
+{
+	TEST(nothing_is_freed_under_a_reader);
+	TEST(a_grace_period_waits_for_a_section_and_for_no_sleeper);
+	TEST(a_broken_grace_period_is_seen);
+	TEST(sections_share_nothing);
+	return test_report();
+}
