@@ -215,8 +215,6 @@ static const uint32_t *keep_copy(const uint32_t *from, uint64_t count)
 
 void emu_virtual_end(void)
 {
-	struct frame *shadow = main_shadow;
-
 	fibers_destroy(vm.fibers ? vm.nr_tasks : 0);
 	while (nr_kept) {
 		nr_kept--;
