@@ -56,9 +56,10 @@ struct process {
 	_Atomic uint32_t used;
 	/* By file: odd while every page of it is mapped and stays so; changes with each time. For walkers. */
 	_Atomic uint32_t whole[FILES];
-	struct mm_struct mm;
+	uint32_t id;
 	struct tracked *at[FILES][PAGES]; /* which VMA has the page; NULL: none */
 	struct tracked pool[FILES][POOL];
+	struct mm_struct mm; /* no more than an address: whose a VMA is */
 };
 
 struct check_cpu {

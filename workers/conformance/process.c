@@ -65,7 +65,7 @@ static struct tracked *vma_new(struct process *p, uint32_t file, uint32_t first,
 		if (atomic_load_explicit(&candidate->state, memory_order_relaxed) % VMA_STATES == VMA_FREE)
 			t = candidate;
 	}
-	EMU_ASSERT(t, "process %u has no VMA left", p->mm.id);
+	EMU_ASSERT(t, "process %u has no VMA left", p->id);
 	t->vma.vm_mm = &p->mm;
 	t->vma.vm_flags = VM_READ;
 	t->vma.vm_file = emu_file(file);

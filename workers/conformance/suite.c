@@ -54,7 +54,7 @@ void conformance_begin(uint32_t kind, uint32_t n, uint32_t steps)
 
 		init_rwsem(&p->lock, EMU_CLASS_MMAP_LOCK);
 		spin_lock_init(&p->ptl, 0);
-		p->mm.id = i;
+		p->id = i;
 		for (uint32_t file = 0; file < FILES; file++) {
 			for (uint32_t j = 0; j < POOL; j++) {
 				p->pool[file][j].process = i;

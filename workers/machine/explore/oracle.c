@@ -730,14 +730,14 @@ static bool checked_mapped(struct address_space *mapping)
 }
 
 /* Fork holds the parent's lock until the page tables are copied. */
-static void checked_write_unlock(struct mm_struct *mm)
+static void checked_unlock(struct mm_struct *mm, struct mm_range *range)
 {
 	for (uint32_t i = 0; i < nr_ghosts; i++)
 		if (ghosts[i].parent_mm == mm) {
 			ghosts[i].parent = NULL;
 			ghosts[i].parent_mm = NULL;
 		}
-	mm_design->write_unlock(mm);
+	mm_design->unlock(mm, range);
 }
 
 void oracle_wrap(void)
@@ -755,7 +755,7 @@ void oracle_wrap(void)
 	wrapped.walk = checked_walk;
 	wrapped.mapped = checked_mapped;
 	mm_wrapped = *emu_mm;
-	mm_wrapped.write_unlock = checked_write_unlock;
+	mm_wrapped.unlock = checked_unlock;
 	emu_rmap = &wrapped;
 	emu_mm = &mm_wrapped;
 }
