@@ -31,7 +31,7 @@ from emu.errors import EmuError, InputError
 from emu.experiment import unknown
 from emu.progress import ProgressBar
 from emu.record import Each
-from emu.report import mail, text
+from emu.report import html, mail, text
 from emu.report.export import EXPORTS
 from emu.report.table import cell_name, plain_console, print_run
 from emu.report.trace import DEFAULT_WINDOW
@@ -151,6 +151,14 @@ def run(
     json_file: Annotated[
         str | None,
         typer.Option("--json", metavar="FILE|-", help="Write JSON; -: to stdout, and no table."),
+    ] = None,
+    html_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--html",
+            metavar="FILE",
+            help="Write a report with plots.  Default: none; beside the store without any option",
+        ),
     ] = None,
     trace: Annotated[
         Path | None,
@@ -382,8 +390,8 @@ def report(
         str,
         typer.Option(
             "--format",
-            metavar="|".join(("text", *text.FORMATS)),
-            help="A mail of 72 columns; locks as /proc/lock_stat; cache lines as perf c2c; stacks "
+            metavar="|".join(("html", "text", *text.FORMATS)),
+            help="A page with plots; a mail of 72 columns; locks as /proc/lock_stat; cache lines as perf c2c; stacks "
             "of waiting for flamegraph.pl and speedscope; a row a cell; percentiles.",
         ),
     ],
@@ -404,16 +412,19 @@ def report(
         typer.Option(metavar="DIR", help="Where runs are kept.  Default: the user's data folder"),
     ] = None,
 ) -> None:
-    """Write a stored run for a mail, or in the layout of another tool."""
-    if form not in ("text", *text.FORMATS):
-        raise unknown("format", form, ("text", *text.FORMATS))
+    """Write a stored run as a page, for a mail, or in the layout of another tool.
+
+    Example: emu report last --format html -o report.html
+    """
+    if form not in ("html", "text", *text.FORMATS):
+        raise unknown("format", form, ("html", "text", *text.FORMATS))
     if op is not None and form != "hgrm":
         raise InputError(f"--op {op}: only --format hgrm has operations to choose from")
     result = Store(store).load(name)
     cells = text.choose(result, cell)
-    if form == "text":
+    if form in ("html", "text"):
         result.cells = [each for _, each in cells]
-        written = mail.text(result)
+        written = mail.text(result) if form == "text" else html.page(result)
     else:
         written = text.hgrm(cells, op) if form == "hgrm" else text.FORMATS[form](cells)
     if not written:
