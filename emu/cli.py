@@ -194,26 +194,31 @@ def run(
     What an interrupted run of the same experiment has finished is kept; the same command goes on.
     """
     if json_file and json_file != "-":
-        _check_writable(Path(json_file))
+        _check_writable("--json", Path(json_file))
+    if html_file:
+        _check_writable("--html", html_file)
+    options: dict[str, Any] = {
+        "rmap": rmap,
+        "mm": mm,
+        "topology": topology,
+        "cpus": cpus,
+        "workload": workload,
+        "engine": engine,
+        "seed": seed,
+        "repeats": repeats,
+        "duration": duration,
+        "timeout": timeout,
+        "exclude": exclude or None,
+        "include": include or None,
+        "numa_penalty": numa_penalty,
+        "arena_size": arena_size,
+    }
     # Until the very end: a second Ctrl-C must not cut off the output.
     stop = StopFlag(restore=False).__enter__()
     with ProgressBar() as bar:
         result = experiment.run(
             experiment_name,
-            rmap=rmap,
-            mm=mm,
-            topology=topology,
-            cpus=cpus,
-            workload=workload,
-            engine=engine,
-            seed=seed,
-            repeats=repeats,
-            duration=duration,
-            timeout=timeout,
-            exclude=exclude or None,
-            include=include or None,
-            numa_penalty=numa_penalty,
-            arena_size=arena_size,
+            **options,
             store=store,
             fresh=fresh,
             jobs=jobs,
@@ -230,6 +235,12 @@ def run(
         if json_file:
             write_atomically(Path(json_file), result.to_json())
         print_run(result, _console())
+        without_options = experiment_name is None and not any(options.values())
+        if html_file is None and without_options:
+            html_file = Store(store).report_path(result.run.id)
+    if html_file and result.cells:
+        _write(html_file, html.page(result).encode())
+        print(f"Report: {html_file.resolve()}", file=sys.stderr if json_file == "-" else None)
     if result.run.status == "interrupted":
         raise typer.Exit(130)
     if result.failed:
@@ -391,8 +402,9 @@ def report(
         typer.Option(
             "--format",
             metavar="|".join(("html", "text", *text.FORMATS)),
-            help="A page with plots; a mail of 72 columns; locks as /proc/lock_stat; cache lines as perf c2c; stacks "
-            "of waiting for flamegraph.pl and speedscope; a row a cell; percentiles.",
+            help="A page with plots; a mail of 72 columns; locks as /proc/lock_stat; cache lines "
+            "as perf c2c; stacks of waiting for flamegraph.pl and speedscope; a row a cell; "
+            "percentiles.",
         ),
     ],
     output: Annotated[
@@ -536,10 +548,10 @@ def _workloads() -> list[tuple[str, ...]]:
     return [("workload", "what"), *((name, workloads.load(name).description) for name in names)]
 
 
-def _check_writable(path: Path) -> None:
+def _check_writable(option: str, path: Path) -> None:
     """Better now than after the run. Raises InputError."""
     if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise InputError(f"--json {path}: no file can be written there")
+        raise InputError(f"{option} {path}: no file can be written there")
 
 
 def _how_far(now: Progress) -> tuple[float, int, str]:

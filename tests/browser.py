@@ -41,7 +41,9 @@ class Browser:
         self._buffer = b""
         self._events: list[str] = []
         self._session = ""
-        self._profile = tempfile.TemporaryDirectory(prefix="emu-browser-", ignore_cleanup_errors=True)
+        self._profile = tempfile.TemporaryDirectory(
+            prefix="emu-browser-", ignore_cleanup_errors=True
+        )
         to_read, self._write = os.pipe()
         self._read, to_write = os.pipe()
         # The browser reads from 3 and writes to 4; these two may be 3 and 4 themselves.

@@ -39,9 +39,10 @@ COLOURS = (
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star", "hexagon")
 _DASHES = ("solid", "dash", "dot", "dashdot")
 _GREY = "#8a8f98"
-_SHOWN_STACKS = 9
+_SHOWN_STACKS = 8
 _MOST_NODE_PAIRS = 200_000
 _POINTS_PER_DECADE = 12
+_DECADES_WITH_STEPS = 3.5
 _TIME_COLOURS = {
     "own_work": "#2a9d6f",
     "tree_work": "#8ab661",
@@ -211,11 +212,11 @@ def scaling(sweep: Sweep) -> Figure:
     ]
     layout = {
         "xaxis": sweep.cpu_axis(),
-        "yaxis": {
-            "title": {"text": f"{escape(sweep.unit)}/s"},
-            "type": "log",
-            "exponentformat": "SI",
-        },
+        "yaxis": _log_axis(
+            f"{sweep.unit}/s",
+            [cell.ops_per_s for cell in sweep.cells],
+            ("", "k", "M", "G"),
+        ),
     }
     about = f"Median {sweep.unit}s per second over numbers of CPUs; both axes are logarithmic."
     return Figure("scaling", "Throughput", about + _bars(sweep), [Variant(traces, layout)])
@@ -235,9 +236,7 @@ def speed_up(sweep: Sweep) -> Figure | None:
         return None
     traces = []
     for design in others:
-        pairs = (
-            (cpus, sweep.rates(base, cpus), sweep.rates(design, cpus)) for cpus in sweep.cpus
-        )
+        pairs = ((cpus, sweep.rates(base, cpus), sweep.rates(design, cpus)) for cpus in sweep.cpus)
         points = [(cpus, stats.speed_up(old, new)) for cpus, old, new in pairs if old and new]
         traces.append(_curve(sweep, design, points))
     layout = {
@@ -338,20 +337,29 @@ def percentile_name(nines: int) -> str:
 
 def time_axis(title: str, values_ns: Sequence[float]) -> dict[str, Any]:
     """A logarithmic axis of times, its ticks in the units that people say."""
-    shown = [value for value in values_ns if value > 0] or [1.0]
-    low, high = math.floor(math.log10(min(shown))), math.ceil(math.log10(max(shown)))
-    ticks = range(low, max(high, low + 1) + 1)
-    units = ("ns", "µs", "ms", "s")
+    return _log_axis(title, values_ns, ("ns", "µs", "ms", "s"), " ")
+
+
+def _log_axis(
+    title: str, values: Sequence[float], units: Sequence[str], space: str = ""
+) -> dict[str, Any]:
+    """With ticks at 1, 2 and 5, or at powers of ten only where there are many."""
+    shown = [value for value in values if value > 0] or [1.0]
+    low, high = math.log10(min(shown)) - 0.1, math.log10(max(shown)) + 0.1
+    steps = (1, 2, 5) if high - low < _DECADES_WITH_STEPS else (1,)
+    ticks = [
+        (10.0**power * step, step * 10 ** (power % 3), units[power // 3])
+        for power in range(max(0, math.floor(low)), min(math.ceil(high), 3 * len(units) - 1) + 1)
+        for step in steps
+        if low <= math.log10(10.0**power * step) <= high
+    ]
     return {
         "title": {"text": escape(title)},
         "type": "log",
-        "tickvals": [10.0**tick for tick in ticks],
-        "ticktext": [
-            f"{10 ** (tick - 3 * min(max(tick, 0) // 3, 3)):g} {units[min(max(tick, 0) // 3, 3)]}"
-            for tick in ticks
-        ],
-        "range": [low, max(high, low + 1)],
-        "hoverformat": ".3s",
+        "tickvals": [at for at, _, _ in ticks],
+        "ticktext": [f"{number}{space}{unit}".strip() for _, number, unit in ticks],
+        "range": [low, high],
+        "hoverformat": ".4s",
     }
 
 
@@ -359,10 +367,13 @@ def _stacked(
     sweep: Sweep,
     of: Callable[[Sequence[CellResult]], Mapping[str, float]],
     look: Callable[[str, int], tuple[str, str]],
-    most: int,
     axis: str,
+    order: Sequence[str] = (),
 ) -> list[Variant]:
-    """For each number of CPUs a bar for each design, made of shares of the CPUs' time."""
+    """For each number of CPUs a bar for each design, made of shares of the CPUs' time.
+
+    The largest come first, or what ``order`` says; what is small is added up.
+    """
     variants = []
     for cpus in sweep.cpus:
         shares = {
@@ -373,7 +384,8 @@ def _stacked(
         totals: Counter[str] = Counter()
         for share in shares.values():
             totals.update(share)
-        names = [name for name, total in totals.most_common(most) if total > 0]
+        largest = {name for name, total in totals.most_common(_SHOWN_STACKS) if total > 0}
+        names = [name for name in order or dict(totals.most_common()) if name in largest]
         bars = {name: [share.get(name, 0.0) for share in shares.values()] for name in names}
         rest = [
             sum(part for name, part in share.items() if name not in bars)
@@ -389,7 +401,7 @@ def _stacked(
             "barmode": "stack",
             "xaxis": {"title": {"text": axis}, "tickformat": ".0%", "rangemode": "tozero"},
             "yaxis": {"autorange": "reversed", "type": "category"},
-            "tall": 90 + 34 * len(shares) + 19 * len(traces),
+            "tall": 100 + 40 * len(shares),
         }
         if traces:
             variants.append(Variant(traces, layout, {"CPUs": str(cpus)}))
@@ -432,7 +444,6 @@ def waiting(sweep: Sweep) -> Figure:
         sweep,
         waiting_by_lock_and_site,
         lambda name, number: (name, COLOURS[number % len(COLOURS)]),
-        len(COLOURS),
         "share of all CPUs' time",
     )
     about = "Time spent waiting for a lock, by lock and by the function that wanted it."
@@ -452,7 +463,7 @@ def time_stacks(sweep: Sweep) -> Figure:
         return name.replace("_", " "), colour
 
     variants = _stacked(
-        sweep, _mean_time_stack, look, _SHOWN_STACKS, "share of all tasks' time"
+        sweep, _mean_time_stack, look, "share of all tasks' time", list(_TIME_COLOURS)
     )
     about = "Where the time of all tasks went, computing included; the parts add up to 100%."
     return Figure("time-stacks", "Time stacks", about, variants)
@@ -479,7 +490,7 @@ def transfers(sweep: Sweep) -> Figure:
                 "zmin": 0,
                 "xgap": 1,
                 "ygap": 1,
-                "colorbar": {"title": {"text": "lines"}, "thickness": 12},
+                "colorbar": {"thickness": 12},
                 "hovertemplate": "from node %{x} to node %{y}: %{z:,.0f} lines<extra></extra>",
             }
             layout = {
@@ -492,7 +503,9 @@ def transfers(sweep: Sweep) -> Figure:
                 "square": True,
             }
             variants.append(Variant([trace], layout, {"Design": design, "CPUs": str(cpus)}))
-    about = "Cache lines that went from a CPU of one node to a CPU of another, per repeat, in all phases."
+    about = (
+        "Lines that came out of another CPU's cache, by the nodes of both: all phases, a repeat."
+    )
     return Figure("transfers", "Cache lines between nodes", about, variants[::-1])
 
 
@@ -551,14 +564,16 @@ def memory(sweep: Sweep) -> Figure:
                 "y": [escape(design) for design in designs],
                 "x": taken,
                 "marker": {"color": COLOURS[number]},
+                "texttemplate": "%{x:,}",
+                "textposition": "auto",
                 "hovertemplate": "%{y}, %{fullData.name}: %{x:,} bytes<extra></extra>",
             }
         )
     layout = {
         "barmode": "group",
-        "xaxis": {"title": {"text": "bytes"}, "type": "log"},
+        "xaxis": {"title": {"text": "bytes"}, "rangemode": "tozero"},
         "yaxis": {"autorange": "reversed", "type": "category"},
-        "tall": 150 + 60 * len(designs),
+        "tall": 100 + 84 * len(designs),
     }
     about = f"Bytes of the index, of the file that takes most, with {most} CPUs."
     return Figure("memory", "Memory", about, [Variant(traces, layout)])
@@ -574,4 +589,3 @@ FIGURES: tuple[Callable[[Sweep], Figure | None], ...] = (
     walkers,
     memory,
 )
-

@@ -63,7 +63,8 @@ def page(run: Run) -> str:
         title=_text(f"mm-emu: {name}, {info.id}"),
         heading=_text(f"mm-emu: {name}"),
         summary=_text(
-            f"Run {info.id} of {info.started}, {len(run.cells)} cells, mm-emu {info.version}; {what}."
+            f"Run {info.id} of {info.started}, {len(run.cells)} cells, mm-emu {info.version}; "
+            f"{what}."
         ),
         style=(_PAGE / "page.css").read_text(encoding="utf-8"),
         contents="".join(f'<a href="#{key}">{_text(title)}</a>' for key, title in contents),
@@ -151,9 +152,10 @@ def _figure(number: int, section: Section, figure: Figure) -> str:
         f"{_kind(section.engine)}</div><p>{_text(figure.about)}</p>{_choices(figure)}</figcaption>"
         f'<div class="plot" id="{key}" role="img" aria-label="{_text(title)}"></div>'
         '<p class="none" hidden>There is nothing for this choice.</p>'
-        "<details><summary>As numbers</summary>"
+        '<div class="legend" role="group" aria-label="What is shown"></div>'
+        '<div class="below"><details><summary>As numbers</summary>'
         f'<div class="scroll" tabindex="0" role="region" aria-label="Numbers: {_text(title)}">'
-        "</div></details></figure>\n"
+        '</div></details><button type="button" class="save">Save as SVG</button></div></figure>\n'
     )
 
 
@@ -164,7 +166,9 @@ def _choices(figure: Figure) -> str:
     for name in last:
         values = list(dict.fromkeys(each.choice[name] for each in figure.variants))
         options = "".join(_option(value, selected=value == last[name]) for value in values)
-        lists.append(f'<label>{_text(name)} <select name="{_text(name)}">{options}</select></label>')
+        lists.append(
+            f'<label>{_text(name)} <select name="{_text(name)}">{options}</select></label>'
+        )
     return f'<div class="choices">{"".join(lists)}</div>' if lists else ""
 
 
@@ -245,7 +249,7 @@ def _cells(run: Run) -> str:
     body = "".join(
         "<tr>"
         + "".join(
-            f'<td{_number(number) or (" class=error" if name == "error" else "")}'
+            f"<td{_number(number) or (' class=error' if name == 'error' else '')}"
             f"{f' data-value={chr(34)}{_text(key)}{chr(34)}' if number else ''}>{_text(shown)}</td>"
             for (name, number), (shown, key) in zip(columns, row, strict=True)
         )
@@ -301,12 +305,16 @@ def _configuration(run: Run) -> Iterator[str]:
         "emu run again.toml   # elsewhere, with the file below</pre>"
     )
     rows = [("Started by", shlex.join(["emu", *info.command])), ("Run", info.id)]
-    rows += [(str(key), str(value)) for key, value in info.build.items() if value]
+    rows += [(str(key), _listed(value)) for key, value in info.build.items() if value]
     rows += [(f"host {key}", str(value)) for key, value in info.host.items() if value]
     rows += [(path, f"SHA-256 {digest}") for path, digest in info.files.items()]
     yield _definitions(rows)
     yield "<h3>again.toml: every default filled in</h3>"
     yield f'<pre tabindex="0">{_text(experiment.to_toml(info.experiment))}</pre>'
+
+
+def _listed(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _definitions(rows: Iterable[Sequence[str]]) -> str:

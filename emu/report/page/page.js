@@ -38,9 +38,11 @@
 
   // ---- plots ----
 
-  function laidOut(variant) {
+  // Paper: what is saved as a picture, with a legend and on white.
+  function laidOut(variant, paper = false) {
     const style = getComputedStyle(root);
-    const colour = (name) => style.getPropertyValue(`--${name}`).trim();
+    const light = { text: "#000000", grid: "#e4e7eb", line: "#8a8f98", panel: "#ffffff" };
+    const colour = (name) => (paper ? light[name] : style.getPropertyValue(`--${name}`).trim());
     const axis = (given) => ({
       ...given,
       title: given.title && { ...given.title, standoff: 8 },
@@ -54,16 +56,17 @@
     const wide = Math.min(root.clientWidth, 640) - 60;
     return {
       ...layout,
-      height: tall || (square ? Math.max(320, Math.min(460, wide)) : 400),
+      height: tall || (square ? Math.max(320, Math.min(460, wide)) : 380),
       xaxis: axis(layout.xaxis),
       yaxis: axis(layout.yaxis),
-      paper_bgcolor: "rgba(0,0,0,0)",
+      paper_bgcolor: paper ? "#ffffff" : "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { color: colour("text"), family: "system-ui, sans-serif", size: 12 },
       hoverlabel: { bgcolor: colour("panel"), font: { color: colour("text") }, namelength: -1 },
-      margin: { l: 12, r: 12, t: 12, b: 12 },
-      legend: { orientation: "h", x: 0, xanchor: "left", y: -0.2, yanchor: "top", yref: "paper" },
-      showlegend: !square,
+      margin: { l: 12, r: 14, t: narrow.matches || paper ? 10 : 32, b: 12 },
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("weak"), activecolor: colour("accent") },
+      showlegend: paper && !square,
+      legend: { traceorder: "normal" },
     };
   }
 
@@ -71,15 +74,64 @@
     shown.set(plot, variant);
     const layout = laidOut(variant);
     plot.style.height = `${layout.height}px`;
-    const options = {
+    const traces = variant.traces.map((trace) => ({
+      ...structuredClone(trace),
+      visible: !plot.away?.has(trace.name),
+    }));
+    return Plotly.react(plot, traces, layout, {
       responsive: true,
       displaylogo: false,
       displayModeBar: narrow.matches ? false : "hover",
-      modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"],
-      toImageButtonOptions: { format: "svg", filename: plot.id },
-    };
-    const traces = structuredClone(variant.traces);
-    return Plotly.react(plot, traces, layout, options);
+      modeBarButtons: [["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
+    });
+  }
+
+  function save(plot) {
+    const variant = shown.get(plot);
+    if (!variant) return;
+    const data = variant.traces.filter((trace) => !plot.away.has(trace.name));
+    const layout = laidOut(variant, true);
+    const picture = { data: structuredClone(data), layout };
+    const size = { width: 900, height: Math.max(360, layout.height) };
+    Plotly.downloadImage(picture, { format: "svg", filename: plot.id, ...size });
+  }
+
+  const SIGNS = {
+    circle: "\u25cf", square: "\u25a0", diamond: "\u25c6", "triangle-up": "\u25b2",
+    x: "\u2716", cross: "\u271a", star: "\u2605", hexagon: "\u2b22",
+  };
+  const DASHES = { dash: "6 3", dot: "2 3", dashdot: "6 3 2 3" };
+
+  // A button for each trace, that takes it away and brings it back.
+  function legend(plot, variant, list) {
+    const buttons = variant.traces.filter((trace) => trace.name).map((trace) => {
+      const made = element("button", "", { type: "button" });
+      const colour = trace.line?.color ?? trace.marker.color;
+      const sign = element("span", SIGNS[trace.marker?.symbol] ?? "", { "aria-hidden": "true" });
+      sign.className = "sign";
+      sign.style.color = colour;
+      if (trace.line) {
+        const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+        const line = document.createElementNS("http://www.w3.org/2000/svg", "line");
+        const values = { x1: 0, x2: 26, y1: 5, y2: 5, stroke: colour, "stroke-width": 2 };
+        values["stroke-dasharray"] = DASHES[trace.line.dash] ?? "";
+        for (const [key, value] of Object.entries(values)) line.setAttribute(key, value);
+        svg.append(line);
+        sign.prepend(svg);
+      } else {
+        sign.textContent = SIGNS.square;
+      }
+      made.append(sign, decoded(trace.name));
+      const look = () => made.setAttribute("aria-pressed", String(!plot.away.has(trace.name)));
+      made.addEventListener("click", () => {
+        if (!plot.away.delete(trace.name)) plot.away.add(trace.name);
+        look();
+        draw(plot, variant);
+      });
+      look();
+      return made;
+    });
+    list.replaceChildren(...(buttons.length > 1 ? buttons : []));
   }
 
   function decoded(text) {
@@ -132,6 +184,8 @@
     const wanted = () =>
       variants.find((v) => selects.every((select) => v.choice[select.name] === select.value));
     const details = figure.querySelector("details");
+    const list = figure.querySelector(".legend");
+    plot.away = new Set(); // names of traces that the reader does not want
     const region = details.querySelector(".scroll");
     const fill = () => {
       const found = shown.get(plot);
@@ -141,12 +195,16 @@
       const found = wanted();
       plot.hidden = !found;
       figure.querySelector(".none").hidden = Boolean(found);
-      if (found) draw(plot, found);
-      else shown.delete(plot);
+      list.hidden = !found;
+      if (found) {
+        legend(plot, found, list);
+        draw(plot, found);
+      } else shown.delete(plot);
       fill();
     };
     for (const select of selects) select.addEventListener("change", update);
     details.addEventListener("toggle", fill);
+    figure.querySelector(".save").addEventListener("click", () => save(plot));
     update();
   }
 
