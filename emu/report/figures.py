@@ -40,9 +40,14 @@ _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star", 
 _DASHES = ("solid", "dash", "dot", "dashdot")
 _GREY = "#8a8f98"
 _SHOWN_STACKS = 8
+_SEEN = 0.001
+"""A share that is smaller everywhere is among the others."""
 _MOST_NODE_PAIRS = 200_000
 _POINTS_PER_DECADE = 12
-_DECADES_WITH_STEPS = 3.5
+_BESIDE = 0.15
+"""Of a logarithmic axis, in decades, below and above the values: room for a tick or two."""
+_STEPS = ((1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7))
+_FEWEST_TICKS = 3
 _TIME_COLOURS = {
     "own_work": "#2a9d6f",
     "tree_work": "#8ab661",
@@ -343,21 +348,23 @@ def time_axis(title: str, values_ns: Sequence[float]) -> dict[str, Any]:
 def _log_axis(
     title: str, values: Sequence[float], units: Sequence[str], space: str = ""
 ) -> dict[str, Any]:
-    """With ticks at 1, 2 and 5, or at powers of ten only where there are many."""
+    """With as few ticks within each decade as do: three or more in all."""
     shown = [value for value in values if value > 0] or [1.0]
-    low, high = math.log10(min(shown)) - 0.1, math.log10(max(shown)) + 0.1
-    steps = (1, 2, 5) if high - low < _DECADES_WITH_STEPS else (1,)
-    ticks = [
-        (10.0**power * step, step * 10 ** (power % 3), units[power // 3])
-        for power in range(max(0, math.floor(low)), min(math.ceil(high), 3 * len(units) - 1) + 1)
-        for step in steps
-        if low <= math.log10(10.0**power * step) <= high
-    ]
+    low, high = math.log10(min(shown)) - _BESIDE, math.log10(max(shown)) + _BESIDE
+    ticks: list[tuple[float, str]] = []
+    for steps in _STEPS:
+        if len(ticks) < _FEWEST_TICKS:
+            ticks = [
+                (step * 10.0**power, f"{step * 10 ** (power % 3):g}{space}{units[power // 3]}")
+                for power in range(3 * len(units))
+                for step in steps
+                if low <= math.log10(step) + power <= high
+            ]
     return {
         "title": {"text": escape(title)},
         "type": "log",
-        "tickvals": [at for at, _, _ in ticks],
-        "ticktext": [f"{number}{space}{unit}".strip() for _, number, unit in ticks],
+        "tickvals": [at for at, _ in ticks],
+        "ticktext": [text.strip() for _, text in ticks],
         "range": [low, high],
         "hoverformat": ".4s",
     }
@@ -384,7 +391,8 @@ def _stacked(
         totals: Counter[str] = Counter()
         for share in shares.values():
             totals.update(share)
-        largest = {name for name, total in totals.most_common(_SHOWN_STACKS) if total > 0}
+        most = {name: max(share.get(name, 0.0) for share in shares.values()) for name in totals}
+        largest = {name for name, _ in totals.most_common(_SHOWN_STACKS) if most[name] > _SEEN}
         names = [name for name in order or dict(totals.most_common()) if name in largest]
         bars = {name: [share.get(name, 0.0) for share in shares.values()] for name in names}
         rest = [
@@ -515,6 +523,7 @@ def walkers(sweep: Sweep) -> Figure:
     first = sweep.cells[0]
     for number, walker in enumerate(first.walkers):
         traces = []
+        values = []
         for design in sweep.designs:
             for percentile, dash in (("p50", "solid"), ("p99", "dot")):
                 points = []
@@ -526,12 +535,12 @@ def walkers(sweep: Sweep) -> Figure:
                     ]
                     if done:
                         points.append((cpus, stats.median(done)))
+                        values += done
                 trace = _curve(sweep, design, points)
                 trace["name"] += f" {percentile}"
                 trace["line"] = trace["line"] | {"dash": dash}
                 if points:
                     traces.append(trace)
-        values = [value for trace in traces for value in trace["y"]]
         layout = {"xaxis": sweep.cpu_axis(), "yaxis": time_axis("a walk", values)}
         name = f"{number + 1}: {walker.kind} of {walker.file.rpartition('/')[2]}"
         if traces:

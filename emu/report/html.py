@@ -52,7 +52,10 @@ def page(run: Run) -> str:
         "script": _newlines((_PAGE / "page.js").read_text(encoding="utf-8")),
     }
     contents = [
-        *((f"s{number}", section.title) for number, section in enumerate(found)),
+        *(
+            (f"s{number}", f"{section.title} ({section.kind})")
+            for number, section in enumerate(found)
+        ),
         ("machines", "Machines"),
         ("cells", "All cells"),
         ("configuration", "Configuration"),
