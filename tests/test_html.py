@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from browser import FOUND, Browser
-from emu_command import emu
+from emu_command import emu, wait_until
 from test_report import made_cell, made_run
 
 import emu as package
@@ -385,7 +385,7 @@ def test_cells_are_filtered_and_sorted_with_the_keyboard(browser: Browser, real:
     sort = '[...document.querySelectorAll("thead button")].find((b) => b.textContent === "ops/s")'
     browser.run(f"{sort}.focus()")
     rates = (
-        '[...document.querySelectorAll("#table tbody tr")].map((r) => +r.cells[9].dataset.value)'
+        '[...document.querySelectorAll("#table tbody tr")].map((r) => +r.cells[4].dataset.value)'
     )
     browser.press("Enter", 13)
     assert browser.run(rates) == sorted(browser.run(rates))
@@ -415,6 +415,18 @@ def test_plots_can_be_changed(browser: Browser, real: Path) -> None:
     assert rows == 2
     browser.run('document.getElementById("theme").click()')
     assert browser.run("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 28)"
+
+
+def test_a_plot_is_saved_as_svg(browser: Browser, real: Path, tmp_path: Path) -> None:
+    browser.look_as(1400, "dark")
+    browser.call("Page.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    browser.open(real / "report.html")
+    browser.run('document.querySelector("#scaling-0 ~ .below .save").click()')
+    saved = tmp_path / "scaling-0.svg"
+    wait_until(saved.exists)
+    drawn = saved.read_text()
+    assert drawn.startswith("<svg")
+    assert "numa-locks" in drawn
 
 
 def test_hostile_names_are_shown_as_they_are(browser: Browser, tmp_path: Path) -> None:

@@ -582,7 +582,7 @@ def memory(sweep: Sweep) -> Figure:
         "barmode": "group",
         "xaxis": {"title": {"text": "bytes"}, "rangemode": "tozero"},
         "yaxis": {"autorange": "reversed", "type": "category"},
-        "tall": 100 + 84 * len(designs),
+        "tall": 100 + 64 * len(designs),
     }
     about = f"Bytes of the index, of the file that takes most, with {most} CPUs."
     return Figure("memory", "Memory", about, [Variant(traces, layout)])

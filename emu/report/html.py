@@ -26,7 +26,7 @@ from emu.results import KIND, CellResult, Run
 from emu.stats import unstable
 
 _PAGE = Path(__file__).parent / "page"
-_FILTERS = ("kind", "topology", "workload", "mm", "rmap", "CPUs", "status")
+_FILTERS = ("kind", "workload", "topology", "mm", "rmap", "CPUs", "status")
 _WHAT = {"native": "measured on this host", "virtual": "predicted by a model of the machine"}
 
 
@@ -229,10 +229,10 @@ def _boxes(machine: topology.Topology) -> Iterator[str]:
 
 def _cells(run: Run) -> str:
     columns: list[tuple[str, bool]] = [
-        *(("cell", True), ("kind", False), ("topology", False), ("workload", False)),
-        *(("mm", False), ("rmap", False), ("CPUs", True), ("repeat", True), ("status", False)),
-        *(("ops/s", True), ("waiting", True), ("exec p50 µs", True), ("exec p99 µs", True)),
-        *(("bytes/VMA", True), ("error", False)),
+        *(("cell", True), ("kind", False), ("rmap", False), ("CPUs", True), ("ops/s", True)),
+        *(("waiting", True), ("exec p50 µs", True), ("exec p99 µs", True), ("bytes/VMA", True)),
+        *(("repeat", True), ("workload", False), ("topology", False), ("mm", False)),
+        *(("status", False), ("error", False)),
     ]
     names = [name for name, _ in columns]
     rows = [_row(number, cell) for number, cell in enumerate(run.cells)]
@@ -240,7 +240,7 @@ def _cells(run: Run) -> str:
     for name in _FILTERS:
         values = list(dict.fromkeys(row[names.index(name)][0] for row in rows))
         if len(values) > 1:
-            options = _option("") + "".join(map(_option, values))
+            options = '<option value="">all</option>' + "".join(map(_option, values))
             filters.append(
                 f'<label>{_text(name)} <select data-column="{names.index(name)}">{options}'
                 "</select></label>"
@@ -281,19 +281,20 @@ def _row(number: int, cell: CellResult) -> list[tuple[str, str]]:
 
     latency = cell.latency_ns.get("exec")
     known = latency if latency and latency.count else None
-    texts = (KIND.get(cell.engine, cell.engine), cell.topology, cell.workload, cell.mm, cell.rmap)
+    kind = KIND.get(cell.engine, cell.engine)
+    texts = (cell.workload, cell.topology, cell.mm, cell.status, cell.error or "")
     return [
         value(number, "d"),
-        *((text, text) for text in texts),
+        (kind, kind),
+        (cell.rmap, cell.rmap),
         value(cell.cpus, "d"),
-        value(cell.repeat, "d"),
-        (cell.status, cell.status),
         value(cell.ops_per_s if cell.ok else None, ",.0f"),
         value(cell.wait_share if cell.ok else None, ".1%"),
         value(known.p50 / 1000 if known else None, ",.1f"),
         value(known.p99 / 1000 if known else None, ",.1f"),
         value(cell.memory.bytes_per_vma if cell.ok else None, ",d"),
-        (cell.error or "", ""),
+        value(cell.repeat, "d"),
+        *((text, text) for text in texts),
     ]
 
 
