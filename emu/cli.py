@@ -32,7 +32,7 @@ from emu.errors import EmuError, InputError
 from emu.experiment import unknown
 from emu.progress import ProgressBar
 from emu.record import Each
-from emu.report import mail, text
+from emu.report import html, mail, text
 from emu.report.export import EXPORTS
 from emu.report.table import cell_name, plain_console, print_run
 from emu.report.trace import DEFAULT_WINDOW
@@ -168,6 +168,14 @@ def run(
         str | None,
         typer.Option("--json", metavar="FILE|-", help="Write JSON; -: to stdout, and no table."),
     ] = None,
+    html_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--html",
+            metavar="FILE",
+            help="Write a report with plots.  Default: none; beside the store without any option",
+        ),
+    ] = None,
     trace: Annotated[
         Path | None,
         typer.Option(
@@ -202,27 +210,32 @@ def run(
     What an interrupted run of the same experiment has finished is kept; the same command goes on.
     """
     if json_file and json_file != "-":
-        _check_writable(Path(json_file))
+        _check_writable("--json", Path(json_file))
+    if html_file:
+        _check_writable("--html", html_file)
+    options: dict[str, Any] = {
+        "rmap": rmap,
+        "mm": mm,
+        "topology": topology,
+        "cpus": cpus,
+        "workload": workload,
+        "engine": engine,
+        "seed": seed,
+        "repeats": repeats,
+        "duration": duration,
+        "timeout": timeout,
+        "exclude": exclude or None,
+        "include": include or None,
+        "numa_penalty": numa_penalty,
+        "isolate": isolate,
+        "arena_size": arena_size,
+    }
     # Until the very end: a second Ctrl-C must not cut off the output.
     stop = StopFlag(restore=False).__enter__()
     with ProgressBar() as bar:
         result = experiment.run(
             experiment_name,
-            rmap=rmap,
-            mm=mm,
-            topology=topology,
-            cpus=cpus,
-            workload=workload,
-            engine=engine,
-            seed=seed,
-            repeats=repeats,
-            duration=duration,
-            timeout=timeout,
-            exclude=exclude or None,
-            include=include or None,
-            numa_penalty=numa_penalty,
-            isolate=isolate,
-            arena_size=arena_size,
+            **options,
             uncertainty=uncertainty,
             store=store,
             fresh=fresh,
@@ -240,6 +253,12 @@ def run(
         if json_file:
             write_atomically(Path(json_file), result.to_json())
         print_run(result, _console())
+        without_options = experiment_name is None and not any(options.values())
+        if html_file is None and without_options:
+            html_file = Store(store).report_path(result.run.id)
+    if html_file and result.cells:
+        _write(html_file, html.page(result).encode())
+        print(f"Report: {html_file.resolve()}", file=sys.stderr if json_file == "-" else None)
     if result.run.status == "interrupted":
         raise typer.Exit(130)
     if result.failed:
@@ -400,9 +419,10 @@ def report(
         str,
         typer.Option(
             "--format",
-            metavar="|".join(("text", *text.FORMATS)),
-            help="A mail of 72 columns; locks as /proc/lock_stat; cache lines as perf c2c; stacks "
-            "of waiting for flamegraph.pl and speedscope; a row a cell; percentiles.",
+            metavar="|".join(("html", "text", *text.FORMATS)),
+            help="A page with plots; a mail of 72 columns; locks as /proc/lock_stat; cache lines "
+            "as perf c2c; stacks of waiting for flamegraph.pl and speedscope; a row a cell; "
+            "percentiles.",
         ),
     ],
     output: Annotated[
@@ -422,16 +442,19 @@ def report(
         typer.Option(metavar="DIR", help="Where runs are kept.  Default: the user's data folder"),
     ] = None,
 ) -> None:
-    """Write a stored run for a mail, or in the layout of another tool."""
-    if form not in ("text", *text.FORMATS):
-        raise unknown("format", form, ("text", *text.FORMATS))
+    """Write a stored run as a page, for a mail, or in the layout of another tool.
+
+    Example: emu report last --format html -o report.html
+    """
+    if form not in ("html", "text", *text.FORMATS):
+        raise unknown("format", form, ("html", "text", *text.FORMATS))
     if op is not None and form != "hgrm":
         raise InputError(f"--op {op}: only --format hgrm has operations to choose from")
     result = Store(store).load(name)
     cells = text.choose(result, cell)
-    if form == "text":
+    if form in ("html", "text"):
         result.cells = [each for _, each in cells]
-        written = mail.text(result)
+        written = mail.text(result) if form == "text" else html.page(result)
     else:
         written = text.hgrm(cells, op) if form == "hgrm" else text.FORMATS[form](cells)
     if not written:
@@ -588,10 +611,10 @@ def _workloads() -> list[tuple[str, ...]]:
     return [("workload", "what"), *((name, workloads.load(name).description) for name in names)]
 
 
-def _check_writable(path: Path) -> None:
+def _check_writable(option: str, path: Path) -> None:
     """Better now than after the run. Raises InputError."""
     if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise InputError(f"--json {path}: no file can be written there")
+        raise InputError(f"{option} {path}: no file can be written there")
 
 
 def _how_far(now: Progress) -> tuple[float, int, str]:

@@ -471,7 +471,13 @@ class Store:
             if self._is_live(connection, run):
                 raise InputError(f"run {run} still runs; stop it first")
             connection.execute("DELETE FROM run WHERE id = ?", (run,))
+        with contextlib.suppress(OSError):
+            self.report_path(run).unlink()
         return run
+
+    def report_path(self, run: str) -> Path:
+        """Where the report of a run lies for which nobody has named a file."""
+        return self.directory / f"{run}.html"
 
 
 @dataclass(frozen=True)

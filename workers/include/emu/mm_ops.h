@@ -91,12 +91,18 @@ struct mm_ops {
 #define mm_private(mm, type) ((type *)(void *)(mm)->index)
 #define vma_private(vma, type) ((type *)(void *)(vma)->lock)
 
-/* Some designs let faults look while this goes on; with release, so that these find out afterwards. */
+/*
+ * Some designs let faults look while this goes on; with release, so that these find out afterwards. Bounds that stay are
+ * not written: a walker may be reading them, who has the i_mmap lock and the change has not.
+ */
 static inline void vma_set(struct vm_area_struct *vma, const struct vma_change *to)
 {
-	__atomic_store_n(&vma->vm_start, to->start, __ATOMIC_RELEASE);
-	__atomic_store_n(&vma->vm_end, to->end, __ATOMIC_RELEASE);
-	__atomic_store_n(&vma->vm_pgoff, to->pgoff, __ATOMIC_RELEASE);
+	if (vma->vm_start != to->start)
+		__atomic_store_n(&vma->vm_start, to->start, __ATOMIC_RELEASE);
+	if (vma->vm_end != to->end)
+		__atomic_store_n(&vma->vm_end, to->end, __ATOMIC_RELEASE);
+	if (vma->vm_pgoff != to->pgoff)
+		__atomic_store_n(&vma->vm_pgoff, to->pgoff, __ATOMIC_RELEASE);
 	__atomic_store_n(&vma->vm_flags, to->flags, __ATOMIC_RELEASE);
 }
 
