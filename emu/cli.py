@@ -522,7 +522,7 @@ def validate(
 ) -> None:
     """Compare the virtual engine with published results, row by row."""
     if json_file and json_file != "-":
-        _check_writable(Path(json_file))
+        _check_writable("--json", Path(json_file))
     if uncertainty:
         experiment.check_draws(uncertainty)
     console = Console(stderr=True, highlight=False)
