@@ -117,6 +117,10 @@ class Config(ctypes.Structure):
         ("node_of_cpu", ctypes.POINTER(ctypes.c_uint32)),
         ("penalty_ns", ctypes.POINTER(ctypes.c_uint32)),
         ("host_node_of_node", ctypes.POINTER(ctypes.c_int32)),
+        ("nr_backgrounds", ctypes.c_uint32),
+        ("nr_uses", ctypes.c_uint32),
+        ("nr_background_classes", ctypes.c_uint32),
+        ("nr_private_files", ctypes.c_uint32),
     )
 
 
@@ -321,6 +325,8 @@ _PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "emu_walker_add": (_INT, _U32, _U32, _U32, _U64, _U64, _U64, _U64),
     "emu_walker": (_PTR, _U32),
     "emu_walk_name": (_STR, _U32),
+    "emu_background_add": (_INT, _PTR),
+    "emu_use_add": (_INT, _PTR),
     "emu_boot": (_INT,),
     "emu_cpu_attach": (_INT, _U32),
     "emu_phase_prepare": (_INT, _U32, _U32, _U32, _U64),
@@ -547,6 +553,10 @@ def make_config(
     strict: bool = False,
     penalty_ns: list[list[int]] | None = None,
     host_node_of_node: list[int] | None = None,
+    nr_backgrounds: int = 0,
+    nr_uses: int = 0,
+    nr_background_classes: int = 0,
+    nr_private_files: int = 0,
 ) -> Config:
     """A ``struct emu_config``; it keeps the arrays that it points to alive."""
     cpus = len(node_of_cpu)
@@ -564,6 +574,10 @@ def make_config(
         strict=strict,
         nr_walkers=nr_walkers,
         seed=seed & (2**64 - 1),
+        nr_backgrounds=nr_backgrounds,
+        nr_uses=nr_uses,
+        nr_background_classes=nr_background_classes,
+        nr_private_files=nr_private_files,
     )
     config.node_of_cpu = (_U32 * cpus)(*node_of_cpu)
     if penalty_ns is not None:

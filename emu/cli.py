@@ -22,6 +22,7 @@ from rich.table import Table
 
 from emu import _core, cli_check, cli_host, cli_topology, experiment, host, topology
 from emu import record as recorder
+from emu import validate as validation
 from emu import workload as workloads
 from emu._version import __version__
 from emu.comparison import LAYOUTS, side
@@ -144,10 +145,25 @@ def run(
             "Default: off",
         ),
     ] = None,
+    isolate: Annotated[
+        bool | None,
+        typer.Option(
+            "--isolate",
+            help="Without the locks and lines of the rest of the kernel: i_mmap's alone.",
+        ),
+    ] = None,
     arena_size: Annotated[
         str | None,
         typer.Option(metavar="SIZE", help="Shared memory, as 512M.  Default: what is needed"),
     ] = None,
+    uncertainty: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Run on N machines more, whose uncertain numbers are drawn within their spread, "
+            "and tell how far the speed-ups move (virtual).",
+        ),
+    ] = 0,
     json_file: Annotated[
         str | None,
         typer.Option("--json", metavar="FILE|-", help="Write JSON; -: to stdout, and no table."),
@@ -212,6 +228,7 @@ def run(
         "include": include or None,
         "numa_penalty": numa_penalty,
         "arena_size": arena_size,
+        "isolate": isolate,
     }
     # Until the very end: a second Ctrl-C must not cut off the output.
     stop = StopFlag(restore=False).__enter__()
@@ -219,6 +236,7 @@ def run(
         result = experiment.run(
             experiment_name,
             **options,
+            uncertainty=uncertainty,
             store=store,
             fresh=fresh,
             jobs=jobs,
@@ -235,8 +253,8 @@ def run(
         if json_file:
             write_atomically(Path(json_file), result.to_json())
         print_run(result, _console())
-        without_options = experiment_name is None and not any(options.values())
-        if html_file is None and without_options:
+        nothing_said = experiment_name is None and all(each is None for each in options.values())
+        if html_file is None and nothing_said:
             html_file = Store(store).report_path(result.run.id)
     if html_file and result.cells:
         _write(html_file, html.page(result).encode())
@@ -480,6 +498,51 @@ def record(
     except OSError as error:
         raise InputError(f"{output}: {error.strerror}") from None
     print(f"{output}: emu run --workload {output}", file=sys.stderr)
+
+
+@app.command(epilog="Example: emu validate --row hygon-numa-locks --row emr-wait-share")
+def validate(
+    row: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="A published result; again for more.  Default: all"),
+    ] = None,
+    duration: Annotated[
+        str, typer.Option(metavar="40ms", help="Measured time of a cell, virtual.")
+    ] = validation.DURATION,
+    uncertainty: Annotated[
+        int,
+        typer.Option(
+            metavar="N", help="For speed-ups: on N machines more, with drawn uncertain numbers."
+        ),
+    ] = 0,
+    json_file: Annotated[
+        str | None,
+        typer.Option("--json", metavar="FILE|-", help="Write JSON; -: to stdout, and no table."),
+    ] = None,
+) -> None:
+    """Compare the virtual engine with published results, row by row."""
+    if json_file and json_file != "-":
+        _check_writable("--json", Path(json_file))
+    if uncertainty:
+        experiment.check_draws(uncertainty)
+    console = Console(stderr=True, highlight=False)
+
+    def say(point: validation.Point) -> None:
+        if console.is_terminal:
+            console.print(f"{point.row}: {point.workload} on {point.cpus} CPUs", style="dim")
+
+    with StopFlag() as stop:
+        found = validation.run_all(
+            row or (), duration=duration, uncertainty=uncertainty, progress=say, stop=stop
+        )
+    if json_file == "-":
+        sys.stdout.buffer.write(found.to_json())
+    else:
+        if json_file:
+            write_atomically(Path(json_file), found.to_json())
+        validation.print_validation(found, _console())
+    if any(point.note and "failed" in point.note for point in found.points):
+        raise typer.Exit(1)
 
 
 def _console() -> Console:

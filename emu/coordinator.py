@@ -558,8 +558,16 @@ def set_up(core: _core.Core, plan: Plan, arena: Arena, *, strict: bool = False) 
             raise InputError(f"--{kind} {design.name}: {error}{hint}") from None
     config = _config(plan, strict=strict)
     core.arena_format(arena.base, arena.size, ctypes.byref(config))
-    for name, pages in workload.files:
-        core.file_add(os.fsencode(name), pages)
+    shared = len(workload.files) - workload.private_files
+    for number, (name, pages) in enumerate(workload.files):
+        for _ in range(1 if number < shared else len(plan.node_of_cpu)):
+            core.file_add(os.fsencode(name), pages)
+    for add, table in (
+        (core.background_add, workload.uses.entry_table()),
+        (core.use_add, workload.uses.use_table()),
+    ):
+        for number in range(len(table)):
+            add(table.ctypes.data + number * table.itemsize)
     for calls in workload.lists:
         core.list_add(calls.ctypes.data, len(calls))
     for number, walker in enumerate(workload.walkers):
@@ -580,7 +588,7 @@ def _config(plan: Plan, *, strict: bool = False) -> _core.Config:
     return _core.make_config(
         node_of_cpu=plan.node_of_cpu,
         nr_nodes=plan.nr_nodes,
-        nr_files=len(workload.files),
+        nr_files=len(workload.files) + workload.private_files * (len(plan.node_of_cpu) - 1),
         nr_lists=len(workload.lists),
         nr_walkers=len(workload.walkers),
         nr_calls=sum(len(calls) for calls in workload.lists),
@@ -591,6 +599,10 @@ def _config(plan: Plan, *, strict: bool = False) -> _core.Config:
         strict=strict,
         penalty_ns=plan.penalty_ns,
         host_node_of_node=plan.host_node_of_node,
+        nr_backgrounds=len(workload.uses.entries),
+        nr_uses=len(workload.uses.use_table()),
+        nr_background_classes=workload.uses.lock_classes,
+        nr_private_files=workload.private_files,
     )
 
 

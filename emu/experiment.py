@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING, Any
 from emu.errors import InputError
 from emu.report.trace import make_window
 from emu.results import CellResult, Run
+from emu.uncertainty import MAX_DRAWS, MIN_DRAWS
 from emu.workload import line_of_key
 
 if TYPE_CHECKING:
@@ -111,6 +112,8 @@ class Experiment:
     repeats: int = 3
     duration_ns: int = 1_000_000_000
     numa_penalty: bool = False
+    isolate: bool = False
+    """Without the locks and lines of the rest of the kernel (``emu.background``)."""
     arena_size: int = 0
     """0: from the number of CPUs and the workload."""
     timeout_ns: int = 1800 * 10**9
@@ -319,6 +322,7 @@ _READERS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
     "duration": ("duration_ns", lambda _, value: parse_duration(value)),
     "timeout": ("timeout_ns", lambda key, value: parse_duration(value, key, most_m=24 * 60)),
     "numa_penalty": ("numa_penalty", _switch),
+    "isolate": ("isolate", _switch),
     "arena_size": ("arena_size", lambda _, value: parse_size(value)),
 }
 _ONCE = {"engine": _names, "exclude": _rules, "include": _rules}
@@ -327,6 +331,7 @@ _WRITERS: dict[str, Callable[[Any], Any]] = {
     "duration": format_duration,
     "timeout": format_duration,
     "numa_penalty": lambda value: "on" if value else "off",
+    "isolate": lambda value: "on" if value else "off",
     "arena_size": str,
 }
 
@@ -569,6 +574,11 @@ def _toml(value: object) -> str:
 # ---- running ----
 
 
+def check_draws(number: int) -> None:
+    """Raises InputError for a number of draws that makes no sense."""
+    _integer("uncertainty", number, MIN_DRAWS, MAX_DRAWS)
+
+
 def run(
     experiment: str | Path | None = None,
     *,
@@ -585,7 +595,9 @@ def run(
     exclude: str | list[str] | list[dict[str, Any]] | None = None,
     include: str | list[str] | list[dict[str, Any]] | None = None,
     numa_penalty: bool | str | None = None,
+    isolate: bool | str | None = None,
     arena_size: str | int | None = None,
+    uncertainty: int = 0,
     store: str | Path | None = None,
     fresh: bool = False,
     jobs: int | None = None,
@@ -605,6 +617,8 @@ def run(
     What is missing of an unfinished run of the same experiment is run; with ``fresh``, and where
     there is none, a new one begins. ``jobs``: virtual cells at once, at most; None: as many as this
     machine has CPUs.
+
+    ``uncertainty``: on how many drawn machines to run the virtual engine's cells besides.
 
     ``trace``: a file for a trace of the one cell, of the virtual engine, of ``trace_window``
     ("2ms+500us": from 2 ms after the start of the measured phase on, 500 us long).
@@ -634,6 +648,7 @@ def run(
         "exclude": exclude,
         "include": include,
         "numa_penalty": numa_penalty,
+        "isolate": isolate,
         "arena_size": arena_size,
     }
     where = Store(Path(store) if store is not None else None)
@@ -646,6 +661,13 @@ def run(
     elif all(value is None for value in options.values()):
         given = {"engine": BOTH}
     given = override(given, options)
+    if uncertainty:
+        check_draws(uncertainty)
+        if not any(each.engine == "virtual" and len(each.rmap) > 1 for each in make(given)):
+            raise InputError(
+                "--uncertainty: is of speed-ups that the virtual engine predicts; "
+                "it needs --engine virtual and two designs"
+            )
     if trace is None and trace_window is not None:
         raise InputError(f"--trace-window {trace_window}: --trace says where the trace goes")
     return execute(
@@ -655,6 +677,7 @@ def run(
         name=name,
         fresh=fresh,
         jobs=jobs,
+        uncertainty=uncertainty,
         trace=None if trace is None else make_window(trace, trace_window),
         watchers=Watchers(progress, on_failure, on_notice),
         stop=stop,

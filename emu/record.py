@@ -941,7 +941,8 @@ def _toml(
         f"name = {_quoted(name)}\n"
         f"description = {_quoted(description or f'recorded: {name}')}\n"
         f"load = {_quoted(load.name)}\n"
-        "work_jitter = 0.1\n",
+        "work_jitter = 0.1\n"
+        'kernel = "linux"\n',
         "# Pages.\n[files]\n"
         + "".join(f"{_key(file)} = {pages}\n" for file, pages in builder.files.items()),
     ]

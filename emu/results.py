@@ -12,6 +12,7 @@ import os
 import secrets
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,16 @@ class Wait(msgspec.Struct, kw_only=True):
     wait_ns: int
 
 
+class Bottleneck(msgspec.Struct, kw_only=True):
+    """What the CPUs waited for most. ``share``: of all CPU time of the phase that counts."""
+
+    name: str
+    """Of the lock with its file, or of the line."""
+    kind: str
+    """"lock" or "line"."""
+    share: float
+
+
 class ByCpu(msgspec.Struct, kw_only=True):
     """What each CPU did in the phase that counts operations: lists by CPU (virtual engine)."""
 
@@ -204,6 +215,8 @@ class CellResult(msgspec.Struct, kw_only=True):
     locks: list[Lock] = []
     lines: list[Line] = []
     walkers: list[Walker] = []
+    bottleneck: Bottleneck | None = None
+    """None: nothing was waited for, as far as the engine sees lines."""
     waits: list[Wait] = []
     """The longest; of all phases, as are lines."""
     node_transfers: list[list[int]] = []
@@ -217,6 +230,55 @@ class CellResult(msgspec.Struct, kw_only=True):
     def ok(self) -> bool:
         """Did the cell run to its end?"""
         return self.status == "ok"
+
+
+_PART_OF_LOCKS = ("osq_node", "qspin_node", "task")
+"""Lines that waiters for locks spin on: their wait is the lock's."""
+
+
+def find_bottleneck(cell: CellResult, line_waits: Mapping[str, int]) -> Bottleneck | None:
+    """The lock, or the line that is no lock's, with the longest waits in the phase that counts.
+
+    ``line_waits``: ns by name of the line, as far as the engine knows.
+    """
+    time_ns = cell.cpus * cell.seconds * 1e9
+    locks = {f"{lock.name} {lock.file or ''}".strip(): lock.wait_ns for lock in cell.locks}
+    waits = [(ns, "lock", name) for name, ns in locks.items()]
+    waits += [
+        (ns, "line", name)
+        for name, ns in line_waits.items()
+        if name not in locks and name not in _PART_OF_LOCKS
+    ]
+    longest = max(waits, default=None)
+    if longest is None or longest[0] <= 0 or not time_ns:
+        return None
+    return Bottleneck(name=longest[2], kind=longest[1], share=longest[0] / time_ns)
+
+
+class DesignUncertainty(msgspec.Struct, kw_only=True):
+    """The speed-up of a design over the first one, over all draws."""
+
+    rmap: str
+    p10: float
+    median: float
+    p90: float
+    min: float
+    max: float
+    hangs_on: dict[str, float]
+    """The topology's numbers it hangs on most: their rank correlations with it, strongest first."""
+
+
+class Uncertainty(msgspec.Struct, kw_only=True):
+    """What is not known of the machine, as intervals of the speed-ups (``emu.uncertainty``)."""
+
+    topology: str
+    cpus: int
+    workload: str
+    mm: str
+    baseline: str
+    draws: int
+    seed: int
+    designs: list[DesignUncertainty]
 
 
 class RunInfo(msgspec.Struct, kw_only=True):
@@ -237,6 +299,8 @@ class RunInfo(msgspec.Struct, kw_only=True):
     """Compiler, flags, digest of the core, and the commit of the checkout where there is one."""
     files: dict[str, str] = {}
     """Absolute path and SHA-256 of the user's own designs, workloads and topologies."""
+    uncertainty: list[Uncertainty] = []
+    """With --uncertainty only."""
 
 
 class Run(msgspec.Struct, kw_only=True):

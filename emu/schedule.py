@@ -28,13 +28,15 @@ from emu._version import __version__
 from emu.arena import MIB, memory_available
 from emu.errors import InputError
 from emu.experiment import Cell, Experiment, describe
-from emu.results import CellResult, Run, RunInfo, new_run_id
+from emu.results import CellResult, Run, RunInfo, Uncertainty, new_run_id
 from emu.store import MachineLock, Store
 
 if TYPE_CHECKING:
     from emu.coordinator import Deadline, StopFlag
     from emu.engines import Engine, Job, Machine
+    from emu.engines.virtual import VirtualEngine
     from emu.report.trace import Window
+    from emu.topology import Topology
 
 _TICK_S = 0.1
 _OTHERS_S = 0.3
@@ -82,6 +84,7 @@ def execute(
     name: str = "",
     fresh: bool = False,
     jobs: int | None = None,
+    uncertainty: int = 0,
     trace: Window | None = None,
     watchers: Watchers | None = None,
     stop: StopFlag | None = None,
@@ -90,7 +93,8 @@ def execute(
 
     The unfinished run of the same experiment, on the same version, is gone on with; else, or with
     ``fresh``, a new one begins. ``jobs``: virtual cells at once (None: the host's CPUs).
-    ``trace``: of the only cell.
+    ``uncertainty``: then also run what the virtual engine runs on so many machines whose numbers
+    are drawn (``emu.uncertainty``). ``trace``: of the only cell.
 
     A failed cell does not end the run, unless somebody else killed or stopped a worker of it. An
     interrupt (SIGINT, SIGTERM) ends it, and ``run.status`` says so.
@@ -133,6 +137,9 @@ def execute(
                 watchers.notice(f"going on with run {run}: {there} (--fresh: anew)")
             with _Scheduler(store, run, list(tasks.values()), watchers, stop) as scheduler:
                 status = "done" if scheduler.run(jobs or info.host["cpus"]) else "stopped"
+            if uncertainty:
+                info.uncertainty = list(_uncertainty(list(tasks.values()), uncertainty, stop))
+                store.add_uncertainty(run, info.uncertainty)
         except Interrupted:
             pass
         finally:
@@ -142,6 +149,36 @@ def execute(
             info.status = status
             return Run(run=info, cells=[])
     return store.load(run)
+
+
+def _uncertainty(tasks: Sequence[_Task], draws: int, stop: StopFlag) -> Iterator[Uncertainty]:
+    """For each setting in which several designs ran: the first repeat, on drawn machines."""
+    from emu.engines.virtual import VirtualEngine
+    from emu.uncertainty import evaluate
+
+    settings: dict[tuple[object, ...], dict[str, Cell]] = {}
+    engines: dict[Cell, VirtualEngine] = {}
+    for task in tasks:
+        cell = task.cell
+        if cell.repeat == 0 and isinstance(task.machine, VirtualEngine):
+            key = (cell.workload, cell.topology, cell.mm, cell.cpus)
+            settings.setdefault(key, {})[cell.rmap] = cell
+            engines[cell] = task.machine
+    for designs in settings.values():
+        if len(designs) < 2:
+            continue
+        first = next(iter(designs.values()))
+        engine = engines[first]
+
+        def rate(
+            machine: Topology,
+            name: str,
+            engine: VirtualEngine = engine,
+            designs: dict[str, Cell] = designs,
+        ) -> CellResult:
+            return engine.run_on(machine, designs[name], stop)
+
+        yield evaluate(engine.machine(first), list(designs), draws, first.seed, rate)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from emu.errors import EmuError, InputError
-from emu.results import CellResult, Run, RunInfo, read_run
+from emu.results import CellResult, Run, RunInfo, Uncertainty, read_run
 
 if TYPE_CHECKING:
     from emu.experiment import Cell
@@ -363,6 +363,16 @@ class Store:
             )
             if not self._is_live(connection, run):
                 connection.execute("UPDATE run SET status = ? WHERE id = ?", (status, run))
+
+    def add_uncertainty(self, run: str, found: list[Uncertainty]) -> None:
+        """Keep the intervals of a run's speed-ups with what is said of the whole run."""
+        with self._open(write=True) as connection:
+            (info,) = connection.execute("SELECT info FROM run WHERE id = ?", (run,)).fetchone()
+            decoded = msgspec.json.decode(info, type=RunInfo)
+            decoded.uncertainty = found
+            connection.execute(
+                "UPDATE run SET info = ? WHERE id = ?", (msgspec.json.encode(decoded), run)
+            )
 
     @staticmethod
     def _is_live(connection: sqlite3.Connection, run: str) -> bool:

@@ -185,6 +185,8 @@ class Kernel(_Table, frozen=True):
     ipi_round_trip_ns: Cost
     time_slice_ns: Cost
     """How long a task runs while others wait for its CPU."""
+    work_scale: Cost | None = None
+    """Time of a workload's computing against the box that its [work] is from; without: the same."""
 
 
 class Measured(_Table, frozen=True):
@@ -1043,7 +1045,9 @@ def assumed(reference: Machine, like: str) -> Costs:
     for section in sections:
         table, spare = getattr(reference, section), getattr(generic, section)
         costs: Mapping[str, Cost] = {
-            name: getattr(table, name) or getattr(spare, name) for name in table.__struct_fields__
+            name: cost
+            for name in table.__struct_fields__
+            if (cost := getattr(table, name) or getattr(spare, name))
         }
         tables[section] = type(table)(
             **{

@@ -24,8 +24,11 @@ address that the real kernel returned; a replay checks it. Flags that mean nothi
                     MAP_BRK: the heap starts at the end of this mapping. MAP_SPECIAL: vdso, vvar;
                     the file only names them
     [files]         name = size in pages
+    [private_files] the same, but each CPU has a file of its own by that name
     [work.OP]       the rest of the kernel and of user space, with its source: time to compute
                     inside each exec, fork or exit, or (call) before every other call of a program
+    waiting         processes that each CPU's process leaves behind when it is loaded, forked from
+                    one another: they keep their mappings and do nothing until the end
     load            the program that a CPU starts with; it leaves one process, or none where no
                     program has any: line_write(), rwsem_read() and the others of MICRO_OPS
     touch           which pages a program uses of the files that it maps, by exec, fork or mmap:
@@ -37,6 +40,8 @@ address that the real kernel returned; a replay checks it. Flags that mean nothi
                     program. kind: "truncate", "reclaim" or "migrate"; file; every; first and last,
                     in pages, if not the whole file; at_once, the pages of one walk, the next walk
                     having the next pages: all for truncate, else 16, a folio of 64 KiB
+    kernel          whose locks besides i_mmap's the calls take: "linux", or none; see background.py
+    [[background]]  more of these locks and lines
     [[phase]]       a program that runs again and again for a share of the duration (kind "time"),
                     or once. unit: the operation that counts, "iteration" or a call of the program
 
@@ -51,7 +56,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -59,6 +64,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from emu import background
 from emu.errors import InputError
 
 PAGE = 4096
@@ -151,8 +157,9 @@ CALL_DTYPE = np.dtype(
         ("offset", np.uint64),
         ("expect", np.uint64),
         ("work_ns", np.uint64),
-        ("followers", np.uint32),
-        ("reserved", np.uint32),
+        ("first_use", np.uint32),
+        ("nr_uses", np.uint16),
+        ("followers", np.uint16),
     ]
 )
 """struct emu_call."""
@@ -433,6 +440,19 @@ class Workload:
     """By list and index."""
     touch: str = "none"
     walkers: tuple[Walker, ...] = ()
+    private_files: int = 0
+    """So many of the files, the last, are each CPU's own."""
+    uses: background.Uses = field(default_factory=background.Uses)
+    """What the calls use of the rest of the kernel."""
+
+    def scaled(self, factor: float) -> Workload:
+        """With all computing `factor` times as long, also what background entries hold."""
+        lists = []
+        for calls in self.lists:
+            calls = calls.copy()
+            calls["work_ns"] = np.round(calls["work_ns"] * factor).astype(np.uint64)
+            lists.append(_read_only(calls))
+        return replace(self, lists=tuple(lists), uses=self.uses.scaled(factor))
 
     @property
     def counting_phase(self) -> str:
@@ -462,24 +482,31 @@ class Workload:
 
 def names() -> list[str]:
     """The workloads that come with mm-emu, sorted."""
-    return sorted(file.stem for file in _folder().glob("*.toml"))
+    return sorted(file.stem for file in _folder().glob("[!_]*.toml"))
 
 
-def load(name_or_path: str | Path) -> Workload:
-    """A workload by name or path (has "/" or ends in ".toml").
+def load(name_or_path: str | Path, *, isolate: bool = False) -> Workload:
+    """A workload by name or path (has "/" or ends in ".toml"); isolate: without background.
+
+    "execl:kernel=linux-6.5" is execl with the background entries of another kernel.
 
     Raises InputError that says what is wrong, where, and what would be right.
     """
     text = str(name_or_path)
     if isinstance(name_or_path, Path) or "/" in text or text.endswith(".toml"):
-        return _Reader(Path(text)).read()
+        return _Reader(Path(text), isolate).read()
     known = names()
-    if text not in known:
+    name, _, parameter = text.partition(":")
+    if name not in known:
         raise InputError(
-            f"no workload '{text}'{_nearest(text, known)}; there are: {', '.join(known)}, "
+            f"no workload '{name}'{_nearest(name, known)}; there are: {', '.join(known)}, "
             "or a path to a .toml file"
         )
-    return _Reader(_folder() / f"{text}.toml").read()
+    key, _, kernel = parameter.partition("=")
+    if parameter and not (key == "kernel" and kernel):
+        kernels = ", ".join(background.kernels(_folder()))
+        raise InputError(f"{text}: a workload takes kernel=NAME; there are: {kernels}")
+    return _Reader(_folder() / f"{name}.toml", isolate, kernel).read()
 
 
 def _folder() -> Path:
@@ -543,6 +570,10 @@ class _File(_Table, frozen=True):
     work: dict[str, Any] = {}
     touch: Literal["none", "first", "all"] | None = None
     walker: list[Any] = []
+    private_files: dict[str, Any] = {}
+    waiting: int = 0
+    kernel: str = ""
+    background: list[Any] = []
 
 
 _WORK_KEYS = ("exec", "fork", "exit", "call")
@@ -552,8 +583,12 @@ _T = TypeVar("_T", bound=_Table)
 class _Reader:
     """Reads one file; knows where things stand in it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, isolate: bool, kernel: str = "") -> None:
         self.path = path
+        self.isolate = isolate
+        self.kernel = kernel
+        """Instead of the file's own; "": that one."""
+        self.uses = background.Uses()
         try:
             self.text = path.read_text(encoding="utf-8")
             self.raw = tomllib.loads(self.text)
@@ -573,6 +608,8 @@ class _Reader:
         self.images: dict[str, _Image] = {}
         self.work_ns: dict[str, int] = {}
         self.touch = "none"
+        self.alone_ns: dict[str, float] = {}
+        """By image: what its calls take of the rest of the kernel."""
 
     def read_base(self, name: object) -> None:
         """Take over what this file does not say itself. Tables are not mixed."""
@@ -582,7 +619,9 @@ class _Reader:
         if not is_path and name not in names():
             what = f"no workload '{name}'{_nearest(name, names())}; there are: {', '.join(names())}"
             raise self.error("base", what, "base")
-        base = _Reader(self.path.parent / name if is_path else _folder() / f"{name}.toml")
+        base = _Reader(
+            self.path.parent / name if is_path else _folder() / f"{name}.toml", self.isolate
+        )
         if base.calls_path != base.path:
             raise self.error("base", f"{name} has a base itself", "base")
         if {"image", "program"} & self.raw.keys():
@@ -599,13 +638,13 @@ class _Reader:
         """`raw` as a `kind`, whose keys and types it must have."""
         if not isinstance(raw, dict):
             raise self.error(place, f"this must be a table, not {raw!r}")
-        fields = {field.name: field for field in msgspec.structs.fields(kind)}
+        fields = {each.name: each for each in msgspec.structs.fields(kind)}
         for key in raw:
             if key not in fields:
                 what = f"unknown key '{key}'{_nearest(key, fields)}; valid: {', '.join(fields)}"
                 raise self.error(place, what, key)
-        for name, field in fields.items():
-            if field.required and name not in raw:
+        for name, each in fields.items():
+            if each.required and name not in raw:
                 raise self.error(place, f"'{name}' is missing")
         try:
             return msgspec.convert(raw, kind)
@@ -620,7 +659,14 @@ class _Reader:
         if not 0 <= file.work_jitter < 1:
             what = f"{file.work_jitter:g} is not between 0 and 1 (0.1: each time varies by 10 %)"
             raise self.error("work_jitter", what, "work_jitter")
-        self.read_files(file.files)
+        if not 0 <= file.waiting < MAX_PROCESSES:
+            what = f"{file.waiting} is not from 0 to {MAX_PROCESSES - 1} processes"
+            raise self.error("waiting", what, "waiting")
+        self.read_files(file.files, "files")
+        shared = len(self.pages)
+        self.read_files(file.private_files, "private_files")
+        if not self.isolate:
+            self.read_background(file, self.pages[:shared])
         self.read_work(file.work)
         self.touch = file.touch or ("first" if file.walker else "none")
         if self.touch == "none" and file.walker:
@@ -646,14 +692,20 @@ class _Reader:
             calls.append(())
         else:
             self.check_load(file.load, parsed[f"program.{file.load}"])
-            lists.append(self.encode("drain", [Call("exit")]))
-            calls.append((CallPlace("exit()", f"{self.path.name}: drain"),))
+            lists.append(self.encode("drain", [Call("exit")] * (1 + file.waiting)))
+            calls.append((CallPlace("exit()", f"{self.path.name}: drain"),) * (1 + file.waiting))
+        if file.waiting:
+            forks = self.encode("load", [Call("fork")] * file.waiting)
+            lists.append(_read_only(np.concatenate([lists[load], forks])))
+            fork = CallPlace("fork()", f"{self.path.name}: waiting")
+            calls.append((*calls[load], *[fork] * file.waiting))
+            load = len(lists) - 1
         return Workload(
             name=file.name,
             description=file.description,
             files=tuple(map(File, self.file_numbers, self.pages)),
             lists=tuple(lists),
-            list_names=(*sections, "drain"),
+            list_names=(*sections, "drain", *(["load"] if file.waiting else [])),
             load_list=load,
             phases=tuple(self.read_phases(file.phase, parsed)),
             drain_list=len(sections),
@@ -661,18 +713,36 @@ class _Reader:
             calls=tuple(calls),
             touch=self.touch,
             walkers=tuple(self.read_walkers(file.walker)),
+            private_files=len(file.private_files),
+            uses=self.uses,
         )
 
-    def read_files(self, files: dict[str, Any]) -> None:
+    def read_files(self, files: dict[str, Any], table: str) -> None:
         for name, pages in files.items():
+            if name in self.file_numbers:
+                what = f"'{name}' is in [files] already"
+                raise self.error(f"[{table}]", what, name)
             if not re.fullmatch(NAME_PATTERN, name, re.ASCII) or len(name) > MAX_NAME:
                 what = f"'{name}' is no name of a file: letters, digits and . + @ : / - [ ]"
-                raise self.error("[files]", f"{what}, at most {MAX_NAME} of them", name)
+                raise self.error(f"[{table}]", f"{what}, at most {MAX_NAME} of them", name)
             if type(pages) is not int or not 1 <= pages <= TASK_SIZE // PAGE:
                 what = f"'{name}' is {pages!r}; it must be a size in pages, 1 or more"
-                raise self.error("[files]", what, name)
+                raise self.error(f"[{table}]", what, name)
             self.file_numbers[name] = len(self.pages)
             self.pages.append(pages)
+
+    def read_background(self, file: _File, shared_pages: list[int]) -> None:
+        name = self.kernel or file.kernel
+        kernel: list[background.Entry] = []
+        if name:
+            kernels = background.kernels(_folder())
+            if name not in kernels:
+                what = f"no kernel '{name}'{_nearest(name, kernels)}"
+                raise self.error("kernel", f"{what}; there are: {', '.join(kernels)}", "kernel")
+            kernel = background.read_kernel(_folder(), name, parse_time)
+        own = background.read(file.background, str(self.path), parse_time)
+        entries = background.merge(kernel, own, str(self.path))
+        self.uses = background.Uses(entries, shared_pages)
 
     def read_work(self, work: dict[str, Any]) -> None:
         for key, raw in work.items():
@@ -808,8 +878,14 @@ class _Reader:
                 entry["flags"] |= TOUCH_FLAGS[self.touch]
             if call.op == "pace":
                 entry["len"], entry["work_ns"] = call.work_ns, 0
-        array.setflags(write=False)
-        return array
+            first, number, alone_ns = self.uses.of_call(_background_ops(call), arg)
+            entry["first_use"], entry["nr_uses"] = first, number
+            self.alone_ns[section] = self.alone_ns.get(section, 0.0) + alone_ns
+            if call.op == "exec":
+                alone_ns += self.alone_ns[f"image.{call.name}"]
+            if not section.startswith("image."):
+                entry["work_ns"] = max(0, int(entry["work_ns"]) - round(alone_ns))
+        return _read_only(array)
 
     def check_brk(self, lists: Mapping[str, Sequence[Call]]) -> None:
         """A heap begins in one place, and every image has one if any program calls brk."""
@@ -873,6 +949,20 @@ class _Reader:
         share = 0.0 if measured.once else WARM_UP_SHARE
         yield measured._replace(name="warm-up", record=False, share=share)
         yield from phases
+
+
+def _read_only(array: NDArray[np.void]) -> NDArray[np.void]:
+    array.setflags(write=False)
+    return array
+
+
+def _background_ops(call: Call) -> tuple[str, ...]:
+    """The kinds of call, in `times` of background entries, that this one is."""
+    if call.op not in background.OPS:
+        return ()
+    elsewhere = call.flags & (MAP_FIXED | MAP_SPECIAL)
+    opened = call.op == "mmap" and call.name and not call.offset and not elsewhere
+    return (call.op, "open") if opened else (call.op,)
 
 
 def _lines_of_calls(text: str) -> dict[tuple[str, int], int]:

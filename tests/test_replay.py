@@ -32,7 +32,7 @@ def test_there_is_a_recording_of_each_workload() -> None:
 @pytest.mark.parametrize("name", RECORDED)
 def test_replay_ends_in_the_real_maps(name: str, design: str) -> None:
     workload_name, list_name, calls, *_ = name.split(".")
-    program = workload.load(workload_name)
+    program = workload.load(workload_name, isolate=True)
     recorded = program.lists[program.list_names.index(f"program.{list_name}")][: int(calls)].copy()
     recorded["work_ns"] = 0
     machine = Machine(

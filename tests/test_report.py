@@ -41,6 +41,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Run:
         cpus="1,2",
         duration="20ms",
         repeats=1,
+        isolate=True,
         store=tmp_path_factory.mktemp("store"),
     )
 

@@ -48,6 +48,15 @@ def read(core: _core.Core, nr_nodes: int) -> tuple[list[Line], list[Wait], list[
     return lines, waits, matrix.tolist()
 
 
+def line_waits(core: _core.Core) -> Counter[str]:
+    """What CPUs have waited for each line until now, ns by name."""
+    raw_lines = (_core.VirtualLine * 4096)()
+    waits: Counter[str] = Counter()
+    for raw in raw_lines[: core.virtual_lines(raw_lines, len(raw_lines))]:
+        waits[raw.symbol.decode(errors="replace")] += raw.wait_ps // 1000
+    return waits
+
+
 def _add_sites(
     core: _core.Core, lines: dict[str, Line], symbols: list[str], sites: NDArray[np.void]
 ) -> list[Wait]:

@@ -28,7 +28,17 @@ from emu.engines._designs import find_design
 from emu.errors import InputError
 from emu.experiment import Cell, Experiment
 from emu.histogram import Histogram
-from emu.results import CellResult, Host, Latency, Lock, Memory, Phase, Site, Walker
+from emu.results import (
+    CellResult,
+    Host,
+    Latency,
+    Lock,
+    Memory,
+    Phase,
+    Site,
+    Walker,
+    find_bottleneck,
+)
 from emu.topology import Topology
 
 _WORKER_BYTES = 4 * MIB
@@ -83,7 +93,9 @@ class NativeEngine:
         self._experiment = experiment
         self._host = topology.host()
         self._topologies = {name: topology.load(name) for name in experiment.topology}
-        self._workloads = {name: workloads.load(name) for name in experiment.workload}
+        self._workloads = {
+            name: workloads.load(name, isolate=experiment.isolate) for name in experiment.workload
+        }
         self.cpus: Mapping[str, tuple[int, ...]] = {
             name: self._cpus(machine) for name, machine in self._topologies.items()
         }
@@ -199,6 +211,7 @@ class NativeEngine:
         go_on = True
         try:
             fill_in(result, plan, coordinator.run(plan, stop, tick))
+            result.bottleneck = find_bottleneck(result, {})
         except CellFailed as error:
             result.status, result.error = "failed", str(error)
             go_on = not error.outside

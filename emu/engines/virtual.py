@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import resource
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -26,7 +27,7 @@ from emu.engines._slices import Recorder
 from emu.errors import InputError
 from emu.experiment import Cell, Experiment
 from emu.report import trace
-from emu.results import ByCpu, CellResult, Host, Latency, Line, Memory, Wait
+from emu.results import ByCpu, CellResult, Host, Latency, Line, Memory, Wait, find_bottleneck
 from emu.topology import MAX_CPUS, Topology
 
 _EVENT_LIMIT = 20_000_000_000
@@ -98,6 +99,8 @@ class _Ran:
     node_transfers: list[list[int]]
     accesses: int
     trace: trace.Trace | None
+    line_waits: Counter[str]
+    """Of the phase that counts, ns by name of the line."""
 
 
 class VirtualEngine:
@@ -111,7 +114,9 @@ class VirtualEngine:
             )
         self._experiment = experiment
         self._topologies = {name: topology.load(name) for name in experiment.topology}
-        self._workloads = {name: workloads.load(name) for name in experiment.workload}
+        self._workloads = {
+            name: workloads.load(name, isolate=experiment.isolate) for name in experiment.workload
+        }
         self.cpus: Mapping[str, tuple[int, ...]] = {
             name: self._cpus(machine) for name, machine in self._topologies.items()
         }
@@ -143,13 +148,35 @@ class VirtualEngine:
         """Remove compiled designs."""
         self._cleanup.close()
 
+    def run_on(self, machine: Topology, cell: Cell, stop: StopFlag) -> CellResult:
+        """Run a cell on a machine that differs from the cell's own in its numbers only."""
+        own = self._topologies[cell.topology]
+        self._topologies[cell.topology] = machine
+        try:
+            job = self.start(cell)
+        finally:
+            self._topologies[cell.topology] = own
+        try:
+            while not job.child.ready(0.05):
+                stop.check()
+            return job.finish()[0]
+        except BaseException:
+            job.close()
+            raise
+
+    def machine(self, cell: Cell) -> Topology:
+        """What the cell's topology stands for."""
+        return self._topologies[cell.topology]
+
     def _plan(self, cell: Cell) -> Plan:
         machine = self._topologies[cell.topology]
         return Plan(
             machine="virtual",
             rmap=self._designs["rmap", cell.rmap],
             mm=self._designs["mm", cell.mm],
-            workload=self._workloads[cell.workload],
+            workload=self._workloads[cell.workload].scaled(
+                machine.value("kernel.work_scale") or 1.0
+            ),
             node_of_cpu=np.resize(machine.node_of_cpu[: cell.cpus], cell.cpus).tolist(),
             nr_nodes=machine.nr_nodes,
             host_cpu_of_cpu=[],
@@ -235,6 +262,7 @@ class VirtualJob:
         native.fill_in(self._result, self._plan, ran.totals)
         self._result.lines, self._result.waits = ran.lines, ran.waits
         self._result.node_transfers = ran.node_transfers
+        self._result.bottleneck = find_bottleneck(self._result, ran.line_waits)
         for phase, by_cpu in zip(self._result.phases, ran.by_cpu, strict=True):
             phase.time_stack = time_stack(by_cpu)
             if phase.counts_ops:
@@ -279,9 +307,17 @@ def run_cell(plan: Plan, machine: Topology, window: trace.Window | None = None) 
 
         phase(workload.load_list, once=True)
         start_s = time.monotonic() - began
+        line_waits: Counter[str] = Counter()
+        before: Counter[str] = Counter()
         for each in workload.phases:
             recorder = Recorder(core, window) if window and each.record and not phases else None
+            counts = each.name == workload.counting_phase
+            if counts:
+                before = _sites.line_waits(core)
             phase(each.list, each.once, each.record, round(plan.duration_ns * each.share))
+            if counts:
+                line_waits = _sites.line_waits(core)
+                line_waits.subtract(before)
             if recorder:
                 traced = recorder.finish()
             if each.record:
@@ -306,7 +342,8 @@ def run_cell(plan: Plan, machine: Topology, window: trace.Window | None = None) 
             batches=core.design_batches(),
         )
         core.design_unload()
-        return _Ran(totals, by_cpu, lines, waits, node_transfers, stats.accesses, traced)
+        accesses = stats.accesses
+        return _Ran(totals, by_cpu, lines, waits, node_transfers, accesses, traced, line_waits)
 
 
 def time_stack(by_cpu: ByCpu) -> dict[str, float]:

@@ -15,12 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from emu.host import disturbances
-from emu.results import KIND, CellResult, Run
+from emu.results import KIND, CellResult, Run, Uncertainty
 from emu.stats import unstable
 
 _SHOWN_LATENCIES = ("exec", "fork", "exit")
 _SHOWN_SHARE = 0.001
 _SHOWN_SITES = 3
+_SHOWN_BOTTLENECK = 0.01
 _BASELINE = "single"
 _REPEATS_TO_TELL = 3
 _DETAILED = 3
@@ -76,6 +77,7 @@ def print_run(run: Run, console: Console) -> None:
     if "native" in engines and (disturbed := disturbances(info.host)):
         line = f"What disturbs measurements here: {' '.join(disturbed)}"
         console.print(Text(line, style="yellow"), soft_wrap=True)
+    print_uncertainty(info.uncertainty, console)
     for cell in run.failed:
         console.print(
             Text(f"FAILED {cell_name(cell)}: {cell.error}", style="bold red"), soft_wrap=True
@@ -314,6 +316,33 @@ def _print_comparison(run: Run, console: Console) -> None:
     console.print(table)
 
 
+def print_uncertainty(found: Sequence[Uncertainty], console: Console) -> None:
+    """Print the intervals of speed-ups, and what each hangs on."""
+    for each in found:
+        console.print()
+        console.print(
+            Text(
+                f"HOW SURE: {each.workload} on {each.cpus} CPUs of {each.topology}, {each.draws} "
+                f"draws of its uncertain numbers (seed {each.seed})",
+                style="bold underline",
+            )
+        )
+        if not each.designs:
+            console.print("Too few draws ran to their end.")
+            continue
+        table = _table(
+            console, "rmap", f"x {each.baseline}: p10", "median", "p90", "min", "max", "hangs on"
+        )
+        for design in each.designs:
+            numbers = (design.p10, design.median, design.p90, design.min, design.max)
+            key, rho = next(iter(design.hangs_on.items()), ("", 0.0))
+            # The strongest of some twenty chance correlations is seldom beyond this.
+            certain = abs(rho) >= 3 / (each.draws - 1) ** 0.5
+            hangs_on = f"{key} ({rho:+.2f})" if certain else "too few draws to tell"
+            table.add_row(design.rmap, *(f"{n:.2f}" for n in numbers), hangs_on)
+        console.print(table)
+
+
 def _print_group(cells: Sequence[CellResult], run: Run, console: Console) -> None:
     first, rows = cells[0], _rows(cells)
     console.print()
@@ -352,7 +381,14 @@ def unit_of(cell: CellResult) -> str:
 def _throughput(rows: Sequence[_Row], console: Console) -> Table:
     unit, per = unit_of(rows[0].cells[0]), _libc_locks(rows[0].cells[0])[0]
     table = _table(
-        console, "rmap", f"{unit}/s", "spread", f"x {_BASELINE}", "waiting", f"libc locks/{per}"
+        console,
+        "rmap",
+        f"{unit}/s",
+        "spread",
+        f"x {_BASELINE}",
+        "waiting",
+        f"libc locks/{per}",
+        "bottleneck",
     )
     base = next((row for row in rows if row.name == _BASELINE), None)
     best = max(rows, key=lambda row: row.median)
@@ -368,9 +404,20 @@ def _throughput(rows: Sequence[_Row], console: Console) -> Table:
             speed,
             f"{waiting:.1%}",
             f"{locks:.1f}",
+            _bottleneck(row.cells),
             style="green" if row is best and len(rows) > 1 else None,
         )
     return table
+
+
+def _bottleneck(cells: Sequence[CellResult]) -> str:
+    """What limits most of the repeats, with the median of its share of CPU time."""
+    found = [cell.bottleneck for cell in cells if cell.bottleneck]
+    names = Counter(each.name for each in found if each.share >= _SHOWN_BOTTLENECK)
+    if not names:
+        return "-"
+    name = names.most_common(1)[0][0]
+    return f"{name} {statistics.median(each.share for each in found if each.name == name):.0%}"
 
 
 def _libc_locks(cell: CellResult) -> tuple[str, float]:

@@ -3,6 +3,7 @@
  * control.c - what the conductor drives: the arena's layout, a cell's life, phases (see emu/control.h).
  */
 #include "internal.h"
+#include "../mm/background.h"
 #include "../mm/internal.h"
 #include "../mm/micro.h"
 #include "program.h"
@@ -16,7 +17,8 @@
 /* Where the parts of an arena begin; the same arithmetic tells how large it must be. */
 struct layout {
 	uint64_t node_of_cpu, penalty_ns, lock_stats, cpus, pools, files, lists, calls, walkers, classes, end;
-	uint32_t max_classes;
+	uint64_t backgrounds, background_at, uses, occasions;
+	uint32_t max_classes, background_places;
 };
 
 static uint64_t place(uint64_t *at, uint64_t bytes)
@@ -34,7 +36,8 @@ static struct layout layout_of(const struct emu_config *c)
 	struct layout l = { 0 };
 
 	/* A design may have several classes a file; the machine and the mm have a few. */
-	l.max_classes = 16 + 4 * c->nr_files;
+	l.max_classes = 16 + 4 * (c->nr_files - c->nr_private_files * (c->nr_cpus - 1)) + c->nr_background_classes;
+	l.background_places = c->nr_nodes > c->nr_files ? c->nr_nodes : c->nr_files;
 	l.node_of_cpu = place(&at, cpus * sizeof(uint32_t));
 	l.penalty_ns = place(&at, nodes * nodes * sizeof(uint32_t));
 	/* Before the CPUs, on whose page the virtual machine's memory begins: counting costs nothing there. */
@@ -47,6 +50,10 @@ static struct layout layout_of(const struct emu_config *c)
 	l.calls = place(&at, c->nr_calls * sizeof(struct emu_call));
 	l.walkers = place(&at, c->nr_walkers * sizeof(struct emu_walker));
 	l.classes = place(&at, l.max_classes * sizeof(struct emu_class));
+	l.backgrounds = place(&at, c->nr_backgrounds * sizeof(struct emu_background));
+	l.background_at = place(&at, (uint64_t)c->nr_backgrounds * l.background_places * sizeof(void *));
+	l.uses = place(&at, c->nr_uses * sizeof(struct emu_use));
+	l.occasions = place(&at, cpus * c->nr_uses * sizeof(uint64_t));
 	l.end = at;
 	return l;
 }
@@ -63,6 +70,9 @@ static int config_check(const struct emu_config *c)
 			return emu_set_error(-EINVAL, "CPU %u is on node %u of %u", i, c->node_of_cpu[i], c->nr_nodes);
 	if (c->numa_penalty && !c->penalty_ns)
 		return emu_set_error(-EINVAL, "numa_penalty without penalty_ns");
+	if (c->nr_private_files > c->nr_files / c->nr_cpus)
+		return emu_set_error(-EINVAL, "%u files cannot be %u for each of %u CPUs", c->nr_files,
+				     c->nr_private_files, c->nr_cpus);
 	if (c->nr_hw_cpus > c->nr_cpus)
 		return emu_set_error(-EINVAL, "%u CPUs for %u tasks: at most as many", c->nr_hw_cpus, c->nr_cpus);
 	for (uint32_t i = c->nr_hw_cpus; c->nr_hw_cpus && i < c->nr_cpus; i++)
@@ -113,6 +123,14 @@ int emu_arena_format(void *base, uint64_t bytes, const struct emu_config *config
 	arena->classes = (struct emu_class *)(start + l.classes);
 	arena->max_classes = l.max_classes;
 	arena->nr_classes = 1;
+	arena->backgrounds = (struct emu_background *)(start + l.backgrounds);
+	arena->background_places = l.background_places;
+	arena->background_at = (struct background **)(start + l.background_at);
+	arena->uses = (struct emu_use *)(start + l.uses);
+	arena->occasions = (uint64_t *)(start + l.occasions);
+	memset(arena->background_at, 0,
+	       (uint64_t)config->nr_backgrounds * l.background_places * sizeof(*arena->background_at));
+	memset(arena->occasions, 0, (uint64_t)config->nr_cpus * config->nr_uses * sizeof(*arena->occasions));
 	memcpy(arena->node_of_cpu, config->node_of_cpu, config->nr_cpus * sizeof(uint32_t));
 	if (config->penalty_ns)
 		memcpy(arena->penalty_ns, config->penalty_ns,
@@ -146,6 +164,23 @@ int emu_arena_format(void *base, uint64_t bytes, const struct emu_config *config
 	return 0;
 }
 
+uint32_t emu_nr_file_names(void)
+{
+	const struct emu_config *c = &emu_arena->config;
+
+	return emu_arena->nr_files - c->nr_private_files * (c->nr_cpus - 1);
+}
+
+struct address_space *emu_file_named(uint32_t n)
+{
+	const struct emu_config *c = &emu_arena->config;
+	uint32_t first_private = emu_nr_file_names() - c->nr_private_files;
+
+	if (n >= first_private)
+		n = first_private + (n - first_private) * c->nr_cpus + emu_task_number();
+	return &emu_arena->files[n];
+}
+
 int emu_file_add(const char *name, uint64_t nr_pages)
 {
 	struct address_space *file = &emu_arena->files[emu_arena->nr_files];
@@ -165,6 +200,38 @@ struct address_space *emu_file(uint32_t n)
 	return &emu_arena->files[n];
 }
 
+int emu_background_add(const struct emu_background *entry)
+{
+	struct emu_arena *arena = emu_arena;
+	uint32_t n = arena->nr_backgrounds;
+
+	if (n == arena->config.nr_backgrounds)
+		return emu_set_error(-ENOSPC, "more than %u background entries", n);
+	if (entry->kind > EMU_BACKGROUND_ATOMIC || entry->per > EMU_PER_FILE ||
+	    !memchr(entry->name, 0, sizeof(entry->name)) || entry->inner >= (int32_t)arena->config.nr_backgrounds ||
+	    (entry->inner >= 0 && entry->inner <= (int32_t)n))
+		return emu_set_error(-EINVAL, "background entry %u: kind %u, per %u, inner %d", n, entry->kind,
+				     entry->per, entry->inner);
+	arena->backgrounds[n] = *entry;
+	return (int)arena->nr_backgrounds++;
+}
+
+int emu_use_add(const struct emu_use *use)
+{
+	struct emu_arena *arena = emu_arena;
+	const struct emu_background *entry = &arena->backgrounds[use->entry], *inner;
+
+	if (arena->nr_uses == arena->config.nr_uses)
+		return emu_set_error(-ENOSPC, "more than %u uses of background entries", arena->nr_uses);
+	inner = use->entry < arena->nr_backgrounds && entry->inner >= 0 ? &arena->backgrounds[entry->inner] : NULL;
+	if (use->entry >= arena->nr_backgrounds ||
+	    (entry->per == EMU_PER_FILE && (use->file < 0 || use->file >= (int32_t)emu_nr_file_names())) ||
+	    (inner && (inner->per == EMU_PER_FILE || entry->inner >= (int32_t)arena->nr_backgrounds)))
+		return emu_set_error(-EINVAL, "use %u: entry %u of file %d", arena->nr_uses, use->entry, use->file);
+	arena->uses[arena->nr_uses] = *use;
+	return (int)arena->nr_uses++;
+}
+
 int emu_list_add(const struct emu_call *calls, uint32_t n)
 {
 	struct emu_arena *arena = emu_arena;
@@ -174,8 +241,9 @@ int emu_list_add(const struct emu_call *calls, uint32_t n)
 				     arena->config.nr_calls);
 	for (uint32_t i = 0; i < n; i++)
 		if (calls[i].op >= EMU_CALL_NR ||
-		    (calls[i].op == EMU_CALL_MMAP && calls[i].arg >= (int32_t)arena->nr_files) ||
+		    (calls[i].op == EMU_CALL_MMAP && calls[i].arg >= (int32_t)emu_nr_file_names()) ||
 		    (calls[i].op == EMU_CALL_PACE && !calls[i].len) ||
+		    calls[i].first_use > arena->nr_uses || calls[i].nr_uses > arena->nr_uses - calls[i].first_use ||
 		    (calls[i].op == EMU_CALL_EXEC &&
 		     (calls[i].arg < 0 || calls[i].arg >= (int32_t)arena->config.nr_lists)))
 			return emu_set_error(-EINVAL, "call %u: operation %u with argument %d", i, calls[i].op,
@@ -221,6 +289,121 @@ static int init_files(void)
 	return 0;
 }
 
+static struct background **background_place(uint32_t entry, uint32_t place)
+{
+	return &emu_arena->background_at[(uint64_t)entry * emu_arena->background_places + place];
+}
+
+struct background *emu_background_of(uint32_t entry, int32_t file)
+{
+	switch (emu_arena->backgrounds[entry].per) {
+	case EMU_PER_NODE:
+		return *background_place(entry, current->node);
+	case EMU_PER_FILE:
+		return *background_place(entry, (uint32_t)file);
+	}
+	return *background_place(entry, 0);
+}
+
+static void create_instances(uint32_t e)
+{
+	struct emu_arena *arena = emu_arena;
+	const struct emu_background *entry = &arena->backgrounds[e];
+	uint32_t nr = entry->per == EMU_PER_NODE ? arena->config.nr_nodes : 1;
+
+	if (entry->per != EMU_PER_FILE) {
+		for (uint32_t n = 0; n < nr; n++)
+			*background_place(e, n) = background_create(entry, NULL, entry->lines, n);
+		return;
+	}
+	/* On node 0, where files are. */
+	for (uint32_t u = 0; u < arena->nr_uses; u++) {
+		const struct address_space *file;
+		uint32_t lines = entry->lines;
+
+		if (arena->uses[u].entry != e || *background_place(e, (uint32_t)arena->uses[u].file))
+			continue;
+		file = &arena->files[arena->uses[u].file];
+		if (lines > file->nr_pages)
+			lines = (uint32_t)file->nr_pages;
+		*background_place(e, file->id) = background_create(entry, file->name, lines, 0);
+	}
+}
+
+/* The caller is attached to a CPU. */
+static int init_backgrounds(void)
+{
+	WITH_FAIL(err, {
+		for (uint32_t e = 0; e < emu_arena->nr_backgrounds; e++)
+			create_instances(e);
+	});
+	return 0;
+}
+
+/* Here, and not with the instances: asking for a name is no access that the virtual machine may see. */
+bool emu_background_symbol(const void *at, char *buf, size_t size)
+{
+	uint64_t places = (uint64_t)emu_arena->nr_backgrounds * emu_arena->background_places;
+
+	for (uint64_t i = 0; i < places; i++) {
+		const struct background *b = emu_arena->background_at[i];
+		uintptr_t offset = (uintptr_t)at - (uintptr_t)b;
+		bool guarded;
+
+		if (!b || offset >= sizeof(*b) + b->nr_lines * sizeof(b->lines[0]))
+			continue;
+		guarded = b->kind != EMU_BACKGROUND_ATOMIC && offset >= offsetof(struct background, lines);
+		snprintf(buf, size, "%s%s%s%s", b->name, guarded ? " data" : "", b->file ? " " : "",
+			 b->file ? b->file : "");
+		return true;
+	}
+	return false;
+}
+
+/* How often a CPU has used what a call's use names. */
+static uint64_t uses_done(uint32_t cpu, uint32_t use)
+{
+	return emu_uses_until(use, cpu, emu_arena->occasions[(uint64_t)cpu * emu_arena->nr_uses + use]);
+}
+
+/* What the CPUs did with an instance is in its lines: no addition was lost. */
+static int check_background(uint32_t entry, uint32_t place)
+{
+	struct emu_arena *arena = emu_arena;
+	const struct background *b = *background_place(entry, place);
+	uint64_t expected = 0, found;
+
+	if (!b || !background_has_lines(b))
+		return 0;
+	for (uint32_t u = 0; u < arena->nr_uses; u++) {
+		const struct emu_use *use = &arena->uses[u];
+		uint32_t per = arena->backgrounds[entry].per;
+
+		if (use->entry != entry && arena->backgrounds[use->entry].inner != (int32_t)entry)
+			continue;
+		if (per == EMU_PER_FILE && use->file != (int32_t)place)
+			continue;
+		for (uint32_t cpu = 0; cpu < arena->config.nr_cpus; cpu++)
+			if (per != EMU_PER_NODE || arena->node_of_cpu[cpu] == place)
+				expected += uses_done(cpu, u);
+	}
+	found = background_uses(b);
+	if (found != expected)
+		return emu_set_error(-EBUSY, "%s was used %llu times and its lines saw %lld",
+				     arena->backgrounds[entry].name, (unsigned long long)expected, (long long)found);
+	return 0;
+}
+
+static int check_backgrounds(void)
+{
+	int err = 0;
+
+	for (uint32_t e = 0; e < emu_arena->nr_backgrounds && !err; e++)
+		for (uint32_t place = 0; place < emu_arena->background_places && !err; place++)
+			err = check_background(e, place);
+	return err;
+}
+
 int emu_boot(void)
 {
 	struct emu_arena *arena = emu_arena;
@@ -231,8 +414,10 @@ int emu_boot(void)
 	emu_cpu_attach(0);
 	if (arena->has_micro)
 		WITH_FAIL(err, arena->micro = emu_micro_create());
+	err = init_backgrounds();
 	arena->boot_objects = emu_live_objects();
-	err = init_files();
+	if (!err)
+		err = init_files();
 	current = NULL;
 	return err;
 }
@@ -423,6 +608,8 @@ int emu_check_drained(void)
 	struct task_struct *caller = current;
 	int err = check_micro();
 
+	if (!err)
+		err = check_backgrounds();
 	emu_cpu_attach(0);
 	for (uint32_t i = 0; i < arena->nr_files && !err; i++) {
 		uint64_t vmas = emu_file_vmas(i);

@@ -76,6 +76,13 @@ struct emu_arena {
 	struct emu_call *calls;
 	uint32_t nr_calls;
 	uint32_t max_classes;
+	struct emu_background *backgrounds;
+	uint32_t nr_backgrounds;
+	uint32_t background_places; /* instances that an entry may have */
+	struct background **background_at; /* [nr_backgrounds][background_places]; NULL: not of this file */
+	struct emu_use *uses;
+	uint32_t nr_uses;
+	uint64_t *occasions; /* [nr_cpus][nr_uses]: calls so far; the CPU's own */
 	int64_t boot_objects; /* live when emu_boot() was done */
 	bool has_micro; /* a list has calls of a micro workload */
 	struct emu_micro *micro;
@@ -111,6 +118,22 @@ int64_t emu_live_objects(void);
 uint32_t emu_object_bytes(const void *ptr);
 /* Where in that object `ptr` is. */
 uint32_t emu_object_offset(const void *ptr);
+
+/* The running task's number, of config.nr_cpus: several may share a CPU. */
+static inline uint32_t emu_task_number(void)
+{
+	return (uint32_t)(emu_this_cpu() - emu_arena->cpus);
+}
+
+/* How many files calls can name, and the one that the running task's mean (nr_private_files). */
+uint32_t emu_nr_file_names(void);
+struct address_space *emu_file_named(uint32_t n);
+/* What a use of an entry by the running CPU goes to; file as in the use. */
+struct background *emu_background_of(uint32_t entry, int32_t file);
+/* How often a CPU has used what a use names once so many of its calls have. */
+uint64_t emu_uses_until(uint32_t use, uint32_t cpu, uint64_t occasions);
+/* Names what lies at an address in a background instance: "name data file", "name file". */
+bool emu_background_symbol(const void *at, char *buf, size_t size);
 
 /* A CPU's part of a phase: statistics to zero; and the phase itself, from the start line on. */
 void emu_phase_reset(uint32_t cpu);

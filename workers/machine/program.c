@@ -6,6 +6,7 @@
  * sequence. Latencies are taken around each call.
  */
 #include "internal.h"
+#include "../mm/background.h"
 #include "../mm/internal.h"
 #include "../mm/micro.h"
 #include "program.h"
@@ -43,20 +44,56 @@ const char *emu_call_name(uint32_t op)
 }
 
 /* Varies by the configured share either way, so that CPUs do not march in step. */
-static void work(uint64_t ns)
+static uint64_t with_jitter(uint64_t ns)
 {
 	uint64_t jitter = ns * emu_arena->config.work_jitter_permille / 1000;
 
-	if (!ns)
-		return;
-	if (jitter)
-		ns += emu_random() % (2 * jitter + 1) - jitter;
-	emu_compute(ns);
+	return jitter ? ns + emu_random() % (2 * jitter + 1) - jitter : ns;
+}
+
+static void work(uint64_t ns)
+{
+	if (ns)
+		emu_compute(with_jitter(ns));
+}
+
+/* Each CPU begins at another place between two uses, or all would come at once where times is below one. */
+uint64_t emu_uses_until(uint32_t use, uint32_t cpu, uint64_t occasions)
+{
+	return (occasions * emu_arena->uses[use].times_permille + cpu * UINT64_C(617) % 1000) / 1000;
+}
+
+/* The call's work, and evenly spread over it what it uses of the rest of the kernel. */
+static void kernel_work(const struct emu_call *call, uint64_t work_ns)
+{
+	uint32_t cpu = emu_task_number();
+	uint64_t *occasions = emu_arena->occasions + (uint64_t)cpu * emu_arena->nr_uses + call->first_use;
+	uint64_t nr = 0, slice;
+
+	for (uint32_t i = 0; i < call->nr_uses; i++)
+		nr += emu_uses_until(call->first_use + i, cpu, occasions[i] + 1) -
+		      emu_uses_until(call->first_use + i, cpu, occasions[i]);
+	slice = work_ns ? with_jitter(work_ns) / (nr + 1) : 0;
+	for (uint32_t i = 0; i < call->nr_uses; i++) {
+		const struct emu_use *use = &emu_arena->uses[call->first_use + i];
+		int32_t inner = emu_arena->backgrounds[use->entry].inner;
+		uint64_t until = emu_uses_until(call->first_use + i, cpu, occasions[i] + 1);
+		uint64_t done = emu_uses_until(call->first_use + i, cpu, occasions[i]++);
+
+		for (; done < until; done++) {
+			if (slice)
+				emu_compute(slice);
+			background_use(emu_background_of(use->entry, use->file),
+				       inner < 0 ? NULL : emu_background_of((uint32_t)inner, use->file));
+		}
+	}
+	if (slice)
+		emu_compute(slice);
 }
 
 static struct address_space *file_of(const struct emu_call *call)
 {
-	return call->arg < 0 ? NULL : &emu_arena->files[call->arg];
+	return call->arg < 0 ? NULL : emu_file_named((uint32_t)call->arg);
 }
 
 /* Strict: is anything mapped in [addr, addr + len)? */
@@ -337,6 +374,8 @@ static int64_t run_call(const struct emu_call *call, const struct emu_call *end,
 
 	if (unlikely(!current->mm && call->op != EMU_CALL_EXEC && call->op < EMU_CALL_WORK))
 		return emu_set_error(-ESRCH, "%s without a process: exec comes first", call_names[call->op]);
+	if (call->nr_uses && !work_is_in_kernel(call->op))
+		kernel_work(call, 0);
 	switch ((enum emu_call_op)call->op) {
 	case EMU_CALL_EXEC:
 		return load_elf_binary(call, end, strict);
@@ -422,7 +461,7 @@ int emu_program_run(uint32_t list_nr, bool record, uint32_t *failed)
 			work(call->work_ns);
 		start_ns = emu_clock_ns();
 		if (work_is_in_kernel(call->op))
-			work(call->work_ns);
+			kernel_work(call, call->work_ns);
 		ret = run_or_skip(call, call + 1, list->calls + list->nr, strict, &skipped);
 		if (skipped)
 			continue;

@@ -5,7 +5,8 @@
  * Life of a cell on the native engine, all in the coordinator's process up to the fork:
  *   emu_design_load(rmap), emu_design_load(mm)    dlopen, checks, parameters
  *   emu_arena_format(base, bytes, &config)        lay out an arena that the caller has mapped
- *   emu_file_add() ... emu_list_add() ...         files and call lists of the workload, in order of their numbers
+ *   emu_file_add() ... emu_list_add() ...         files and call lists of the workload, in order of their numbers;
+ *                                                 before the lists emu_background_add(), emu_use_add()
  *   emu_walker_add() ...                          its background tasks
  *   emu_boot()                                    locks, per-CPU parts, rmap state of every file
  *   (fork: one process a CPU)
@@ -71,9 +72,39 @@ struct emu_call { /* 64 bytes, all constant while CPUs run */
 	uint64_t offset;  /* bytes */
 	uint64_t expect;  /* MMAP, BRK: the address that the real kernel returned; EMU_NO_EXPECT: not checked */
 	uint64_t work_ns; /* computing: inside exec, fork and exit and part of their latency; before other calls */
+	uint32_t first_use; /* of the rest of the kernel: emu_use_add() */
+	uint16_t nr_uses;
 	/* Set by emu_list_add(): so many calls from the next on only divide further what this one maps. */
-	uint32_t followers;
+	uint16_t followers;
+};
+
+/* The rest of the kernel: a lock, or shared words, that calls use; see mm/background.h. */
+enum emu_background_kind {
+	EMU_BACKGROUND_SPINLOCK,
+	EMU_BACKGROUND_RWSEM, /* for writing; a mutex too, which waits alike */
+	EMU_BACKGROUND_ATOMIC, /* no lock: each use adds to all of its lines */
+};
+
+enum emu_background_per {
+	EMU_PER_MACHINE,
+	EMU_PER_NODE, /* the user's */
+	EMU_PER_FILE, /* the one that the use names */
+};
+
+struct emu_background {
+	char name[48];
+	uint32_t kind, per;
+	uint32_t lines;	  /* that a holder reads and writes, or that are added to; at most as many as a file has pages */
+	uint32_t hold_ns; /* computing while it is held */
+	int32_t inner;	  /* entry that is used once while this one is held; -1: none */
 	uint32_t reserved;
+};
+
+/* A call uses an entry times_permille / 1000 times; what is left of one goes to the CPU's next such call. */
+struct emu_use {
+	uint32_t entry;
+	int32_t file; /* EMU_PER_FILE */
+	uint64_t times_permille;
 };
 
 /* What a cell is made with. `bytes` = sizeof of this struct as the caller knows it; checked. */
@@ -92,6 +123,12 @@ struct emu_config {
 	const uint32_t *node_of_cpu;	 /* [nr_cpus], copied */
 	const uint32_t *penalty_ns;	 /* [nr_nodes][nr_nodes], copied; NULL without numa_penalty */
 	const int32_t *host_node_of_node; /* [nr_nodes] for mbind, -1 = leave to the host; NULL: all -1 */
+	uint32_t nr_backgrounds, nr_uses, nr_background_classes; /* upper bounds */
+	/*
+	 * So many of the workload's files, its last, are nr_cpus files each, all of one name, one after the other: a
+	 * CPU's calls mean its own. nr_files counts them all, the numbers in calls and uses count each name once.
+	 */
+	uint32_t nr_private_files;
 };
 
 /* A background task that walks a file again and again; the coordinator reads what came of it. */
@@ -156,6 +193,9 @@ EMU_EXPORT int emu_arena_format(void *base, uint64_t bytes, const struct emu_con
 EMU_EXPORT int emu_file_add(const char *name, uint64_t nr_pages);
 /* File number n, for the system calls of emu/mm.h. */
 EMU_EXPORT struct address_space *emu_file(uint32_t n);
+/* Their numbers, in order from 0; before the lists whose calls use them. inner is an entry that comes later. */
+EMU_EXPORT int emu_background_add(const struct emu_background *entry);
+EMU_EXPORT int emu_use_add(const struct emu_use *use);
 EMU_EXPORT int emu_list_add(const struct emu_call *calls, uint32_t n);
 /* After the files. Walks in every phase but those that run once and are not recorded. Returns the walker's number. */
 EMU_EXPORT int emu_walker_add(uint32_t kind, uint32_t cpu, uint32_t file, uint64_t first, uint64_t last,
@@ -204,7 +244,7 @@ struct emu_memory {
 EMU_EXPORT int emu_measure_memory(struct emu_memory *memory);
 
 /*
- * All trees empty, no lock held, no addition of a micro workload lost, no arena object live that was not before boot,
+ * All trees empty, no lock held, no addition to a shared counter lost, no arena object live that was not before boot,
  * once the rmap design has destroyed its files. Else -EBUSY and emu_error(). The files are then as after boot again.
  */
 EMU_EXPORT int emu_check_drained(void);

@@ -429,6 +429,7 @@ int emu_virtual_symbol(uint64_t offset, char *buf, size_t size)
 	const char *at = (const char *)arena + offset, *cpus = (const char *)arena->cpus;
 	const char *files = (const char *)arena->files, *micro;
 	uint64_t line = ((uintptr_t)at - vm.base) >> 6;
+	char name[128];
 	uint32_t bytes, class_id = at >= cpus && line < vm.full_span >> 6 ? vm.transits[line].lock_class : 0;
 
 	if (class_id) {
@@ -457,6 +458,8 @@ int emu_virtual_symbol(uint64_t offset, char *buf, size_t size)
 	micro = emu_micro_name(arena->micro, at);
 	if (micro)
 		return snprintf(buf, size, "%s", micro);
+	if (emu_background_symbol(at, name, sizeof(name)))
+		return snprintf(buf, size, "%s", name);
 	bytes = emu_object_bytes(at);
 	if (bytes)
 		return snprintf(buf, size, "object of %u bytes", bytes);

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: MIT
+"""The rest of the kernel: locks and lines that exec, fork and the others use besides i_mmap's.
+
+    [[background]]
+    name = "pcpu_lock"          # of the lock class, or of the line
+    kind = "spinlock"           # or rwsem, mutex (for writing), atomic (no lock: a shared word)
+    per = "machine"             # or node, file: one instance for each
+    times = { exec = 2, exit = 2 }   # uses in each such call; 0.1: in one of ten
+    lines = 6                   # shared lines that a holder reads and writes; of an atomic: words
+    hold = "100ns"              # computing meanwhile
+    holds = ""                  # another entry, used once while this one is held
+    source = "where the numbers come from, or the reasoning"
+
+A call is of the kinds exec, fork, exit, mmap, munmap, mprotect, brk; and "open" is an mmap of a
+file from its first page that may go where the kernel likes, which programs do after each open(2)
+and the kernel with a program and its loader. Only open and mmap have a file. Of `per = "file"` an
+instance has no more lines than the file has pages, and files that are a CPU's own have none.
+
+What a use takes when nobody else wants it is part of what the workload's [work] says already, and
+is subtracted there. So on one CPU a call takes as long with these entries as without.
+
+`kernel = "linux"` in a workload adds the entries of workloads/_linux.toml; an entry of the workload
+itself replaces the one of the same name. A kernel's file may be `like` another one's in that way.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from emu.errors import InputError
+
+MAX_LINES = 2000
+"""So that an instance is an object that the arena can allocate."""
+OPS = ("exec", "fork", "exit", "mmap", "munmap", "mprotect", "brk", "open")
+"""What `times` may name."""
+_OF_FILE = ("mmap", "open")
+_KINDS = {"spinlock": 0, "rwsem": 1, "mutex": 1, "atomic": 2}
+"""Number of enum emu_background_kind. A kernel mutex waits as a writer of an rwsem does."""
+_PER = {"machine": 0, "node": 1, "file": 2}
+LOCK_NS, GUARDED_LINE_NS, ATOMIC_LINE_NS = 15, 2, 6
+"""What an uncontended lock with its unlock, and a line that is in the cache, take on a middling
+machine: subtracted from [work] for each use."""
+
+BACKGROUND_DTYPE = np.dtype(
+    [
+        ("name", "S48"),
+        ("kind", np.uint32),
+        ("per", np.uint32),
+        ("lines", np.uint32),
+        ("hold_ns", np.uint32),
+        ("inner", np.int32),
+        ("reserved", np.uint32),
+    ]
+)
+"""struct emu_background."""
+USE_DTYPE = np.dtype([("entry", np.uint32), ("file", np.int32), ("times_permille", np.uint64)])
+"""struct emu_use."""
+
+
+class _Raw(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=47)]
+    kind: Literal["spinlock", "rwsem", "mutex", "atomic"]
+    source: Annotated[str, msgspec.Meta(min_length=1)]
+    times: dict[str, Annotated[float, msgspec.Meta(gt=0, le=1000)]] = {}
+    per: Literal["machine", "node", "file"] = "machine"
+    lines: Annotated[int, msgspec.Meta(ge=0, le=MAX_LINES)] = 0
+    hold: str = "0ns"
+    holds: str = ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A lock or a set of lines of the rest of the kernel."""
+
+    name: str
+    kind: str
+    per: str
+    times: Mapping[str, float]
+    lines: int
+    hold_ns: int
+    holds: str
+    source: str
+
+    def alone_ns(self, lines: int) -> float:
+        """What a use takes when nobody else wants it, without what it `holds`."""
+        if self.kind == "atomic":
+            return self.hold_ns + lines * ATOMIC_LINE_NS
+        return self.hold_ns + LOCK_NS + lines * GUARDED_LINE_NS
+
+
+def read(raw: Sequence[object], where: str, parse_time: Callable[[str], int]) -> list[Entry]:
+    """The entries of a file. Raises InputError that names the entry; ``where`` is the file."""
+    entries: list[Entry] = []
+    for number, each in enumerate(raw, 1):
+        name = each.get("name") if isinstance(each, dict) else None
+        place = f"{where}: [[background]] {number if name is None else repr(name)}"
+        try:
+            entry = msgspec.convert(each, _Raw)
+            hold_ns = parse_time(entry.hold)
+        except msgspec.ValidationError as error:
+            valid = ", ".join(_Raw.__struct_fields__)
+            raise InputError(f"{place}: {error}; an entry has: {valid}") from None
+        except ValueError as error:
+            raise InputError(f"{place} hold: {error}") from None
+        if hold_ns > 10**8:
+            raise InputError(f"{place} hold: {entry.hold} is too long; at most 100ms")
+        for op in entry.times:
+            valid_ops = _OF_FILE if entry.per == "file" else OPS
+            if op not in valid_ops:
+                near = difflib.get_close_matches(op, valid_ops, n=1)
+                hint = f" (did you mean '{near[0]}'?)" if near else ""
+                what = "call with a file" if entry.per == "file" else "call"
+                raise InputError(
+                    f"{place} times: no {what} '{op}'{hint}; there are: {', '.join(valid_ops)}"
+                )
+        if entry.kind == "atomic" and not entry.lines:
+            raise InputError(f"{place}: an atomic without lines; lines = 1 is one shared word")
+        if entry.name in (before.name for before in entries):
+            raise InputError(f"{place}: this name is taken; names of entries differ")
+        entries.append(
+            Entry(
+                entry.name,
+                entry.kind,
+                entry.per,
+                entry.times,
+                entry.lines,
+                hold_ns,
+                entry.holds,
+                entry.source,
+            )
+        )
+    return entries
+
+
+def kernels(folder: Path) -> list[str]:
+    """The kernels whose entries are known, sorted."""
+    return sorted(path.stem.removeprefix("_") for path in folder.glob("_*.toml"))
+
+
+def read_kernel(folder: Path, name: str, parse_time: Callable[[str], int]) -> list[Entry]:
+    """The entries of a kernel, over those of the one that it is `like`. Raises InputError."""
+    path = folder / f"_{name}.toml"
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{path}: {error}") from None
+    base = read_kernel(folder, raw["like"], parse_time) if "like" in raw else []
+    return merge(base, read(raw.get("background", []), str(path), parse_time), str(path))
+
+
+def merge(kernel: Sequence[Entry], own: Sequence[Entry], where: str) -> list[Entry]:
+    """The workload's own entries over the kernel's, those that are held by others last.
+
+    Raises InputError where `holds` names none, or one that cannot be held inside.
+    """
+    by_name = {entry.name: entry for entry in (*kernel, *own)}
+    for entry in by_name.values():
+        if not entry.holds:
+            continue
+        place = f"{where}: [[background]] '{entry.name}' holds"
+        inner = by_name.get(entry.holds)
+        if inner is None:
+            raise InputError(f"{place}: no entry '{entry.holds}'; there are: {', '.join(by_name)}")
+        if entry.kind == "atomic" or inner.holds or inner.per == "file":
+            raise InputError(
+                f"{place}: a lock may hold one that holds nothing itself and is of no file"
+            )
+    return sorted(by_name.values(), key=lambda entry: not entry.holds)
+
+
+@dataclass
+class Uses:
+    """What calls use: built call by call, then handed to the core as two tables."""
+
+    entries: Sequence[Entry] = ()
+    shared_pages: Sequence[int] = ()
+    """Pages of each file that all CPUs share; a file with a higher number is a CPU's own."""
+    _rows: list[tuple[int, int, int]] = field(default_factory=list)
+    _known: dict[tuple[tuple[int, int, int], ...], int] = field(default_factory=dict)
+
+    def of_call(self, ops: Sequence[str], file: int) -> tuple[int, int, float]:
+        """(first use, number of uses, ns that they take alone) of a call of these kinds."""
+        rows: list[tuple[int, int, int]] = []
+        alone_ns = 0.0
+        for number, entry in enumerate(self.entries):
+            times = sum(entry.times.get(op, 0) for op in ops)
+            if not times or (entry.per == "file" and not 0 <= file < len(self.shared_pages)):
+                continue
+            of_file = file if entry.per == "file" else -1
+            rows.append((number, of_file, round(times * 1000)))
+            lines = min(entry.lines, self.shared_pages[file]) if of_file >= 0 else entry.lines
+            inner = next((each for each in self.entries if each.name == entry.holds), None)
+            inside_ns = inner.alone_ns(inner.lines) if inner else 0.0
+            alone_ns += times * (entry.alone_ns(lines) + inside_ns)
+        if not rows:
+            return 0, 0, 0.0
+        key = tuple(rows)
+        if key not in self._known:
+            self._known[key] = len(self._rows)
+            self._rows.extend(rows)
+        return self._known[key], len(rows), alone_ns
+
+    def scaled(self, factor: float) -> Uses:
+        """With all holds `factor` times as long."""
+        entries = [replace(each, hold_ns=round(each.hold_ns * factor)) for each in self.entries]
+        return replace(self, entries=entries)
+
+    def entry_table(self) -> NDArray[np.void]:
+        """Of BACKGROUND_DTYPE."""
+        names = [entry.name for entry in self.entries]
+        table = np.zeros(len(self.entries), dtype=BACKGROUND_DTYPE)
+        for row, entry in zip(table, self.entries, strict=True):
+            row["name"] = entry.name.encode()
+            row["kind"], row["per"] = _KINDS[entry.kind], _PER[entry.per]
+            row["lines"], row["hold_ns"] = entry.lines, entry.hold_ns
+            row["inner"] = names.index(entry.holds) if entry.holds else -1
+        return table
+
+    def use_table(self) -> NDArray[np.void]:
+        """Of USE_DTYPE."""
+        return np.array(self._rows, dtype=USE_DTYPE)
+
+    @property
+    def lock_classes(self) -> int:
+        """How many classes of locks the core makes of them, at most."""
+        files = len(self.shared_pages)
+        return sum(
+            files if entry.per == "file" else 1 for entry in self.entries if entry.kind != "atomic"
+        )

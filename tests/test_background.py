@@ -1,0 +1,373 @@
+# SPDX-License-Identifier: MIT
+"""The rest of the kernel: calls use what the workload says, as often as it says, on both engines;
+nothing of it is there with --isolate; one CPU takes as long with it as without.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from emu_command import emu
+
+from emu import _core, background, coordinator, topology, workload
+from emu.arena import MIB, Arena
+from emu.coordinator import DesignFile, Plan, StopFlag
+from emu.engines import _sites
+from emu.engines.virtual import cost_model
+from emu.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+
+SMALL = """
+name = "small"
+load = "exec"
+work_jitter = 0.0
+
+[files]
+lib = 3
+
+[private_files]
+own = 10
+
+[image.own]
+mmap_base = 0x7ffff7fff000
+calls = ["mmap(NULL, 40960, PROT_READ, MAP_PRIVATE, own, 0)"]
+
+[program.exec]
+calls = [
+  "exec(own)",
+  "mmap(NULL, 4096, PROT_READ, MAP_PRIVATE, lib, 0)",
+  "mmap(NULL, 4096, PROT_READ, MAP_PRIVATE, lib, 0x1000)",
+]
+
+[program.fork]
+calls = ["fork()", "exit()"]
+
+[work.exec]
+time = "10us"
+source = "none"
+
+[work.fork]
+time = "10us"
+source = "none"
+
+[[phase]]
+name = "exec"
+list = "exec"
+share = 0.5
+unit = "exec"
+
+[[phase]]
+name = "fork"
+list = "fork"
+share = 0.5
+unit = "fork"
+
+[[background]]
+name = "outer"
+kind = "mutex"
+times = { exec = 2 }
+lines = 2
+holds = "inner"
+source = "none"
+
+[[background]]
+name = "inner"
+kind = "spinlock"
+times = { exec = 1, fork = 3 }
+lines = 4
+hold = "100ns"
+source = "none"
+
+[[background]]
+name = "of_node"
+kind = "rwsem"
+per = "node"
+times = { exit = 0.25 }
+lines = 1
+source = "none"
+
+[[background]]
+name = "refs"
+kind = "atomic"
+per = "file"
+times = { open = 2, mmap = 1 }
+lines = 100
+source = "none"
+"""
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    path = tmp_path / "small.toml"
+    path.write_text(SMALL)
+    return path
+
+
+def a_plan(machine: str, path: Path, cpus: int, *, isolate: bool = False) -> Plan:
+    folder = "designs" if machine == "native" else "designs-virtual"
+    return Plan(
+        machine=machine,
+        rmap=DesignFile("single", _core.data_path(folder, "rmap", "single.so")),
+        mm=DesignFile("mm", _core.data_path(folder, "mm", "mmap-sem-rbtree.so")),
+        workload=workload.load(path, isolate=isolate),
+        node_of_cpu=[cpu % 2 for cpu in range(cpus)],
+        nr_nodes=2,
+        host_cpu_of_cpu=[],
+        host_node_of_node=None,
+        penalty_ns=None,
+        oversubscribed=False,
+        seed=1,
+        duration_ns=0,
+        arena_bytes=64 * MIB,
+    )
+
+
+def acquired(plan: Plan, times: int) -> dict[str, dict[str, int]]:
+    """By list and lock class, after running each list so often on each CPU."""
+    core = _core.load(plan.machine)
+    work, cpus = plan.workload, range(len(plan.node_of_cpu))
+    found: dict[str, dict[str, int]] = {}
+    with Arena.anonymous(plan.arena_bytes) as arena:
+        coordinator.set_up(core, plan, arena)
+        if plan.machine == "virtual":
+            machine = topology.load("generic:sockets=1,nodes=2,cores=4")
+            core.virtual_config(ctypes.byref(cost_model(machine, len(cpus))))
+        order = [work.load_list, *(phase.list for phase in work.phases), work.drain_list]
+        for place, number in enumerate(order):
+            sums: dict[str, int] = {}
+            for _ in range(times if 0 < place < len(order) - 1 else 1):
+                if plan.machine == "virtual":
+                    core.phase_prepare(number, 1, 1, 0)
+                    core.virtual_run_phase()
+                for cpu in cpus:
+                    if plan.machine == "native":
+                        core.lock_stats(cpu)[:] = 0
+                        core.cpu_attach(cpu)
+                        assert core.list_run(number) is None
+                for lock in coordinator._gather_locks(core, cpus):
+                    sums[lock.name] = sums.get(lock.name, 0) + int(lock.total["acquired"])
+            found[f"{place} {work.list_names[number]}"] = sums
+        # Compares every line with the number of uses.
+        core.check_drained()
+    return found
+
+
+@pytest.mark.parametrize("machine", ["native", "virtual"])
+def test_locks_are_taken_as_often_as_the_workload_says(machine: str, small: Path) -> None:
+    cpus, times = 4, 8
+    with StopFlag() as stop:
+        found = coordinator.in_child(acquired, a_plan(machine, small, cpus), times, stop=stop)
+    execs = found["2 program.exec"]
+    assert execs["outer"] == 2 * cpus * times
+    assert execs["inner"] == 3 * cpus * times
+    assert "of_node" not in execs and "refs" not in execs
+    forks = found["3 program.fork"]
+    assert forks["inner"] == 3 * cpus * times
+    assert "outer" not in forks
+    assert forks["of_node"] == cpus * times // 4
+
+
+def test_what_is_shared_by_file_is_not_for_files_of_a_cpu(small: Path) -> None:
+    with StopFlag() as stop:
+        found = coordinator.in_child(paths_and_symbols, a_plan("virtual", small, 4), stop=stop)
+    assert {name for name in found if name.startswith("refs")} == {"refs lib"}
+    assert {"outer", "outer data", "inner", "inner data"} <= found
+    # Each CPU maps its own file: nobody waits for its lock.
+    assert "i_mmap_rwsem own" not in found
+    assert "i_mmap_rwsem lib" in found
+
+
+def paths_and_symbols(plan: Plan) -> set[str]:
+    core = _core.load(plan.machine)
+    with Arena.anonymous(plan.arena_bytes) as arena:
+        coordinator.set_up(core, plan, arena)
+        machine = topology.load("generic:sockets=1,nodes=2,cores=4")
+        core.virtual_config(ctypes.byref(cost_model(machine, len(plan.node_of_cpu))))
+        for _ in range(4):
+            core.phase_prepare(plan.workload.load_list, 1, 1, 0)
+            core.virtual_run_phase()
+        return {line.symbol for line in _sites.read(core, plan.nr_nodes)[0]}
+
+
+@pytest.mark.parametrize("machine", ["native", "virtual"])
+def test_isolate_leaves_only_i_mmap(machine: str, small: Path) -> None:
+    plan = a_plan(machine, small, 2, isolate=True)
+    with StopFlag() as stop:
+        found = coordinator.in_child(acquired, plan, 2, stop=stop)
+    for locks in found.values():
+        assert set(locks) <= {"i_mmap_rwsem", "mmap_lock"}
+
+
+def test_what_uses_take_alone_is_subtracted_from_the_work(small: Path) -> None:
+    whole, alone = workload.load(small), workload.load(small, isolate=True)
+    number = whole.list_names.index("program.exec")
+    # outer: 2 x (15 + 2 x 2), and each time inner; inner 3 x (15 + 4 x 2 + 100).
+    in_exec = 2 * 19 + 3 * 123
+    assert alone.lists[number]["work_ns"].tolist() == [10_000, 0, 0]
+    assert whole.lists[number]["work_ns"].tolist() == [10_000 - in_exec, 0, 0]
+    assert whole.lists[number]["nr_uses"].tolist() == [2, 1, 1]
+    scaled = whole.scaled(0.5)
+    assert scaled.lists[number]["work_ns"][0] == round((10_000 - in_exec) / 2)
+    assert [entry.hold_ns for entry in scaled.uses.entries] == [0, 50, 0, 0]
+
+
+@pytest.mark.parametrize("name", ["execl", "spawn", "exec-static"])
+def test_one_cpu_takes_as_long_with_the_rest_of_the_kernel_as_without(name: str) -> None:
+    where = ("--engine", "virtual", "--topology", "epyc-9754-2s", "--cpus", "1")
+    what = ("--workload", name, "--rmap", "single", "--duration", "200ms", "--json", "-")
+    rates = []
+    for extra in ((), ("--isolate",)):
+        done = emu("run", *where, *what, *extra, timeout_s=120)
+        assert done.returncode == 0, done.stderr
+        (cell,) = json.loads(done.stdout)["cells"]
+        assert cell["status"] == "ok"
+        assert any(lock["name"] == "pcpu_lock" for lock in cell["locks"]) == (not extra)
+        rates.append(cell["ops_per_s"])
+    assert rates[0] == pytest.approx(rates[1], rel=0.01)
+
+
+def cells_of(*arguments: str) -> list[dict[str, Any]]:
+    done = emu("run", "--engine", "virtual", *arguments, "--json", "-", timeout_s=120)
+    assert done.returncode == 0, done.stderr
+    cells: list[dict[str, Any]] = json.loads(done.stdout)["cells"]
+    return cells
+
+
+def test_the_next_bottleneck_is_named_once_i_mmap_is_none() -> None:
+    where = ("--topology", "hygon-12x32", "--workload", "execl", "--duration", "5ms")
+    single, split = cells_of(*where, "--cpus", "384", "--rmap", "single,numa-locks")
+    assert single["bottleneck"]["name"] == "i_mmap_rwsem libc.so.6"
+    assert split["bottleneck"]["name"] == "pcpu_alloc_mutex"
+    for cell in (single, split):
+        assert cell["bottleneck"]["kind"] == "lock"
+        name = cell["bottleneck"]["name"]
+        waits = {
+            f"{lock['name']} {lock['file'] or ''}".strip(): lock["wait_ns"]
+            for lock in cell["locks"]
+        }
+        time_ns = cell["cpus"] * cell["seconds"] * 1e9
+        assert cell["bottleneck"]["share"] == pytest.approx(waits[name] / time_ns)
+        assert waits[name] == max(waits.values())
+    assert "folio libc.so.6" in {line["symbol"] for line in split["lines"]}
+
+
+def test_a_kernel_is_a_parameter_of_a_workload() -> None:
+    old = workload.load("exec-static:kernel=linux-6.5")
+    new = workload.load("exec-static")
+
+    def times(work: workload.Workload, name: str) -> float:
+        return next(entry.times["exec"] for entry in work.uses.entries if entry.name == name)
+
+    assert times(old, "pcpu_alloc_mutex") == 5 and times(new, "pcpu_alloc_mutex") == 2
+    assert {e.name for e in old.uses.entries} == {e.name for e in new.uses.entries}
+    for text, words in (
+        ("execl:kernel=linus", "no kernel 'linus' (did you mean 'linux'?)"),
+        ("execl:kernal=linux", "a workload takes kernel=NAME; there are: linux, linux-6.5"),
+    ):
+        with pytest.raises(InputError, match=re.escape(words)):
+            workload.load(text)
+
+
+def test_every_entry_of_the_kernels_says_where_it_is_from() -> None:
+    folder = ROOT / "emu" / "workloads"
+    assert background.kernels(folder) == ["linux", "linux-6.5"]
+    assert not any(name.startswith("_") for name in workload.names())
+    for kernel in background.kernels(folder):
+        entries = background.read_kernel(folder, kernel, workload.parse_time)
+        assert len(entries) > 8
+        assert all(len(entry.source) > 10 and (entry.times) for entry in entries)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('kind = "mutex"', 'kind = "mutexx"', "'outer': Invalid enum value"),
+        ("exec = 2 }", "exex = 2 }", "no call 'exex' (did you mean 'exec'?)"),
+        ("{ open = 2, mmap = 1 }", "{ exec = 1 }", "'refs' times: no call with a file 'exec'"),
+        ('holds = "inner"', 'holds = "innre"', "no entry 'innre'; there are: outer, inner"),
+        ('holds = "inner"', 'holds = "refs"', "a lock may hold one that holds nothing itself"),
+        ("lines = 100", "lines = 2001", "'refs': Expected `int` <= 2000"),
+        ("lines = 100", "lines = 0", "an atomic without lines"),
+        ('hold = "100ns"', 'hold = "100"', "'inner' hold: '100' is no time"),
+        ('hold = "100ns"', 'hold = "1s"', "1s is too long"),
+        ('name = "refs"', 'name = "inner"', "this name is taken"),
+        ('hold = "100ns"', 'holt = "100ns"', "unknown field `holt`"),
+        ("own = 10", "lib = 10", "[private_files]: 'lib' is in [files] already"),
+        ('load = "exec"', 'load = "exec"\nkernel = "lunix"', "no kernel 'lunix'"),
+        ('load = "exec"', 'load = "exec"\nwaiting = 64', "64 is not from 0 to 63 processes"),
+    ],
+)
+def test_bad_entries_are_refused_with_their_place(
+    tmp_path: Path, old: str, new: str, words: str
+) -> None:
+    assert SMALL.count(old) == 1
+    path = tmp_path / "bad.toml"
+    path.write_text(SMALL.replace(old, new))
+    with pytest.raises(InputError) as refused:
+        workload.load(path)
+    assert words in str(refused.value) and str(path) in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_waiting_processes_keep_their_mappings(tmp_path: Path) -> None:
+    path = tmp_path / "waiting.toml"
+    path.write_text(SMALL.replace('load = "exec"', 'load = "exec"\nwaiting = 2'))
+    with StopFlag() as stop:
+        counts = coordinator.in_child(vmas_after_load, a_plan("native", path, 3), stop=stop)
+    # own: a file of each CPU. lib: two mappings of each process.
+    assert counts == [18, 3, 3, 3]
+
+
+def vmas_after_load(plan: Plan) -> list[int]:
+    core = _core.load(plan.machine)
+    with Arena.anonymous(plan.arena_bytes) as arena:
+        coordinator.set_up(core, plan, arena)
+        for cpu in range(len(plan.node_of_cpu)):
+            core.cpu_attach(cpu)
+            assert core.list_run(plan.workload.load_list) is None
+        counts = [core.file_vmas(number) for number in range(4)]
+        for cpu in range(len(plan.node_of_cpu)):
+            core.cpu_attach(cpu)
+            assert core.list_run(plan.workload.drain_list) is None
+        core.check_drained()
+    return counts
+
+
+def test_tables_are_as_the_core_has_them(tmp_path: Path) -> None:
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if not compiler:
+        pytest.skip("no C compiler")
+    numbers = {
+        "EMU_BACKGROUND_SPINLOCK": background._KINDS["spinlock"],
+        "EMU_BACKGROUND_RWSEM": background._KINDS["mutex"],
+        "EMU_BACKGROUND_ATOMIC": background._KINDS["atomic"],
+        **{f"EMU_PER_{name.upper()}": number for name, number in background._PER.items()},
+    }
+    for struct, dtype in (
+        ("emu_background", background.BACKGROUND_DTYPE),
+        ("emu_use", background.USE_DTYPE),
+    ):
+        numbers[f"sizeof(struct {struct})"] = dtype.itemsize
+        assert dtype.fields is not None
+        for name, (kind, offset, *_) in dtype.fields.items():
+            numbers[f"offsetof(struct {struct}, {name})"] = offset
+            numbers[f"sizeof(((struct {struct} *)0)->{name})"] = np.dtype(kind).itemsize
+    checks = "".join(f'_Static_assert({a} == {b}, "{a}");\n' for a, b in numbers.items())
+    (tmp_path / "check.c").write_text(f"#include <emu/control.h>\n{checks}")
+    include = ROOT / "workers" / "include"
+    done = subprocess.run(
+        [compiler, "-fsyntax-only", "-DEMU_MACHINE_NATIVE", f"-I{include}", tmp_path / "check.c"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
