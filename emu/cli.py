@@ -229,6 +229,7 @@ def run(
         "numa_penalty": numa_penalty,
         "isolate": isolate,
         "arena_size": arena_size,
+        "isolate": isolate,
     }
     # Until the very end: a second Ctrl-C must not cut off the output.
     stop = StopFlag(restore=False).__enter__()
@@ -253,8 +254,8 @@ def run(
         if json_file:
             write_atomically(Path(json_file), result.to_json())
         print_run(result, _console())
-        without_options = experiment_name is None and not any(options.values())
-        if html_file is None and without_options:
+        nothing_said = experiment_name is None and all(each is None for each in options.values())
+        if html_file is None and nothing_said:
             html_file = Store(store).report_path(result.run.id)
     if html_file and result.cells:
         _write(html_file, html.page(result).encode())

@@ -16,7 +16,15 @@ from test_report import made_cell, made_run
 import emu as package
 from emu.histogram import new_hdr
 from emu.report import figures, html
-from emu.results import CellResult, Latency, Run, Walker
+from emu.results import (
+    Bottleneck,
+    CellResult,
+    DesignUncertainty,
+    Latency,
+    Run,
+    Uncertainty,
+    Walker,
+)
 
 HOSTILE = '</script><script>alert("x")</script><img src=x onerror=alert(1)>&amp;\u2028'
 
@@ -272,6 +280,30 @@ def test_a_run_without_a_good_cell_has_a_page() -> None:
     written = html.page(made_run(cell))
     assert "it broke" in written
     assert "No cell of these ran to its end." in written
+
+
+def test_what_is_not_known_of_the_machine_is_told() -> None:
+    run = made_run(made_cell(bottleneck=Bottleneck(name="lru_lock", kind="lock", share=0.31)))
+    assert "HOW SURE" not in html.page(run)
+    design = DesignUncertainty(
+        rmap="b", median=2.0, p10=1.25, p90=3.0, min=1.0, max=4.0, hangs_on={"c2c.l3_ns": 0.9}
+    )
+    run.run.uncertainty = [
+        Uncertainty(
+            topology="t",
+            cpus=2,
+            workload="w",
+            mm="m",
+            baseline="a",
+            draws=20,
+            seed=1,
+            designs=[design],
+        )
+    ]
+    written = html.page(run)
+    assert "HOW SURE: w on 2 CPUs of t, 20 draws" in written
+    assert "1.25" in written
+    assert "lru_lock 31%" in written
 
 
 def test_everything_of_the_configuration_is_there() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import io
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ import numpy as np
 from emu import experiment, host, topology
 from emu.errors import InputError
 from emu.report.figures import Figure, Section, sections
+from emu.report.table import plain_console, print_uncertainty
 from emu.results import KIND, CellResult, Run
 from emu.stats import unstable
 
@@ -56,6 +58,7 @@ def page(run: Run) -> str:
             (f"s{number}", f"{section.title} ({section.kind})")
             for number, section in enumerate(found)
         ),
+        *([("how-sure", "How sure")] if run.run.uncertainty else []),
         ("machines", "Machines"),
         ("cells", "All cells"),
         ("configuration", "Configuration"),
@@ -72,7 +75,8 @@ def page(run: Run) -> str:
         style=(_PAGE / "page.css").read_text(encoding="utf-8"),
         contents="".join(f'<a href="#{key}">{_text(title)}</a>' for key, title in contents),
         messages="".join(_messages(run)),
-        sections="".join(_section(number, each) for number, each in enumerate(found)),
+        sections="".join(_section(number, each) for number, each in enumerate(found))
+        + _how_sure(run),
         machines="".join(_machines(run)),
         cells=_cells(run),
         configuration="".join(_configuration(run)),
@@ -180,6 +184,18 @@ def _option(value: str, *, selected: bool = False) -> str:
     return f'<option value="{_text(value)}"{mark}>{_text(value)}</option>'
 
 
+def _how_sure(run: Run) -> str:
+    """Intervals of the speed-ups where the machine's numbers were varied."""
+    if not run.run.uncertainty:
+        return ""
+    out = io.StringIO()
+    print_uncertainty(run.run.uncertainty, plain_console(out))
+    return (
+        f'<section id="how-sure"><h2>How sure {_kind("virtual")}</h2>'
+        f'<pre tabindex="0">{_text(out.getvalue().strip())}</pre></section>'
+    )
+
+
 # ---- machines ----
 
 
@@ -231,7 +247,8 @@ def _cells(run: Run) -> str:
     columns: list[tuple[str, bool]] = [
         *(("cell", True), ("kind", False), ("rmap", False), ("CPUs", True), ("ops/s", True)),
         *(("waiting", True), ("exec p50 µs", True), ("exec p99 µs", True), ("bytes/VMA", True)),
-        *(("repeat", True), ("workload", False), ("topology", False), ("mm", False)),
+        *(("bottleneck", False), ("repeat", True), ("workload", False), ("topology", False)),
+        ("mm", False),
         *(("status", False), ("error", False)),
     ]
     names = [name for name, _ in columns]
@@ -282,6 +299,7 @@ def _row(number: int, cell: CellResult) -> list[tuple[str, str]]:
     latency = cell.latency_ns.get("exec")
     known = latency if latency and latency.count else None
     kind = KIND.get(cell.engine, cell.engine)
+    limit = f"{cell.bottleneck.name} {cell.bottleneck.share:.0%}" if cell.bottleneck else "-"
     texts = (cell.workload, cell.topology, cell.mm, cell.status, cell.error or "")
     return [
         value(number, "d"),
@@ -293,6 +311,7 @@ def _row(number: int, cell: CellResult) -> list[tuple[str, str]]:
         value(known.p50 / 1000 if known else None, ",.1f"),
         value(known.p99 / 1000 if known else None, ",.1f"),
         value(cell.memory.bytes_per_vma if cell.ok else None, ",d"),
+        (limit, limit),
         value(cell.repeat, "d"),
         *((text, text) for text in texts),
     ]
