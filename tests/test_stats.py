@@ -38,7 +38,9 @@ def test_an_interval_holds_the_median_and_is_within_the_sample(sample: list[floa
     estimate = stats.median(sample)
     assert estimate.low is not None
     assert estimate.high is not None
-    assert min(sample) <= estimate.low <= estimate.value <= estimate.high <= max(sample)
+    rounding = 1e-12 * max(map(abs, sample))
+    assert min(sample) - rounding <= estimate.low <= estimate.value + rounding
+    assert estimate.value - rounding <= estimate.high <= max(sample) + rounding
     assert estimate == stats.median(sample)
 
 

@@ -71,7 +71,7 @@ static void run(const struct call *call)
 		emu_sys_mprotect(addr, len, prot); /* there may be holes */
 		break;
 	case 'f':
-		exit_mmap(dup_mmap(current->mm));
+		mmput(dup_mmap(current->mm));
 		break;
 	case 'w':
 	case 't':
@@ -107,7 +107,7 @@ static void cpu(uint32_t number)
 static void check(void)
 {
 	for (uint32_t i = 0; i < nr_processes; i++)
-		exit_mmap(processes->mm[i]);
+		mmput(processes->mm[i]);
 }
 
 struct emu_scenario emu_program_scenario[] = {

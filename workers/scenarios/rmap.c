@@ -72,7 +72,7 @@ static void world_end(void)
 {
 	for (uint32_t i = 0; i < EMU_EXPLORE_CPUS; i++) {
 		if (world->mm[i])
-			exit_mmap(world->mm[i]);
+			mmput(world->mm[i]);
 		world->mm[i] = NULL;
 	}
 	current->mm = NULL;
@@ -112,7 +112,7 @@ static void walk(struct address_space *file, uint64_t first, uint64_t last, bool
 
 static void fork_and_exit(void)
 {
-	exit_mmap(dup_mmap(current->mm));
+	mmput(dup_mmap(current->mm));
 }
 
 /* Each of two processes maps the file's first pages; the same pages, so that they are neighbours in a tree. */
@@ -156,7 +156,7 @@ static void split_walk(uint32_t cpu)
 static void exit_reclaim(uint32_t cpu)
 {
 	if (cpu == 0) {
-		exit_mmap(world->mm[0]);
+		mmput(world->mm[0]);
 		world->mm[0] = NULL;
 	} else if (cpu == 1) {
 		current->mm = world->mm[1];
@@ -197,7 +197,7 @@ static void convert_split(uint32_t cpu)
 		current->mm = world->mm[1];
 		fork_and_exit();
 	} else if (cpu == 2) {
-		exit_mmap(world->mm[2]);
+		mmput(world->mm[2]);
 		world->mm[2] = NULL;
 	} else {
 		walk(libc(), 0, UINT64_MAX, true);
@@ -368,7 +368,7 @@ static void batch_setup(void)
 static void batch(uint32_t cpu)
 {
 	if (cpu < 2) {
-		exit_mmap(world->mm[cpu]);
+		mmput(world->mm[cpu]);
 		world->mm[cpu] = NULL;
 	} else {
 		walk(libc(), 0, 4, false);

@@ -187,6 +187,7 @@ static void setup(void)
 {
 	if (x.scenario->setup)
 		x.scenario->setup();
+	emu_rcu_drain();
 }
 
 /* "a5b2c" */

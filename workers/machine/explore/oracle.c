@@ -840,6 +840,7 @@ void oracle_end_run(void)
 		for (uint32_t i = 0; i < emu_arena->nr_files && empty && design->destroy; i++)
 			design->destroy(&emu_arena->files[i]);
 	}
+	emu_rcu_drain();
 	leaked = empty ? leaked_object(x.scenario->kind == EMU_SCENARIO_RMAP) : NULL;
 	if (leaked) {
 		char name[100];

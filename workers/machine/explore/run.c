@@ -253,6 +253,8 @@ static void begin(void)
 	x.ready = (1u << x.nr_cpus) - 1;
 	x.failed = false;
 	memset(&x.sc_seen, 0, sizeof(x.sc_seen));
+	/* Outside of what is logged, and empty since setup(). */
+	emu_rcu_init(emu_rcu, emu_arena->config.nr_cpus);
 	for (uint32_t i = 0; i < x.nr_cpus; i++) {
 		struct xcpu *cpu = &x.cpus[i];
 		struct task_struct *task = &emu_arena->cpus[i].task;
@@ -268,6 +270,8 @@ static void begin(void)
 		cpu->hb.of[i] = 1;
 		cpu->seen = cpu->hb;
 		set_epoch(cpu);
+		/* In a phase from beginning to end, as far as RCU knows. */
+		atomic_store(&emu_rcu->cpus[i].seen, 1);
 		/* Written by the machine itself, which nobody logs. */
 		task->site = 0;
 		task->holds[0].lock = NULL;
@@ -360,6 +364,13 @@ uint64_t emu_clock_ns(void)
 void emu_compute(uint64_t ns)
 {
 	x.clock_ns += ns;
+}
+
+/* No TLB is modelled, and no time. */
+void emu_tlb_flush(const _Atomic uint64_t *cpus, uint32_t nr_bits)
+{
+	(void)cpus;
+	(void)nr_bits;
 }
 
 bool emu_need_resched(void)
