@@ -229,7 +229,6 @@ def run(
         "numa_penalty": numa_penalty,
         "isolate": isolate,
         "arena_size": arena_size,
-        "isolate": isolate,
     }
     # Until the very end: a second Ctrl-C must not cut off the output.
     stop = StopFlag(restore=False).__enter__()
