@@ -242,8 +242,11 @@ static void break_fork(struct mm_ops *ops)
 
 static void half_a_fork_is_found(void)
 {
-	/* Or it copies a VMA that is another one by the time that it is linked. */
-	static const char *const words[] = { "the child has one half", "after one from", NULL };
+	/*
+	 * Or it copies a VMA that is another one by the time that it is linked; or it writes the VMA as it was over what
+	 * another CPU has made of it, which the parent's own faults then show.
+	 */
+	static const char *const words[] = { "the child has one half", "after one from", "a fault for ", NULL };
 
 	is_found("pt-extents.so", break_fork, words);
 }
