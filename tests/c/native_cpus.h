@@ -123,7 +123,7 @@ static int find_designs(const char *kind, struct dirent ***designs)
 	return n;
 }
 
-/* Not every test that runs the rmap designs runs these. */
+/* A test may run the designs of one kind only. */
 __attribute__((unused)) static void for_each_mm_design(void (*fn)(const char *design), const char *only)
 {
 	struct dirent **designs;
@@ -137,7 +137,7 @@ __attribute__((unused)) static void for_each_mm_design(void (*fn)(const char *de
 	free(designs);
 }
 
-static void for_each_variant(void (*fn)(const struct variant *v), const char *only)
+__attribute__((unused)) static void for_each_variant(void (*fn)(const struct variant *v), const char *only)
 {
 	struct dirent **designs;
 	int n = find_designs("rmap", &designs);

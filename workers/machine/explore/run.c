@@ -89,22 +89,9 @@ static void on_fault(int number, siginfo_t *info, void *context)
 	fail(EMU_FOUND_FAULT, "wild pointer %p: CPU%u in %s", (const void *)at, x.me->cpu, stack);
 }
 
-static char signal_stack[64 << 10];
-static struct sigaction old_actions[2];
-static stack_t old_stack;
-
 void faults(bool on)
 {
-	static const int numbers[2] = { SIGSEGV, SIGBUS };
-	struct sigaction action = { .sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER };
-	stack_t stack = { .ss_sp = signal_stack, .ss_size = sizeof(signal_stack) };
-
-	if (on)
-		sigaltstack(&stack, &old_stack);
-	for (int i = 0; i < 2; i++)
-		sigaction(numbers[i], on ? &action : &old_actions[i], on ? &old_actions[i] : NULL);
-	if (!on)
-		sigaltstack(&old_stack, NULL);
+	context_faults(on ? on_fault : NULL);
 }
 
 /*

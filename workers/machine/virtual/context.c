@@ -128,3 +128,20 @@ void context_free(void **sp)
 	*sp = NULL;
 }
 #endif
+
+void context_faults(void (*handler)(int number, siginfo_t *info, void *context))
+{
+	static const int numbers[2] = { SIGSEGV, SIGBUS };
+	static char signal_stack[64 << 10];
+	static struct sigaction old_actions[2];
+	static stack_t old_stack;
+	struct sigaction action = { .sa_sigaction = handler, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER };
+	stack_t stack = { .ss_sp = signal_stack, .ss_size = sizeof(signal_stack) };
+
+	if (handler)
+		sigaltstack(&stack, &old_stack);
+	for (int i = 0; i < 2; i++)
+		sigaction(numbers[i], handler ? &action : &old_actions[i], handler ? &old_actions[i] : NULL);
+	if (!handler)
+		sigaltstack(&old_stack, NULL);
+}

@@ -51,10 +51,6 @@ void fibers_destroy(uint32_t n)
 		context_free(&vm.fibers[i].sp);
 }
 
-static struct sigaction old_actions[2];
-static stack_t old_stack;
-static char signal_stack[64 << 10];
-
 /* Runs on its own stack, leaves by switching away; the run is over, the process is not. */
 static void on_fault(int number, siginfo_t *info, void *context)
 {
@@ -79,14 +75,5 @@ static void on_fault(int number, siginfo_t *info, void *context)
 
 void fault_handler(bool on)
 {
-	static const int numbers[2] = { SIGSEGV, SIGBUS };
-	struct sigaction action = { .sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER };
-	stack_t stack = { .ss_sp = signal_stack, .ss_size = sizeof(signal_stack) };
-
-	if (on)
-		sigaltstack(&stack, &old_stack);
-	for (int i = 0; i < 2; i++)
-		sigaction(numbers[i], on ? &action : &old_actions[i], on ? &old_actions[i] : NULL);
-	if (!on)
-		sigaltstack(&old_stack, NULL);
+	context_faults(on ? on_fault : NULL);
 }
