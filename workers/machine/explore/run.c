@@ -284,6 +284,7 @@ void run_once(void)
 	emu_cpu_attach(0);
 	emu_current->site = 0;
 	if (!x.failed && !dpor_run_was_cut() && !setjmp(outside)) {
+		oracle_quiet();
 		if (x.scenario->check)
 			x.scenario->check();
 		oracle_end_run();
