@@ -46,7 +46,6 @@ static void enter(void)
 static void leave(void)
 {
 	current->mm = NULL;
-	emu_rcu_idle();
 }
 
 /* One process for three threads; the caller maps. */

@@ -196,6 +196,16 @@ struct explore {
 
 extern struct explore x;
 
+/*
+ * In scenarios of mm designs RCU's words are modelled: there they order what is freed with who has looked at it. For others
+ * they stay outside, where they cost no steps.
+ */
+void rcu_begin(void);
+static inline uint32_t emu_rcu_cpus(void)
+{
+	return x.scenario->kind == EMU_SCENARIO_MM ? x.nr_cpus : emu_arena->config.nr_cpus;
+}
+
 enum heap_state { HEAP_NONE, HEAP_LIVE, HEAP_FREED };
 
 /* run.c */
