@@ -237,13 +237,15 @@ _PART_OF_LOCKS = ("osq_node", "qspin_node", "task")
 
 
 def find_bottleneck(cell: CellResult, line_waits: Mapping[str, int]) -> Bottleneck | None:
-    """The lock, or the line that is no lock's, with the longest waits in the phase that counts.
+    """The lock or line with the longest waits in the phase that counts.
 
+    A lock that nobody waits for may still hold all up, where all write its line: readers count
+    themselves there. What waiters do with that line is part of their wait: the longer one counts.
     ``line_waits``: ns by name of the line, as far as the engine knows.
     """
     time_ns = cell.cpus * cell.seconds * 1e9
     locks = {f"{lock.name} {lock.file or ''}".strip(): lock.wait_ns for lock in cell.locks}
-    waits = [(ns, "lock", name) for name, ns in locks.items()]
+    waits = [(max(ns, line_waits.get(name, 0)), "lock", name) for name, ns in locks.items()]
     waits += [
         (ns, "line", name)
         for name, ns in line_waits.items()

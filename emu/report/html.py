@@ -127,7 +127,7 @@ def _messages(run: Run) -> Iterator[str]:
     if run.run.status != "done":
         yield f'<p class="message bad">The run is not complete: {_text(run.run.status)}.</p>'
     for cell in run.failed:
-        what = f"{cell.rmap} on {cell.cpus} CPUs, {cell.workload} ({cell.engine})"
+        what = f"{cell.rmap}, {cell.mm} on {cell.cpus} CPUs, {cell.workload} ({cell.engine})"
         yield f'<p class="message bad">Failed: {_text(what)}: {_text(cell.error)}</p>'
     lines = unstable(run.cells)
     if any(cell.engine == "native" for cell in run.cells):

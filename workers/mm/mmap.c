@@ -31,10 +31,18 @@ static bool range_is_free(struct mm_struct *mm, uint64_t addr, uint64_t len)
 	return !vma || addr + len <= vm_start_gap(vma);
 }
 
+/* The call is the lock's call site; what is done under the lock has sites of its own. */
+static void lock_range(struct mm_struct *mm, struct mm_range *range, const char *call)
+{
+	EMU_CALL_SITE_OF(call);
+	emu_mm->lock(mm, range);
+}
+
 /* Locks the range of a new mapping: where it has to be, where the program would like it, or the highest that is free. */
 static int64_t lock_unmapped_area(struct mm_struct *mm, uint64_t addr, uint64_t len, uint32_t flags,
 				  struct mm_range *range)
 {
+	EMU_CALL_SITE_OF("emu_sys_mmap");
 	bool noreplace = flags & EMU_MAP_FIXED_NOREPLACE, fixed = (flags & EMU_MAP_FIXED) || noreplace;
 
 	if (fixed && addr % EMU_PAGE_SIZE)
@@ -199,7 +207,7 @@ int64_t emu_sys_munmap(uint64_t addr, uint64_t len)
 	len = page_align(len);
 	if (addr % EMU_PAGE_SIZE || !len || len > EMU_TASK_SIZE || addr > EMU_TASK_SIZE - len)
 		return -EINVAL;
-	emu_mm->lock(mm, &range);
+	lock_range(mm, &range, __func__);
 	do_munmap(mm, addr, addr + len);
 	emu_mm->unlock(mm, &range);
 	emu_rcu_quiescent();
@@ -245,7 +253,7 @@ int64_t emu_sys_mprotect(uint64_t addr, uint64_t len, uint32_t prot)
 		return -ENOMEM;
 
 	range = (struct mm_range){ .start = addr, .end = end };
-	emu_mm->lock(mm, &range);
+	lock_range(mm, &range, __func__);
 	while (addr < end) {
 		uint64_t tmp;
 		uint32_t flags;
@@ -293,7 +301,7 @@ static uint64_t lock_brk(struct mm_struct *mm, uint64_t brk, struct mm_range *ra
 		*range = (struct mm_range){ .start = page_align(old < brk ? old : brk),
 					    .end = page_align(old < brk ? brk : old) + EMU_PAGE_SIZE,
 					    .map = true };
-		emu_mm->lock(mm, range);
+		lock_range(mm, range, "emu_sys_brk");
 		if (atomic_load_explicit(&mm->brk, memory_order_relaxed) == old)
 			return old;
 		emu_mm->unlock(mm, range);
@@ -332,7 +340,7 @@ int64_t emu_sys_madvise_dontneed(uint64_t addr, uint64_t len)
 
 	if (addr % EMU_PAGE_SIZE || range.end < addr || range.end > EMU_TASK_SIZE)
 		return -EINVAL;
-	emu_mm->lock(mm, &range);
+	lock_range(mm, &range, __func__);
 	/* Only tables that VMAs keep: with those locked for looking, none goes. */
 	for (uint64_t at = addr; at < range.end;) {
 		struct vm_area_struct *vma = emu_mm->find(mm, at, range.end, NULL);
