@@ -32,8 +32,8 @@ from emu.experiment import split_names, unknown
 ENGINES = ("native", "virtual")
 SUITES = ("conformance",)
 
-_MM = "mmap-sem-rbtree"
-"""Nothing of it runs, but a machine has one."""
+_BESIDE = {"rmap": ("mm", "mmap-sem-rbtree"), "mm": ("rmap", "single")}
+"""By kind of the design: what is loaded of the other one. Below an rmap design nothing of it runs."""
 _FILES = ("data", "libpair.so.1")
 """The second is named like a library: designs may treat those apart."""
 _PAGES = 64
@@ -65,6 +65,11 @@ class _Totals(ctypes.Structure):
         ("vmas", ctypes.c_uint64),
         ("changes", ctypes.c_uint64),
         ("answers", ctypes.c_uint64),
+        ("faults", ctypes.c_uint64),
+        ("undecided", ctypes.c_uint64),
+        ("addresses", ctypes.c_uint64),
+        ("forks", ctypes.c_uint64),
+        ("mm_bytes", ctypes.c_int64),
         ("used_file_bytes", ctypes.c_int64),
         ("vma_millibytes", ctypes.c_int64),
     )
@@ -84,8 +89,24 @@ class Counts(msgspec.Struct):
     """Of one that had been mapped and is no more."""
     vma_bytes: float | None = None
     """Of a linked VMA, beside the VMA itself."""
+    faults: int = 0
+    """Of mm designs: that were done while nothing changed where they were."""
+    faults_refused: int = 0
+    faults_undecided: int = 0
+    """Where something changed meanwhile."""
+    addresses: int = 0
+    """Free ranges that were asked for."""
+    forks: int = 0
+    mm_bytes: int | None = None
+    """Of a process without VMAs."""
     lines_per_answer: float | None = None
     """Lines that change hands for each "yes" of mapped(): 0 where it writes none. Virtual only."""
+
+
+_SUMS = (
+    *("walks", "walks_refused", "vmas_met", "changes", "answers"),
+    *("faults", "faults_refused", "faults_undecided", "addresses", "forks"),
+)
 
 
 class RuleResult(msgspec.Struct):
@@ -296,6 +317,11 @@ def _result(
 
 
 def _describe(rule: Rule, counts: Counts) -> str:
+    if counts.mm_bytes is not None:
+        return (
+            f"{counts.mm_bytes} bytes per process; {counts.vma_bytes:.0f} more per VMA; "
+            "all given back"
+        )
     if rule.name == "memory":
         return (
             f"{counts.cold_file_bytes} bytes per cold file, {counts.used_file_bytes} once used; "
@@ -310,14 +336,21 @@ def _describe(rule: Rule, counts: Counts) -> str:
         else:
             shared = f'; a "yes" makes {lines:.1f} lines change hands'
         return f"{counts.answers} answers, {counts.changes} changes{shared}"
+    if counts.faults or counts.faults_undecided:
+        return (
+            f"{counts.faults} faults, {counts.faults_refused} refused, "
+            f"{counts.faults_undecided} amid changes; {counts.changes} changes"
+            + (f", {counts.addresses} free ranges" if counts.addresses else "")
+            + (f", {counts.forks} forks" if counts.forks else "")
+        )
     tries = f", {counts.walks_refused} refused" if counts.walks_refused else ""
     return f"{counts.walks} walks met {counts.vmas_met} VMAs{tries}; {counts.changes} changes"
 
 
 def _add(to: Counts, more: Counts) -> None:
-    for name in ("walks", "walks_refused", "vmas_met", "changes", "answers"):
+    for name in _SUMS:
         setattr(to, name, getattr(to, name) + getattr(more, name))
-    for name in ("cold_file_bytes", "used_file_bytes", "vma_bytes", "lines_per_answer"):
+    for name in set(Counts.__struct_fields__) - set(_SUMS):
         if getattr(more, name) is not None:
             setattr(to, name, getattr(more, name))
 
@@ -352,8 +385,9 @@ def _run_chunk(
 def _load_designs(core: _core.Core, kind: str, file: DesignFile) -> None:
     """Raises InputError when it does not fit."""
     folder = "designs" if core.machine == "native" else "designs-virtual"
-    mm = _core.data_path(folder, "mm", f"{_MM}.so")
-    core.design_load(_core.NAME_OF_KIND.index("mm"), os.fsencode(mm), None)
+    other, name = _BESIDE[kind]
+    path = _core.data_path(folder, other, f"{name}.so")
+    core.design_load(_core.NAME_OF_KIND.index(other), os.fsencode(path), None)
     try:
         core.design_load(
             _core.NAME_OF_KIND.index(kind), os.fsencode(file.path), file.params.encode() or None
@@ -446,14 +480,23 @@ def _run_seed(
         raise CellFailed(why)
     counts = Counts(
         walks=totals.walks,
-        walks_refused=totals.refused,
+        walks_refused=totals.refused if kind == "rmap" else 0,
         vmas_met=totals.vmas,
         changes=totals.changes,
         answers=totals.answers,
+        faults=totals.faults,
+        faults_refused=totals.refused if kind == "mm" else 0,
+        faults_undecided=totals.undecided,
+        addresses=totals.addresses,
+        forks=totals.forks,
         lines_per_answer=lines,
     )
     if rule.name == "memory":
         core.check_drained()
+    if rule.name == "memory" and kind == "mm":
+        counts.mm_bytes = totals.mm_bytes
+        counts.vma_bytes = totals.vma_millibytes / 1000
+    elif rule.name == "memory":
         counts.cold_file_bytes = core.memory()["rmap_bytes_per_file"]
         counts.used_file_bytes = counts.cold_file_bytes + totals.used_file_bytes
         counts.vma_bytes = totals.vma_millibytes / 1000
