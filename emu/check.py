@@ -14,7 +14,7 @@ import errno
 import functools
 import os
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Literal
@@ -25,7 +25,7 @@ from emu import _core, coordinator, topology
 from emu.arena import MIB, Arena
 from emu.coordinator import CellFailed, DesignFile, StopFlag
 from emu.engines import virtual
-from emu.engines._designs import find_design
+from emu.engines._designs import find_design, kind_of_design
 from emu.errors import InputError
 from emu.experiment import split_names, unknown
 
@@ -33,7 +33,7 @@ ENGINES = ("native", "virtual")
 SUITES = ("conformance",)
 
 _BESIDE = {"rmap": ("mm", "mmap-sem-rbtree"), "mm": ("rmap", "single")}
-"""By kind of the design: what is loaded of the other one. Below an rmap design nothing of it runs."""
+"""By kind of the design: what is loaded of the other one. Of an mm design nothing runs here."""
 _FILES = ("data", "libpair.so.1")
 """The second is named like a library: designs may treat those apart."""
 _PAGES = 64
@@ -204,7 +204,7 @@ class _Suite:
 
 
 def rules(kind: str, stop: StopFlag) -> list[Rule]:
-    """The rules for designs of ``kind`` ("rmap")."""
+    """The rules for designs of ``kind`` ("rmap" or "mm")."""
     return coordinator.in_child(_rules, kind, stop=stop)
 
 
@@ -212,61 +212,75 @@ def _rules(kind: str) -> list[Rule]:
     return _Suite(_core.load("native")).rules(_core.NAME_OF_KIND.index(kind))
 
 
-def choose_rules(all_rules: Sequence[Rule], text: str | None) -> list[Rule]:
-    """Those that ``--rule`` names, by name or number; all without it. Raises InputError."""
+def choose_rules(rules_of: Mapping[str, Sequence[Rule]], text: str | None) -> dict[str, list[Rule]]:
+    """By kind, the rules that ``--rule`` names, by name or number; all without it.
+
+    Raises InputError for a word that is a rule of no kind.
+    """
     if text is None:
-        return list(all_rules)
-    by_name = {name: rule for rule in all_rules for name in (rule.name, str(rule.number))}
-    chosen = []
+        return {kind: list(found) for kind, found in rules_of.items()}
+    chosen: dict[str, list[Rule]] = {kind: [] for kind in rules_of}
     for word in text.split(","):
-        if word not in by_name:
-            raise unknown("rule", word, [rule.name for rule in all_rules])
-        chosen.append(by_name[word])
+        found = [
+            (kind, rule)
+            for kind, rules in rules_of.items()
+            for rule in rules
+            if word in (rule.name, str(rule.number))
+        ]
+        if not found:
+            names = dict.fromkeys(rule.name for rules in rules_of.values() for rule in rules)
+            raise unknown("rule", word, list(names))
+        for kind, rule in found:
+            chosen[kind].append(rule)
     return chosen
 
 
-def choose_designs(kind: str, texts: Sequence[str]) -> list[str]:
-    """``all`` is every built-in design; a comma separates designs as in ``emu run``.
+def choose_designs(texts: Sequence[str], machine: str) -> list[tuple[str, str]]:
+    """(kind, design) of each; ``all`` is every built-in one, a comma separates as in ``emu run``. Files are
+    compiled for ``machine`` to see of which kind they are.
 
-    Raises InputError for an empty name.
+    Raises InputError for an empty name, an unknown one, or a file that is no design.
     """
-    chosen: list[str] = []
+    chosen: list[tuple[str, str]] = []
     for text in texts:
-        chosen += _core.design_names(kind) if text == "all" else split_names(text)
+        if text == "all":
+            for kind in _core.NAME_OF_KIND:
+                chosen += [(kind, name) for name in _core.design_names(kind)]
+        else:
+            chosen += [(kind_of_design(each, machine), each) for each in split_names(text)]
     return list(dict.fromkeys(chosen))
 
 
 def run(
-    designs: Sequence[str],
-    chosen: Sequence[Rule],
+    designs: Sequence[tuple[str, str]],
+    chosen: Mapping[str, Sequence[Rule]],
     *,
-    kind: str = "rmap",
     engines: Sequence[str] = ENGINES,
     seeds: int = 10,
     first_seed: int = 1,
     stop: StopFlag,
     progress: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> Iterator[RuleResult]:
-    """Yields a result for each design, engine and rule, as it is there.
+    """Yields a result for each design, engine and rule of its kind, as it is there.
 
     ``progress`` is told how many of how many seeds are done, and what comes next.
 
     Raises InputError for a design that cannot be loaded, Interrupted.
     """
-    total = len(designs) * len(engines) * len(chosen) * seeds
+    total = sum(len(chosen[kind]) for kind, _ in designs) * len(engines) * seeds
     done = 0
     if "virtual" in engines:
         _machine()  # once for all processes to come
     with ExitStack() as cleanup:
         files = [
-            (engine, text, find_design(kind, text, engine, cleanup))
-            for text in designs
+            (engine, kind, text, find_design(kind, text, engine, cleanup))
+            for kind, text in designs
             for engine in engines
         ]
-        for engine, text, file in files:
+        for engine, kind, text, file in files:
             coordinator.in_child(_try_loading, engine, kind, file, stop=stop, what=f"{text}")
-        for engine, text, file in files:
-            for rule in chosen:
+        for engine, kind, text, file in files:
+            for rule in chosen[kind]:
                 counts, ran = Counts(), 0
                 declared: tuple[str, ...] = ()
                 broken: _Broken | None = None

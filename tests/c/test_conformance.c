@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * test_conformance.c - the conformance suite under the sanitizers: every rule for every rmap design, as it is and in
- * other ways, and for every mm design. What the suite itself finds, broken designs show (test_check.py); here races and bad memory accesses count.
+ * other ways, and for every mm design. What the suite itself finds, broken designs show (test_check.py); here races and
+ * bad memory accesses count.
  */
 #define _GNU_SOURCE
 #include "native_cpus.h"
