@@ -21,6 +21,8 @@ from emu_command import emu
 from emu import _core, explore, explore_report
 from emu.coordinator import StopFlag
 
+BROKEN = planted.ROOT / "tests" / "broken"
+
 LITMUS = {
     "mp-rlx": {(0, 0), (0, 1), (1, 0), (1, 1)},
     "mp-ra": {(0, 0), (0, 1), (1, 1)},
@@ -160,13 +162,20 @@ def test_planted_bugs_are_found_and_happen_again(bug: planted.Bug, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "path", sorted((planted.ROOT / "tests" / "broken").glob("*.c")), ids=lambda path: path.stem
+    ("kind", "path", "schedules"),
+    [
+        *(("rmap", path, 4000) for path in sorted(BROKEN.glob("*.c"))),
+        *(("mm", path, 500) for path in sorted((BROKEN / "mm").glob("*.c"))),
+    ],
+    ids=lambda part: part.stem if isinstance(part, Path) else str(part),
 )
-def test_designs_that_each_break_a_rule_are_found_too(path: Path) -> None:
+def test_designs_that_each_break_a_rule_are_found_too(
+    kind: str, path: Path, schedules: int
+) -> None:
     with ExitStack() as cleanup, StopFlag() as stop:
-        wanted = [each for each in explore.scenarios() if each.kind == "rmap"]
+        wanted = [each for each in explore.scenarios() if each.kind == kind]
         units = explore.make_units([str(path)], wanted, cleanup)
-        units = [replace(unit, schedules=4000, shorten_seconds=0.1) for unit in units]
+        units = [replace(unit, schedules=schedules, shorten_seconds=0.1) for unit in units]
         found = [
             result.finding.kind
             for result in explore.check(units, seconds=120.0, stop=stop)
