@@ -20,7 +20,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from emu import _core, cli_check, cli_host, cli_topology, experiment, host, topology
+from emu import _core, cli_check, cli_host, cli_live, cli_topology, experiment, host, topology
 from emu import record as recorder
 from emu import validate as validation
 from emu import workload as workloads
@@ -51,6 +51,7 @@ app.command()(cli_check.check)
 app.command()(cli_check.new)
 app.command()(cli_host.calibrate)
 app.command()(cli_host.compare_kernel)
+app.command()(cli_live.live)
 
 
 @app.callback(invoke_without_command=True)

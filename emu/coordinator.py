@@ -39,7 +39,7 @@ import numpy as np
 import zmq
 from numpy.typing import NDArray
 
-from emu import _core
+from emu import _core, live
 from emu.arena import MIB, Arena, run_directory
 from emu.design import Cache
 from emu.errors import EmuError, InputError
@@ -646,8 +646,11 @@ def arena_overhead(plan: Plan) -> int:
     return int(_core.load(plan.machine).arena_overhead(ctypes.byref(config)))
 
 
-def run(plan: Plan, stop: StopFlag, tick: Callable[[float], None]) -> CellTotals:
-    """Run one cell; ``tick`` is called every 0.1 s or so with the share that is done.
+def run(
+    plan: Plan, stop: StopFlag, tick: Callable[[float, Callable[[], live.Inside]], None]
+) -> CellTotals:
+    """Run one cell; ``tick`` is called every 0.1 s or so with the share that is done, and with what
+    tells how it looks inside at that moment.
 
     Raises CellFailed, Interrupted, or InputError when memory or limits do not allow it.
     """
@@ -671,8 +674,11 @@ def run(plan: Plan, stop: StopFlag, tick: Callable[[float], None]) -> CellTotals
                 for phase in workload.phases:
                     share_ns = round(plan.duration_ns * phase.share)
 
-                    def progress(elapsed_ns: int, before_ns: int = done_ns) -> None:
-                        tick(min(1.0, (before_ns + elapsed_ns) / all_ns))
+                    def progress(
+                        elapsed_ns: int, before_ns: int = done_ns, name: str = phase.name
+                    ) -> None:
+                        share = min(1.0, (before_ns + elapsed_ns) / all_ns)
+                        tick(share, lambda: live.look(core, plan, name))
 
                     workers.phase(
                         phase.name,

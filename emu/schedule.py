@@ -28,6 +28,7 @@ from emu._version import __version__
 from emu.arena import MIB, memory_available
 from emu.errors import InputError
 from emu.experiment import Cell, Experiment, describe
+from emu.live import CellState, Inside, Publisher
 from emu.results import CellResult, Run, RunInfo, Uncertainty, new_run_id
 from emu.store import MachineLock, Store
 
@@ -135,7 +136,12 @@ def execute(
             if found == run:
                 there = f"{len(tasks) - len(missing)} of {len(tasks)} cells are there"
                 watchers.notice(f"going on with run {run}: {there} (--fresh: anew)")
-            with _Scheduler(store, run, list(tasks.values()), watchers, stop) as scheduler:
+            with (
+                Publisher(store.directory, run, name) as publisher,
+                _Scheduler(
+                    store, run, list(tasks.values()), watchers, stop, publisher
+                ) as scheduler,
+            ):
                 status = "done" if scheduler.run(jobs or info.host["cpus"]) else "stopped"
             if uncertainty:
                 info.uncertainty = list(_uncertainty(list(tasks.values()), uncertainty, stop))
@@ -202,6 +208,32 @@ def _trace_the_one(tasks: Sequence[_Task], trace: Window) -> None:
     machine.trace = trace
 
 
+@dataclass(frozen=True)
+class _Running:
+    """A cell that runs. ``look``: how it looks inside, where that is known."""
+
+    cell: Cell
+    share: float
+    look: Callable[[], Inside | None]
+
+    def state(self) -> CellState:
+        """For who watches."""
+        cell = self.cell
+        return CellState(
+            engine=cell.engine,
+            rmap=cell.rmap,
+            cpus=cell.cpus,
+            workload=cell.workload,
+            repeat=cell.repeat,
+            share=self.share,
+            inside=self.look(),
+        )
+
+
+def _of_job(cell: Cell, job: Job) -> _Running:
+    return _Running(cell, 0.0, lambda: job.inside)
+
+
 @dataclass
 class _Scheduler:
     """A context manager: whatever is running at its end is ended."""
@@ -211,12 +243,15 @@ class _Scheduler:
     tasks: list[_Task]
     watchers: Watchers
     stop: StopFlag
+    publisher: Publisher
     left: set[int] = field(default_factory=set)
     """Cells that had not finished when the store was last asked."""
     jobs: dict[int, tuple[Job, Deadline]] = field(default_factory=dict)
     spent: dict[str, list[float]] = field(default_factory=dict)
     """By engine: seconds and weight of the cells that finished here."""
     at_once: int = 1
+    failed: int = 0
+    """Cells that failed here."""
 
     def __enter__(self) -> _Scheduler:
         return self
@@ -270,6 +305,7 @@ class _Scheduler:
                 waiting.remove(number)
                 task = by_number[number]
                 assert isinstance(task.machine, ManyAtOnce)
+                task.machine.watched = self.store.directory
                 job = task.machine.start(task.cell)
                 self.jobs[number] = job, Deadline(self.stop, task.timeout_ns)
             if not self.jobs:
@@ -279,7 +315,7 @@ class _Scheduler:
                 again = False
                 try:
                     deadline.check()
-                    if not job.child.ready():
+                    if not job.ready():
                         continue
                     result, own = job.finish()
                     again = not own
@@ -289,7 +325,7 @@ class _Scheduler:
                     result = job.fail(error)
                 del self.jobs[number]
                 self._save(by_number[number], result, again)
-            self._tell([(by_number[number].cell, 0.0) for number in self.jobs])
+            self._tell([_of_job(by_number[n].cell, job) for n, (job, _) in self.jobs.items()])
 
     def _has_room(self, waiting: list[int], by_number: Mapping[int, _Task]) -> bool:
         """Is there memory for one more beside those that run? One alone may always try."""
@@ -303,8 +339,8 @@ class _Scheduler:
         if self._claim([task]) is None:
             return True
 
-        def tick(share: float) -> None:
-            self._tell([(task.cell, share)])
+        def tick(share: float, look: Callable[[], Inside]) -> None:
+            self._tell([_Running(task.cell, share, look)])
 
         meter = host.LoadMeter.start()
         deadline = Deadline(self.stop, task.timeout_ns)
@@ -325,8 +361,11 @@ class _Scheduler:
         spent = self.spent.setdefault(task.cell.engine, [0.0, 0.0])
         spent[0] += result.host.wall_s
         spent[1] += _weight(task.cell)
-        if not result.ok and self.watchers.on_failure:
-            self.watchers.on_failure(result)
+        self.publisher.has_finished(result)
+        if not result.ok:
+            self.failed += 1
+            if self.watchers.on_failure:
+                self.watchers.on_failure(result)
 
     def _wait_for(self, lock: MachineLock) -> None:
         while not lock.take():
@@ -337,17 +376,24 @@ class _Scheduler:
         self._tell([])
         time.sleep(_OTHERS_S)
 
-    def _tell(self, running: Sequence[tuple[Cell, float]]) -> None:
-        if not self.watchers.progress:
-            return
+    def _tell(self, running: Sequence[_Running]) -> None:
         left = [task.cell for task in self.tasks if task.number in self.left]
+        shares = [(each.cell, each.share) for each in running]
         progress = Progress(
             done=len(self.tasks) - len(left),
             total=len(self.tasks),
-            running=running,
-            left_s=self._left_s(left, running),
+            running=shares,
+            left_s=self._left_s(left, shares),
         )
-        self.watchers.progress(progress)
+        if self.watchers.progress:
+            self.watchers.progress(progress)
+        self.publisher.publish(
+            done=progress.done,
+            failed=self.failed,
+            total=progress.total,
+            left_s=progress.left_s,
+            running=lambda: [each.state() for each in running],
+        )
 
     def _left_s(self, left: Sequence[Cell], running: Sequence[tuple[Cell, float]]) -> float | None:
         shares = dict(running)
