@@ -709,6 +709,8 @@ def run(
                     rmap_memory=core.memory(),
                     batches=core.design_batches(),
                 )
+    except _core.CoreError as error:
+        raise CellFailed(str(error)) from None
     finally:
         core.design_unload()
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sysconfig
@@ -55,8 +56,13 @@ def program(build: dict[str, Path], kind: str, name: str) -> Path:
         scripts = sysconfig.get_path("scripts")
         path = f"{scripts}:{os.environ['PATH']}"
         options = ["-DEMU_TESTS=ON", "-DEMU_WERROR=ON", *BUILDS[kind]]
-        run("cmake", "-S", ROOT / "workers", "-B", directory, "-G", "Ninja", *options, PATH=path)
-        run("cmake", "--build", directory, PATH=path)
+        directory.mkdir(parents=True, exist_ok=True)
+        # Tests run in several processes, and the folder is everyone's.
+        with (directory / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            where = ["-S", str(ROOT / "workers"), "-B", str(directory), "-G", "Ninja"]
+            run("cmake", *where, *options, PATH=path)
+            run("cmake", "--build", directory, PATH=path)
         build[kind] = directory / "bin"
     return build[kind] / name
 
