@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pty
 import re
@@ -12,15 +11,18 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
+import pytest
 from emu_command import COMMAND, emu, start, wait_until
 
 import emu as package
 from emu import live
+from emu.results import Host
 from emu.store import Owner, Store
 
 LONG = ("--rmap", "single", "--cpus", "64", "--workload", "execl")
-VIRTUAL = ("run", *LONG, "--engine", "virtual", "--duration", "100ms", "--isolate")
+VIRTUAL = ("run", *LONG, "--engine", "virtual", "--duration", "2s", "--isolate")
 
 
 def files(store: Path) -> set[str]:
@@ -43,23 +45,45 @@ def test_nothing_runs(own_store: Path) -> None:
     assert files(own_store) == {"store.sqlite", "host.lock"}
 
 
-def test_a_predicted_cell_is_seen_from_inside_and_is_the_same(own_store: Path) -> None:
-    run = start(*VIRTUAL, "--json", "-")
+def test_a_predicted_cell_is_seen_from_inside(own_store: Path) -> None:
+    run = start(*VIRTUAL)
     wait_until(lambda: is_claimed(own_store))
-    seen = emu("live")
-    assert seen.returncode == 0, seen.stderr
-    *lines, last = seen.stdout.splitlines()
+    seen = start("live")
+    assert seen.stdout
     inside = (
         r"single, execl on 64 CPUs \(virtual\): [\d.,k]+ iterations/s, \d+% waiting, most for \w"
     )
-    assert re.search(inside, "\n".join(lines)), seen.stdout
-    assert re.fullmatch(r"run \S+: done, 1 of 1 cells; emu show \S+", last)
-    watched = json.loads(run.communicate(timeout=60)[0])
+    lines = [seen.stdout.readline()]
+    while not re.search(inside, lines[-1]):
+        assert lines[-1].startswith("run ") and len(lines) < 9, lines
+        lines.append(seen.stdout.readline())
+    run.send_signal(signal.SIGINT)
+    assert run.wait(timeout=20) == 130
+    run.communicate()
+    out, err = seen.communicate(timeout=20)
+    assert (seen.returncode, err) == (0, "")
+    last = out.splitlines()[-1]
+    assert re.fullmatch(r"run \S+: interrupted, 0 of 1 cells; emu show \S+", last)
     assert files(own_store) == {"store.sqlite", "host.lock"}
-    alone = json.loads(emu(*VIRTUAL, "--fresh", "--json", "-").stdout)
-    for cell in (watched["cells"][0], alone["cells"][0]):
-        del cell["host"]
-    assert watched["cells"] == alone["cells"]
+
+
+def test_what_is_watched_comes_out_the_same(
+    own_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"engine": "virtual", "rmap": "single", "cpus": 16, "duration": "4ms"}
+    alone = package.run(**options)
+    monkeypatch.setattr(live, "PERIOD_S", 0.02)
+    monkeypatch.setattr(live, "_FRESH_S", 60)
+    published = []
+    with live.Watcher(own_store) as watcher:
+        watcher.snapshots()
+        watched = package.run(
+            **options, fresh=True, progress=lambda _: published.extend(watcher.snapshots())
+        )
+    assert any(cell.inside for each in published for cell in each.running)
+    for cell in (*alone.cells, *watched.cells):
+        cell.host = Host()
+    assert watched.cells == alone.cells
 
 
 def test_a_measured_cell_is_seen_from_inside(own_store: Path) -> None:
