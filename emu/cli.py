@@ -202,6 +202,13 @@ def run(
         int | None,
         typer.Option(metavar="N", help="Virtual cells at once.  Default: this machine's CPUs"),
     ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="tcp://HOST:8786",
+            help="Run the cells on the workers of this Dask scheduler.  Default: here",
+        ),
+    ] = None,
 ) -> None:
     """Run designs side by side and compare them.
 
@@ -241,6 +248,7 @@ def run(
             store=store,
             fresh=fresh,
             jobs=jobs,
+            cluster=cluster,
             progress=lambda now: bar.update(*_how_far(now)),
             on_failure=lambda cell: bar.say(f"{cell_name(cell)}: {cell.error}"),
             trace=trace,

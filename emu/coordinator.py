@@ -24,6 +24,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -440,6 +441,36 @@ def in_child(
 def first_ready(children: Sequence[Child[Any]], wait_s: float) -> None:
     """Wait until one of them has a result, for at most ``wait_s``."""
     multiprocess.connection.wait([child.connection for child in children], wait_s)
+
+
+def run_apart(module: str, said: bytes, is_unwanted: Callable[[], bool]) -> bytes:
+    """What ``python -m module PID`` answers to what is said to it; PID is this process.
+
+    A process that shares nothing with this one, whatever threads there are here; the module sees to
+    it that it does not outlive us. It is ended once ``is_unwanted``, which is asked now and then.
+
+    Raises CellFailed when it dies.
+    """
+    command = [sys.executable, "-m", module, str(os.getpid())]
+    to_say: bytes | None = said
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        while True:
+            try:
+                answer, _ = process.communicate(to_say, timeout=_WATCH_S)
+                break
+            except subprocess.TimeoutExpired:
+                to_say = None  # it is on its way
+                if is_unwanted():
+                    raise CellFailed("nobody wants it any more", outside=True) from None
+    finally:
+        process.kill()
+        process.wait()
+    if process.returncode or not answer:
+        outside = process.returncode in (-signal.SIGKILL, -signal.SIGTERM)
+        status = process.returncode
+        raise CellFailed(f"the process of the cell died: exit status {status}", outside=outside)
+    return answer
 
 
 def commit_of(directory: Path) -> str | None:
