@@ -24,6 +24,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -39,7 +40,7 @@ import numpy as np
 import zmq
 from numpy.typing import NDArray
 
-from emu import _core
+from emu import _core, live
 from emu.arena import MIB, Arena, run_directory
 from emu.design import Cache
 from emu.errors import EmuError, InputError
@@ -442,6 +443,36 @@ def first_ready(children: Sequence[Child[Any]], wait_s: float) -> None:
     multiprocess.connection.wait([child.connection for child in children], wait_s)
 
 
+def run_apart(module: str, said: bytes, is_unwanted: Callable[[], bool]) -> bytes:
+    """What ``python -m module PID`` answers to what is said to it; PID is this process.
+
+    A process that shares nothing with this one, whatever threads there are here; the module sees to
+    it that it does not outlive us. It is ended once ``is_unwanted``, which is asked now and then.
+
+    Raises CellFailed when it dies.
+    """
+    command = [sys.executable, "-m", module, str(os.getpid())]
+    to_say: bytes | None = said
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        while True:
+            try:
+                answer, _ = process.communicate(to_say, timeout=_WATCH_S)
+                break
+            except subprocess.TimeoutExpired:
+                to_say = None  # it is on its way
+                if is_unwanted():
+                    raise CellFailed("nobody wants it any more", outside=True) from None
+    finally:
+        process.kill()
+        process.wait()
+    if process.returncode or not answer:
+        outside = process.returncode in (-signal.SIGKILL, -signal.SIGTERM)
+        status = process.returncode
+        raise CellFailed(f"the process of the cell died: exit status {status}", outside=outside)
+    return answer
+
+
 def commit_of(directory: Path) -> str | None:
     """The git commit that is checked out in a directory, "+changes" behind it if there are any."""
     words = []
@@ -646,8 +677,11 @@ def arena_overhead(plan: Plan) -> int:
     return int(_core.load(plan.machine).arena_overhead(ctypes.byref(config)))
 
 
-def run(plan: Plan, stop: StopFlag, tick: Callable[[float], None]) -> CellTotals:
-    """Run one cell; ``tick`` is called every 0.1 s or so with the share that is done.
+def run(
+    plan: Plan, stop: StopFlag, tick: Callable[[float, Callable[[], live.Inside]], None]
+) -> CellTotals:
+    """Run one cell; ``tick`` is called every 0.1 s or so with the share that is done, and with what
+    tells how it looks inside at that moment.
 
     Raises CellFailed, Interrupted, or InputError when memory or limits do not allow it.
     """
@@ -671,8 +705,11 @@ def run(plan: Plan, stop: StopFlag, tick: Callable[[float], None]) -> CellTotals
                 for phase in workload.phases:
                     share_ns = round(plan.duration_ns * phase.share)
 
-                    def progress(elapsed_ns: int, before_ns: int = done_ns) -> None:
-                        tick(min(1.0, (before_ns + elapsed_ns) / all_ns))
+                    def progress(
+                        elapsed_ns: int, before_ns: int = done_ns, name: str = phase.name
+                    ) -> None:
+                        share = min(1.0, (before_ns + elapsed_ns) / all_ns)
+                        tick(share, lambda: live.look(core, plan, name))
 
                     workers.phase(
                         phase.name,

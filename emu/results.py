@@ -171,6 +171,8 @@ class Host(msgspec.Struct, kw_only=True):
     """CPUs of the host that were busy with something else meanwhile (native engine)."""
     stolen_cpus: float = 0.0
     """CPUs that the hypervisor kept from the host meanwhile (native engine)."""
+    node: str = ""
+    """The name of the host, where it was one of a cluster."""
 
 
 class Phase(msgspec.Struct, kw_only=True):
@@ -301,6 +303,8 @@ class RunInfo(msgspec.Struct, kw_only=True):
     """Compiler, flags, digest of the core, and the commit of the checkout where there is one."""
     files: dict[str, str] = {}
     """Absolute path and SHA-256 of the user's own designs, workloads and topologies."""
+    nodes: dict[str, dict[str, Any]] = {}
+    """With --cluster: the hosts that measured native cells, by name, as ``host``."""
     uncertainty: list[Uncertainty] = []
     """With --uncertainty only."""
 

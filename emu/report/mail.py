@@ -35,7 +35,6 @@ def _wrapped(text: str, first: str = "", rest: str = "") -> list[str]:
 
 def _head(run: Run) -> Iterator[str]:
     info = run.run
-    about = info.host
     yield from _wrapped(f"mm-emu {info.version}, run {info.id}, {info.started}")
     if commit := info.build.get("commit"):
         yield from _wrapped(f"commit {commit}")
@@ -43,12 +42,14 @@ def _head(run: Run) -> Iterator[str]:
     yield from _wrapped(command, "  $ ", "      ")
     kinds = {cell.engine for cell in run.cells}
     if "native" in kinds:
-        parts = [
-            f"{about.get('cpus', '?')} CPUs, {about.get('model', '?')}",
-            f"Linux {about.get('kernel', '?')}",
-            *(f"{key} {about[key]}" for key in ("governor", "turbo", "smt") if key in about),
-        ]
-        yield from _wrapped(f"Measured on: {', '.join(parts)}", rest="  ")
+        for name, about in (info.nodes or {"": info.host}).items():
+            parts = [
+                *([name] if name else []),
+                f"{about.get('cpus', '?')} CPUs, {about.get('model', '?')}",
+                f"Linux {about.get('kernel', '?')}",
+                *(f"{key} {about[key]}" for key in ("governor", "turbo", "smt") if key in about),
+            ]
+            yield from _wrapped(f"Measured on: {', '.join(parts)}", rest="  ")
     if "virtual" in kinds:
         machines = dict.fromkeys(cell.topology for cell in run.cells if cell.engine == "virtual")
         text = f"Predicted for: {', '.join(machines)} (a model, in virtual time)"
@@ -149,5 +150,5 @@ def _native_remarks(run: Run) -> Iterable[str]:
     if not any(cell.engine == "native" for cell in run.cells):
         return
     yield from stats.unstable(run.cells)
-    if disturbed := host.disturbances(run.run.host):
+    if disturbed := host.disturbances_of_run(run.run.host, run.run.nodes):
         yield f"What disturbs measurements on this machine: {' '.join(disturbed)}"

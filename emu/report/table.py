@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from emu.host import disturbances
+from emu.host import disturbances_of_run
 from emu.report.designs import Designs
 from emu.results import KIND, CellResult, Run, Uncertainty
 from emu.stats import unstable
@@ -76,7 +76,7 @@ def print_run(run: Run, console: Console) -> None:
     _print_comparison(run, console)
     for line in unstable(run.cells):
         console.print(Text(line, style="yellow"), soft_wrap=True)
-    if "native" in engines and (disturbed := disturbances(info.host)):
+    if "native" in engines and (disturbed := disturbances_of_run(info.host, info.nodes)):
         line = f"What disturbs measurements here: {' '.join(disturbed)}"
         console.print(Text(line, style="yellow"), soft_wrap=True)
     print_uncertainty(info.uncertainty, console)
