@@ -52,7 +52,7 @@ COMMANDS: dict[str, tuple[Each, list[str], str, str]] = {
         "fork",
         ["./looper", "5", "make", "-s", "-B", "-f", "build.mk"],
         "a small make build, three C files compiled and linked, again and again",
-        "looper: `cc -O2 -o looper looper.c`. gcc 12.2, GNU make 4.3, ld 2.40; what is built are the "
+        "looper: `cc -O2 -o looper looper.c`. gcc 12.2, GNU make 4.3, ld 2.40; built are the "
         "files in build/.",
     ),
     "malloc-threads": (
