@@ -12,8 +12,10 @@ uint32_t calc_vm_flags(uint32_t prot, uint32_t flags)
 
 	if (flags & EMU_MAP_SHARED)
 		vm_flags |= VM_SHARED;
-	else if (vm_flags & VM_WRITE)
+	else if ((vm_flags & VM_WRITE) && !(flags & EMU_MAP_NORESERVE))
 		vm_flags |= VM_ACCOUNT;
+	if (flags & EMU_MAP_NORESERVE)
+		vm_flags |= VM_NORESERVE;
 	if (flags & EMU_MAP_GROWSDOWN)
 		vm_flags |= VM_GROWSDOWN;
 	if (flags & EMU_MAP_STACK)
@@ -266,7 +268,7 @@ int64_t emu_sys_mprotect(uint64_t addr, uint64_t len, uint32_t prot)
 		}
 		tmp = vma->vm_end < end ? vma->vm_end : end;
 		flags = (vma->vm_flags & ~VM_ACCESS) | (prot & VM_ACCESS);
-		if ((flags & (VM_WRITE | VM_SHARED)) == VM_WRITE)
+		if ((flags & (VM_WRITE | VM_SHARED | VM_NORESERVE)) == VM_WRITE)
 			flags |= VM_ACCOUNT;
 		mprotect_fixup(mm, prev, vma, addr, tmp, flags);
 		addr = tmp;
