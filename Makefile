@@ -13,10 +13,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-c asan tsan lint fix bench build clean
+.PHONY: help run test test-c test-aarch64 asan tsan lint fix bench build clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(INSTALLED) ## install into .venv and run `emu run $(ARGS)`: rmap designs side by side, here and on a modelled server
 	@$(BIN)/emu run $(ARGS)
@@ -32,6 +32,9 @@ asan: $(INSTALLED) $(TOOLS) ## the tests in C under the address and undefined-be
 
 tsan: $(INSTALLED) $(TOOLS) ## the tests in C under the thread sanitizer
 	@$(BIN)/pytest tests/test_c.py -k tsan $(ARGS)
+
+test-aarch64: $(INSTALLED) $(TOOLS) ## the tests in C, built for aarch64 and run by QEMU: minutes; needs a cross compiler
+	@AARCH64=all $(BIN)/pytest tests/test_c.py -k on_aarch64 $(ARGS)
 
 lint: $(INSTALLED) $(TOOLS) ## ruff (lint and format) and mypy --strict
 	@$(BIN)/ruff check
