@@ -7,13 +7,14 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TOOLS := $(VENV)/.tools
 PEERS := $(VENV)/.peers
-SOURCES := pyproject.toml $(wildcard README.md) LICENSE \
+RELEASE := $(VENV)/.release
+SOURCES := pyproject.toml $(wildcard README.md) LICENSE docs/emu.1 \
 	$(shell find emu workers topologies -type f -not -path '*/__pycache__/*' 2>/dev/null)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-c test-aarch64 asan tsan lint fix bench build clean
+.PHONY: help run test test-c test-aarch64 asan tsan lint fix bench build man wheel test-wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +55,20 @@ bench: $(TOOLS) $(PEERS) ## what locks, trees, histograms and the virtual machin
 
 build: $(INSTALLED) ## install into .venv, and nothing else
 
+man: $(INSTALLED) ## write docs/emu.1 from what the commands say of themselves
+	@$(BIN)/python docs/manual.py
+
+# The wheel is built from the sdist. Its tag names the oldest C library that has all its symbols.
+wheel: $(TOOLS) $(RELEASE) ## dist/: an sdist, and a wheel for every Python from 3.11 on
+	@rm -rf dist; mkdir -p build
+	@{ PATH=$(abspath $(BIN)):$$PATH; $(BIN)/python -m build --outdir dist/plain . \
+		&& auditwheel repair -w dist dist/plain/*.whl && mv dist/plain/*.tar.gz dist && rm -r dist/plain; } \
+		> build/wheel.log 2>&1 || { cat build/wheel.log; exit 1; }
+	@ls dist/*
+
+test-wheel: $(INSTALLED) $(TOOLS) ## install the wheel in dist/ in an empty environment and try it without a compiler
+	@WHEEL=$(firstword $(wildcard $(CURDIR)/dist/*.whl)) $(BIN)/pytest -n0 tests/test_release.py $(ARGS)
+
 clean: ## remove .venv and all that was built
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find emu workers tests -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -79,14 +94,19 @@ $(INSTALLED): $(BIN)/python $(SOURCES)
 	@$(PIP) install .
 	@touch $@
 
-$(TOOLS): $(BIN)/python pyproject.toml
-	@$(BIN)/python -c 'import tomllib; print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["dev"]))' \
-		> $(VENV)/tools.txt
-	@$(PIP) install -r $(VENV)/tools.txt
+# A group of pyproject.toml's [dependency-groups].
+define install_group
+	@$(BIN)/python -c 'import tomllib; print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["$(1)"]))' \
+		> $(VENV)/$(1).txt
+	@$(PIP) install -r $(VENV)/$(1).txt
 	@touch $@
+endef
+
+$(TOOLS): $(BIN)/python pyproject.toml
+	$(call install_group,dev)
 
 $(PEERS): $(BIN)/python pyproject.toml
-	@$(BIN)/python -c 'import tomllib; print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["bench"]))' \
-		> $(VENV)/peers.txt
-	@$(PIP) install -r $(VENV)/peers.txt
-	@touch $@
+	$(call install_group,bench)
+
+$(RELEASE): $(BIN)/python pyproject.toml
+	$(call install_group,release)
