@@ -13,7 +13,7 @@ from pathlib import Path
 import typer
 from rich.table import Table
 
-from emu import explore, explore_report
+from emu import _core, explore, explore_report
 from emu.coordinator import Interrupted, StopFlag
 from emu.errors import InputError
 from emu.experiment import parse_duration, unknown
@@ -24,6 +24,8 @@ from emu.results import write_atomically
 
 _ROWS = 30
 _MEMORY = ("c11", "sc")
+_ORDER = ("rmap", "mm", "lock", "litmus")
+"""Kinds of scenarios, as the summary shows them."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def run(designs: Sequence[str], options: Options) -> None:
             _list_scenarios()
             return
         wanted = explore.find_scenarios(scenario, cleanup, options.seed) if scenario else None
-        names = designs or (explore.built_in_designs() if _needs_designs(wanted) else ["single"])
+        names = designs or explore.built_in_designs(*_kinds(wanted))
         units = [
             replace(
                 unit,
@@ -97,8 +99,10 @@ def _write(path: Path, text: str) -> None:
         raise InputError(f"--trace {path}: {error.strerror}") from None
 
 
-def _needs_designs(wanted: list[explore.Scenario] | None) -> bool:
-    return wanted is None or any(each.kind == "rmap" for each in wanted)
+def _kinds(wanted: list[explore.Scenario] | None) -> list[str]:
+    """Of the designs that the scenarios are about; all scenarios: all."""
+    kinds = list(_core.NAME_OF_KIND)
+    return [kind for kind in kinds if wanted is None or any(e.kind == kind for e in wanted)]
 
 
 def _run(
@@ -130,13 +134,13 @@ def _run(
 
 def _name(result: Result) -> str:
     kind = result.unit.scenario.kind
-    return result.unit.rmap.name if kind == "rmap" else f"({kind})"
+    return result.unit.design if kind in _core.NAME_OF_KIND else f"({kind})"
 
 
 def _summary(results: list[Result]) -> None:
     """A row a scenario; where that would be more than fit on a screen, a row a design."""
     by_design: dict[str, list[Result]] = {}
-    for result in sorted(results, key=lambda r: (r.unit.scenario.kind != "rmap", _name(r))):
+    for result in sorted(results, key=lambda r: (_ORDER.index(r.unit.scenario.kind), _name(r))):
         by_design.setdefault(_name(result), []).append(result)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for heading in ("design", "scenario", "found"):

@@ -712,6 +712,8 @@ def run(plan: Plan, stop: StopFlag, tick: Callable[[float], None]) -> CellTotals
                     rmap_memory=core.memory(),
                     batches=core.design_batches(),
                 )
+    except _core.CoreError as error:
+        raise CellFailed(str(error)) from None
     finally:
         core.design_unload()
 

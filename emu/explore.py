@@ -23,7 +23,7 @@ from typing import Any
 from emu import _core, coordinator
 from emu.arena import MIB, Arena, run_directory
 from emu.coordinator import Child, DesignFile, StopFlag
-from emu.engines._designs import find_design
+from emu.engines._designs import find_design, kind_of_design
 from emu.errors import EmuError, InputError
 from emu.experiment import unknown
 
@@ -48,6 +48,8 @@ _ORDINARY = 255
 
 _NO_BOUND = 2**32 - 1
 _CPUS = 8
+_RMAP, _MM = "single", "mmap-sem-rbtree"
+"""What is beside the design that a scenario is about."""
 _NODES = 2
 _FILES = ("libc.so.6", "data")
 _FILE_PAGES = 64
@@ -60,6 +62,7 @@ _SMALL = {
     "dynamic": "threshold=0,shards=2",
     "outer-inner": "shards=2",
     "outer-percpu": "shards=2",
+    "pt-extents-percpu": "chunk_kib=2048",
 }
 """Parameters for designs that are given none: a few CPUs meet in a few shards."""
 _ORDERS = ("relaxed", "consume", "acquire", "release", "acq_rel", "seq_cst")
@@ -109,10 +112,15 @@ class Unit:
     shorten_seconds: float = 3.0
     """To look for a shorter schedule that fails the same way."""
 
+    @property
+    def design(self) -> str:
+        """The one that the scenario is about."""
+        return self.mm.name if self.scenario.kind == "mm" else self.rmap.name
+
     def command(self, schedule: str) -> str:
         """What replays a schedule of this unit."""
-        words = ["emu check", self.rmap.name]
-        if self.mm.name != "mmap-sem-rbtree":
+        words = ["emu check", self.design]
+        if self.scenario.kind != "mm" and self.mm.name != _MM:
             words.append(f"--mm {self.mm.name}")
         words.append(f"--scenario {self.scenario.text}")
         if self.sequential:
@@ -192,9 +200,9 @@ def small(text: str) -> str:
     return f"{text}:{_SMALL[text]}" if text in _SMALL else text
 
 
-def built_in_designs() -> list[str]:
-    """All rmap designs that come with the program, with their small parameters."""
-    return [small(name) for name in _core.design_names("rmap")]
+def built_in_designs(*kinds: str) -> list[str]:
+    """All designs of these kinds that come with the program, with their small parameters."""
+    return [small(name) for kind in kinds for name in _core.design_names(kind)]
 
 
 def _in_fork(work: Callable[..., Any], *arguments: Any) -> Any:
@@ -326,20 +334,33 @@ def make_units(
     wanted: Sequence[Scenario] | None,
     cleanup: contextlib.ExitStack,
     *,
-    mm: str = "mmap-sem-rbtree",
+    mm: str = _MM,
 ) -> list[Unit]:
-    """The units of ``emu check``: each design with each scenario that depends on designs.
+    """The units of ``emu check``: each design with each scenario of its kind.
 
-    Scenarios of locks alone run once. Without ``wanted``: all but the litmus tests.
+    Scenarios of locks alone run once. ``mm`` is what is below rmap designs. Without ``wanted``:
+    all but the litmus tests.
+
+    Raises InputError for a design that none of the scenarios is about.
     """
     if wanted is None:
         wanted = [each for each in scenarios() if each.kind != "litmus"]
+    rmap_file = find_design("rmap", _RMAP, "virtual", cleanup)
     mm_file = find_design("mm", mm, "virtual", cleanup)
-    files = [find_design("rmap", small(text), "virtual", cleanup) for text in designs]
+    rest = [each for each in wanted if each.kind not in _core.NAME_OF_KIND]
     units = []
-    for file in files:
-        units += [Unit(file, mm_file, each) for each in wanted if each.kind == "rmap"]
-    units += [Unit(files[0], mm_file, each) for each in wanted if each.kind != "rmap"]
+    for text in designs:
+        kind = kind_of_design(text)
+        file = find_design(kind, small(text), "virtual", cleanup)
+        own = [each for each in wanted if each.kind == kind]
+        if not own and not rest:
+            raise InputError(
+                f"{text}: is a design of kind {kind}, and {wanted[0].text} is a scenario of "
+                f"{wanted[0].kind} designs"
+            )
+        pair = (file, mm_file) if kind == "rmap" else (rmap_file, file)
+        units += [Unit(*pair, each) for each in own]
+    units += [Unit(rmap_file, mm_file, each) for each in rest]
     return units
 
 

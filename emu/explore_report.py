@@ -136,7 +136,7 @@ def explain(result: Result, width: int = 120) -> list[str]:
         return []
     unit = result.unit
     lines = [
-        f"{finding.kind}: {unit.rmap.name}, scenario {unit.scenario.name}, "
+        f"{finding.kind}: {unit.design}, scenario {unit.scenario.name}, "
         f"after {finding.after:,} schedules ({finding.by}, seed {unit.seed}, {result.memory})",
         *(f"  {line}" for line in finding.text.splitlines()),
     ]

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import ctypes
 from contextlib import ExitStack
 from pathlib import Path
 
 from emu import _core, coordinator
 from emu.arena import run_directory
-from emu.coordinator import DesignFile
-from emu.errors import InputError
+from emu.coordinator import DesignFile, StopFlag
+from emu.errors import EmuError, InputError
 from emu.experiment import unknown
 
 _FOLDERS = {"native": "designs", "virtual": "designs-virtual"}
@@ -32,3 +33,39 @@ def find_design(kind: str, text: str, machine: str, cleanup: ExitStack) -> Desig
     if name not in names:
         raise unknown(f"{kind} design", name, [*names, "./FILE.c"])
     return DesignFile(text, _core.data_path(_FOLDERS[machine], kind, f"{name}.so"), params)
+
+
+def kind_of_design(text: str) -> str:
+    """"rmap" or "mm": whose list has the name, or which symbol the file exports.
+
+    Raises InputError for a name that is in no list, or a file that is not there, does not compile,
+    or exports neither symbol or both.
+    """
+    name = text.partition(":")[0]
+    names = {kind: _core.design_names(kind) for kind in _core.NAME_OF_KIND}
+    if not name.endswith(".c"):
+        for kind, known in names.items():
+            if name in known:
+                return kind
+        raise unknown("design", name, [*names["rmap"], *names["mm"], "./FILE.c"])
+    if not Path(name).is_file():
+        raise InputError(f"{text}: there is no file {Path(name)}")
+    with run_directory() as directory:
+        path = coordinator.compile_design(Path(name), "native", directory)
+        try:
+            kinds = coordinator.in_child(_exported, str(path), stop=StopFlag())
+        except EmuError as error:
+            raise InputError(f"{name}: {error}") from None
+    if len(kinds) != 1:
+        wanted = " or ".join(f"`const struct {kind}_ops emu_{kind}_ops`" for kind in names)
+        raise InputError(f"{name} defines {'both, not either' if kinds else 'no'} {wanted}")
+    return str(kinds[0])
+
+
+def _exported(path: str) -> list[str]:
+    _core.load("native")
+    try:
+        library = ctypes.CDLL(path)
+    except OSError as error:
+        raise EmuError(str(error)) from None
+    return [kind for kind in _core.NAME_OF_KIND if hasattr(library, f"emu_{kind}_ops")]

@@ -707,6 +707,24 @@ static void a_cpu_that_never_ends_meets_the_event_limit(void)
 	}
 }
 
+static void compute_for_ever(void *arg)
+{
+	(void)arg;
+	emu_compute(5000);
+	/* A volatile local: neither shared memory nor anything that a compiler may leave out. */
+	for (volatile uint64_t i = 1; i; i++)
+		;
+}
+
+static void a_cpu_that_never_looks_up_is_named(void)
+{
+	machine_boot(&small, 2, 1);
+	ASSERT(emu_virtual_run(compute_for_ever, NULL) == -ETIME, "not found");
+	ASSERT(strstr(emu_error(), "CPU 0 at 5000 ns has computed for 5 s of the host's time without an access to shared "
+				   "memory, in compute_for_ever"), "%s", emu_error());
+	machine_end();
+}
+
 static void wait_for_the_clock(void *arg)
 {
 	(void)arg;
@@ -799,6 +817,7 @@ int main(void)
 	TEST(sleeping_under_a_spinlock_is_a_bug);
 	TEST(a_deadlock_is_named);
 	TEST(a_cpu_that_never_ends_meets_the_event_limit);
+	TEST(a_cpu_that_never_looks_up_is_named);
 	TEST(a_cpu_that_waits_for_the_clock_is_named);
 	TEST(faults_are_reported_with_cpu_time_and_seed);
 	return test_report();

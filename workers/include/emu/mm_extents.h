@@ -242,11 +242,11 @@ static inline struct vm_area_struct *mm_extents_find(struct mm_struct *mm, uint6
 	if (prev)
 		*prev = NULL;
 	for (uint64_t at = addr, next; at < end; at = next) {
-		struct page_table *table = pte_find(mm, at, &next);
+		struct page_table *table = pte_find_from(mm, &at, end);
 		struct vm_area_struct *vma;
 
 		if (!table)
-			continue;
+			return NULL;
 		next = (at | (EMU_PMD_SIZE - 1)) + 1;
 		if (!extents_owned(table))
 			continue;
@@ -305,12 +305,10 @@ static inline void mm_extents_change(struct mm_struct *mm, struct vm_area_struct
 static inline void lock_tables(struct mm_struct *mm, const struct mm_range *range)
 {
 	for (uint64_t at = range->start, next; at < range->end; at = next) {
-		struct page_table *table;
+		struct page_table *table = range->map ? pte_alloc(mm, at) : pte_find_from(mm, &at, range->end);
 
-		next = (at | (EMU_PMD_SIZE - 1)) + 1;
-		table = range->map ? pte_alloc(mm, at) : pte_find(mm, at, &next);
 		if (!table)
-			continue;
+			return;
 		next = (at | (EMU_PMD_SIZE - 1)) + 1;
 		down_write(&extents_of(table)->changing);
 		atomic_store_explicit(&extents_of(table)->owner, current, memory_order_relaxed);
@@ -321,10 +319,10 @@ static inline void lock_tables(struct mm_struct *mm, const struct mm_range *rang
 static inline void unlock_tables(struct mm_struct *mm, const struct mm_range *range)
 {
 	for (uint64_t at = range->start, next; at < range->end; at = next) {
-		struct page_table *table = pte_find(mm, at, &next);
+		struct page_table *table = pte_find_from(mm, &at, range->end);
 
 		if (!table)
-			continue;
+			return;
 		next = (at | (EMU_PMD_SIZE - 1)) + 1;
 		if (!extents_owned(table))
 			continue;

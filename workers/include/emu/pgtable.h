@@ -161,6 +161,34 @@ static inline struct page_table *pte_find(struct mm_struct *mm, uint64_t addr, u
 	return table;
 }
 
+/*
+ * The first table that reaches into [*addr, end), *addr being the first address in it afterwards; NULL: there is none. For
+ * ranges that may be long and empty: it goes along an upper table instead of down from the top each time.
+ */
+static inline struct page_table *pte_find_from(struct mm_struct *mm, uint64_t *addr, uint64_t end)
+{
+	while (*addr < end) {
+		void *table = upper_entry_get(&mm->pgd);
+		uint32_t shift = EMU_PGD_SHIFT + EMU_LEVEL_BITS;
+
+		if (!table)
+			break;
+		while (table && shift > EMU_PMD_SHIFT) {
+			struct upper_table *upper = table;
+
+			shift -= EMU_LEVEL_BITS;
+			while (!(table = upper_entry_get(upper_entry(upper, *addr, shift)))) {
+				*addr = (*addr | ((UINT64_C(1) << shift) - 1)) + 1;
+				if (*addr >= end || !((*addr >> shift) % EMU_PTRS_PER_TABLE))
+					break;
+			}
+		}
+		if (table)
+			return table;
+	}
+	return NULL;
+}
+
 EMU_EXPORT struct page_table *pte_alloc(struct mm_struct *mm, uint64_t addr);
 
 /* The PTE of addr with its table's lock held, or NULL where there is no table. */

@@ -23,13 +23,13 @@
 #define EMU_EXPLORE_CPUS 8u
 #define EMU_SCENARIO_FILES 2u
 
-enum emu_scenario_kind { EMU_SCENARIO_RMAP, EMU_SCENARIO_LOCK, EMU_SCENARIO_LITMUS };
+enum emu_scenario_kind { EMU_SCENARIO_RMAP, EMU_SCENARIO_LOCK, EMU_SCENARIO_LITMUS, EMU_SCENARIO_MM };
 
 struct emu_scenario {
 	const char *name;
 	const char *help;
 	uint32_t nr_cpus;    /* 1 to EMU_EXPLORE_CPUS */
-	uint32_t kind;	     /* RMAP: depends on the design; else it does not */
+	uint32_t kind;	     /* RMAP, MM: depends on that design; else on none */
 	void (*setup)(void); /* may be NULL */
 	void (*cpu)(uint32_t number);
 	void (*check)(void); /* may be NULL */

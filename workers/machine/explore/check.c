@@ -92,7 +92,8 @@ static void shadows_destroy(void)
 
 extern struct emu_scenario emu_program_scenario[];
 uint32_t emu_program_parse(const char *text);
-extern const struct emu_scenario emu_rmap_scenarios[], emu_lock_scenarios[], emu_litmus_scenarios[];
+extern const struct emu_scenario emu_rmap_scenarios[], emu_mm_scenarios[], emu_lock_scenarios[],
+	emu_litmus_scenarios[];
 
 static int add_scenarios(const struct emu_scenario *list)
 {
@@ -116,6 +117,7 @@ int emu_explore_scenarios(const char *path)
 	nr_scenarios = 0;
 	if (!path) {
 		err = add_scenarios(emu_rmap_scenarios);
+		err = err ? err : add_scenarios(emu_mm_scenarios);
 		err = err ? err : add_scenarios(emu_lock_scenarios);
 		err = err ? err : add_scenarios(emu_litmus_scenarios);
 		return err ? err : (int)nr_scenarios;
@@ -142,11 +144,11 @@ int emu_explore_scenarios(const char *path)
 
 int emu_explore_scenario(uint32_t n, char *buf, size_t size)
 {
-	static const char *const kinds[] = { "rmap", "lock", "litmus" };
+	static const char *const kinds[] = { "rmap", "lock", "litmus", "mm" };
 
 	if (n >= nr_scenarios)
 		return emu_set_error(-EINVAL, "no scenario %u", n);
-	return snprintf(buf, size, "%s\t%s\t%u\t%s", scenarios[n]->name, kinds[scenarios[n]->kind % 3],
+	return snprintf(buf, size, "%s\t%s\t%u\t%s", scenarios[n]->name, kinds[scenarios[n]->kind % 4],
 			scenarios[n]->nr_cpus, scenarios[n]->help ? scenarios[n]->help : "");
 }
 
@@ -185,9 +187,13 @@ int emu_explore_outcome(uint32_t n, uint64_t values[8], uint64_t *count)
 
 static void setup(void)
 {
+	if (x.scenario->kind == EMU_SCENARIO_MM)
+		emu_rcu = emu_zalloc(emu_rcu_bytes(x.nr_cpus), 0);
+	rcu_begin();
 	if (x.scenario->setup)
 		x.scenario->setup();
 	emu_rcu_drain();
+	rcu_begin();
 }
 
 /* "a5b2c" */

@@ -9,6 +9,7 @@
  *   dpor.c     who goes next: all of them, each equivalence class once
  *   memory.c   allocator that never reuses; what a run wrote is taken back by the line
  *   oracle.c   rules of rmap designs, locks held, lock order
+ *   oracle_mm.c  rules of mm designs
  *   check.c    campaigns, shortening, the recorded run (emu/explore.h)
  *   names.c    names of addresses, for messages
  *
@@ -195,6 +196,16 @@ struct explore {
 
 extern struct explore x;
 
+/*
+ * In scenarios of mm designs RCU's words are modelled: there they order what is freed with who has looked at it. For others
+ * they stay outside, where they cost no steps.
+ */
+void rcu_begin(void);
+static inline uint32_t emu_rcu_cpus(void)
+{
+	return x.scenario->kind == EMU_SCENARIO_MM ? x.nr_cpus : emu_arena->config.nr_cpus;
+}
+
 enum heap_state { HEAP_NONE, HEAP_LIVE, HEAP_FREED };
 
 /* run.c */
@@ -275,6 +286,7 @@ uint64_t dpor_left_out(void);
 
 /* oracle.c */
 void oracle_begin_run(void);
+void oracle_quiet(void);
 void oracle_end_run(void);
 void oracle_wrap(void);
 void oracle_unwrap(void);
@@ -284,6 +296,17 @@ void oracle_setup_done(void);
 int oracle_lock_order(char *text, size_t size);
 /* The lock with a class that is at these bytes, or NULL. */
 const char *lock_name(uintptr_t addr, uint64_t *offset);
+
+/* The rule of a design is broken. */
+void oracle_rule(const char *fmt, ...) __attribute__((format(printf, 1, 2), noreturn));
+
+/* oracle_mm.c; for scenarios of mm designs alone. quiet: no CPU runs any more, nothing has been torn down yet. */
+struct mm_ops;
+void oracle_mm_wrap(struct mm_ops *wrapped, const struct mm_ops *of);
+void oracle_mm_reset(void);
+void oracle_mm_setup_done(void);
+void oracle_mm_begin_run(void);
+void oracle_mm_quiet(void);
 
 /* check.c */
 #define EMU_EVENT_NOTE 255u

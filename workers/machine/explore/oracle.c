@@ -336,8 +336,7 @@ static void set_bounds(struct ghost *g)
 	g->pgoff = g->vma->vm_pgoff;
 }
 
-static void rule(const char *fmt, ...) __attribute__((format(printf, 1, 2), noreturn));
-static void rule(const char *fmt, ...)
+void oracle_rule(const char *fmt, ...)
 {
 	char text[400], stack[256];
 	va_list ap;
@@ -363,7 +362,7 @@ static void ghost_add(struct address_space *file, struct vm_area_struct *vma, st
 	struct ghost *g = ghost_of(vma);
 
 	if (g)
-		rule("vma %u is linked twice", vma_number(vma));
+		oracle_rule("vma %u is linked twice", vma_number(vma));
 	if (nr_ghosts == GHOSTS_MAX)
 		fail(EMU_FOUND_LIVELOCK, "more than %u VMAs: a shorter scenario is needed", GHOSTS_MAX);
 	g = &ghosts[nr_ghosts++];
@@ -381,7 +380,7 @@ static void ghost_del(const struct vm_area_struct *vma)
 	struct ghost *g = ghost_of(vma);
 
 	if (!g)
-		rule("vma %u is unlinked, but is not linked", vma_number(vma));
+		oracle_rule("vma %u is unlinked, but is not linked", vma_number(vma));
 	*g = ghosts[--nr_ghosts];
 }
 
@@ -530,7 +529,7 @@ static void update(struct vm_area_struct *vma)
 	if (!vma)
 		return;
 	if (!g)
-		rule("the bounds of vma %u change, but it is not linked", vma_number(vma));
+		oracle_rule("the bounds of vma %u change, but it is not linked", vma_number(vma));
 	set_bounds(g);
 }
 
@@ -600,7 +599,7 @@ static void judge(const struct walk *w)
 			found = count_page(w->seen, w->nr_seen, g->mm, page);
 			if (expected == found || changed_since(g->mm, w->file, page, w->begun))
 				continue;
-			rule("a walk of %s [%llu, %llu] %s vma %u: "
+			oracle_rule("a walk of %s [%llu, %llu] %s vma %u: "
 			     "page %llu of the file, mapped all the time, was met %u times",
 			     w->file->name, (unsigned long long)w->first, (unsigned long long)w->last,
 			     found ? "meets too often" : "misses", vma_number(g->vma),
@@ -613,7 +612,7 @@ static void judge(const struct walk *w)
 		for (uint64_t page = g->start; page < g->end; page++)
 			if (in_walk(w, g, page) && !count_page(w->before, w->nr_before, g->mm, page) &&
 			    !changed_since(g->mm, w->file, page, w->begun))
-				rule("a walk of %s meets vma %u, which does not map page %llu", w->file->name,
+				oracle_rule("a walk of %s meets vma %u, which does not map page %llu", w->file->name,
 				     vma_number(g->vma), (unsigned long long)(g->pgoff + page - g->start));
 	}
 }
@@ -628,9 +627,9 @@ static int on_vma(struct vm_area_struct *vma, void *arg)
 		   (unsigned long long)vma_pages(vma));
 	for (uint32_t i = 0; i < w->nr_seen; i++)
 		if (w->seen[i].vma == vma)
-			rule("a walk of %s meets vma %u twice", w->file->name, vma_number(vma));
+			oracle_rule("a walk of %s meets vma %u twice", w->file->name, vma_number(vma));
 	if (vma->vm_pgoff > w->last || vma->vm_pgoff + vma_pages(vma) <= w->first)
-		rule("a walk of %s [%llu, %llu] meets vma %u, which maps [%llu, +%llu)", w->file->name,
+		oracle_rule("a walk of %s [%llu, %llu] meets vma %u, which maps [%llu, +%llu)", w->file->name,
 		     (unsigned long long)w->first, (unsigned long long)w->last, vma_number(vma),
 		     (unsigned long long)vma->vm_pgoff, (unsigned long long)vma_pages(vma));
 	if (g && g->parent && ghost_of(g->parent) && g->parent->vm_pgoff <= w->last &&
@@ -640,7 +639,7 @@ static int on_vma(struct vm_area_struct *vma, void *arg)
 		for (uint32_t i = 0; i < w->nr_seen; i++)
 			met |= w->seen[i].vma == g->parent;
 		if (!met)
-			rule("a walk of %s meets the child's vma %u before its parent %u, while fork copies",
+			oracle_rule("a walk of %s meets the child's vma %u before its parent %u, while fork copies",
 			     w->file->name, vma_number(vma), vma_number(g->parent));
 	}
 	if (w->nr_seen < SEEN_MAX) {
@@ -678,17 +677,17 @@ static int checked_walk(struct address_space *mapping, uint64_t first, uint64_t 
 	in_try_walk[here()] = false;
 	trace_note("walk ends: %d", ret);
 	if (try_lock && x.me->sleeps != sleeps)
-		rule("a trylock walk of %s sleeps", mapping->name);
+		oracle_rule("a trylock walk of %s sleeps", mapping->name);
 	if (ret == -EAGAIN && !w->cut) {
 		if (!try_lock)
-			rule("a walk of %s gives up, without trylock", mapping->name);
+			oracle_rule("a walk of %s gives up, without trylock", mapping->name);
 		if (w->nr_seen)
-			rule("a trylock walk of %s gives up after %u VMAs", mapping->name, w->nr_seen);
+			oracle_rule("a trylock walk of %s gives up after %u VMAs", mapping->name, w->nr_seen);
 		return ret;
 	}
 	if (ret == -EOPNOTSUPP && !w->cut) {
 		if (w->nr_seen)
-			rule("a walk of %s is refused after %u VMAs", mapping->name, w->nr_seen);
+			oracle_rule("a walk of %s is refused after %u VMAs", mapping->name, w->nr_seen);
 		return ret;
 	}
 	if (!w->cut)
@@ -715,7 +714,7 @@ static bool checked_mapped(struct address_space *mapping)
 		for (uint64_t page = w->before[i].start; page < w->before[i].end && !after; page++)
 			after = !changed_since(w->before[i].mm, mapping, page, begun);
 	if (!answer && after)
-		rule("mapped() of %s says no, while it is mapped all the time", mapping->name);
+		oracle_rule("mapped() of %s says no, while it is mapped all the time", mapping->name);
 	if (answer && !before) {
 		bool changed = false;
 
@@ -724,7 +723,7 @@ static bool checked_mapped(struct address_space *mapping)
 		for (uint32_t cpu = 0; cpu < x.nr_cpus; cpu++)
 			changed |= prepared_at[cpu] != 0;
 		if (!changed)
-			rule("mapped() of %s says yes, while nobody maps it", mapping->name);
+			oracle_rule("mapped() of %s says yes, while nobody maps it", mapping->name);
 	}
 	return answer;
 }
@@ -756,6 +755,8 @@ void oracle_wrap(void)
 	wrapped.mapped = checked_mapped;
 	mm_wrapped = *emu_mm;
 	mm_wrapped.unlock = checked_unlock;
+	if (x.scenario->kind == EMU_SCENARIO_MM)
+		oracle_mm_wrap(&mm_wrapped, emu_mm);
 	emu_rmap = &wrapped;
 	emu_mm = &mm_wrapped;
 }
@@ -779,6 +780,7 @@ void oracle_reset(void)
 	nr_ghosts = nr_changes = now = 0;
 	memset(prepared_at, 0, sizeof(prepared_at));
 	memset(in_try_walk, 0, sizeof(in_try_walk));
+	oracle_mm_reset();
 }
 
 /* What is linked now is so at the beginning of every run. */
@@ -786,6 +788,8 @@ void oracle_setup_done(void)
 {
 	memcpy(base_ghosts, ghosts, nr_ghosts * sizeof(ghosts[0]));
 	nr_base_ghosts = nr_ghosts;
+	if (x.scenario->kind == EMU_SCENARIO_MM)
+		oracle_mm_setup_done();
 }
 
 void oracle_begin_run(void)
@@ -798,6 +802,14 @@ void oracle_begin_run(void)
 		ghosts[i].since = 0;
 	memset(prepared_at, 0, sizeof(prepared_at));
 	memset(in_try_walk, 0, sizeof(in_try_walk));
+	if (x.scenario->kind == EMU_SCENARIO_MM)
+		oracle_mm_begin_run();
+}
+
+void oracle_quiet(void)
+{
+	if (x.scenario->kind == EMU_SCENARIO_MM)
+		oracle_mm_quiet();
 }
 
 static int look(struct vm_area_struct *vma, void *arg)
@@ -810,6 +822,7 @@ static int look(struct vm_area_struct *vma, void *arg)
 /* On the main stack: nobody runs any more. */
 void oracle_end_run(void)
 {
+	bool uses_designs = x.scenario->kind == EMU_SCENARIO_RMAP || x.scenario->kind == EMU_SCENARIO_MM;
 	const struct object *leaked;
 	bool empty = true;
 
@@ -823,7 +836,7 @@ void oracle_end_run(void)
 		function_name(cpu->held[0].pc, in, sizeof(in));
 		fail(EMU_FOUND_LEAK, "CPU%u still has %s at the end, taken in %s", i, name, in);
 	}
-	if (x.scenario->kind == EMU_SCENARIO_RMAP) {
+	if (uses_designs) {
 		for (uint32_t i = 0; i < emu_arena->nr_files; i++) {
 			struct address_space *file = &emu_arena->files[i];
 			uint32_t linked = 0;
@@ -834,14 +847,14 @@ void oracle_end_run(void)
 			if (checked_walk(file, 0, UINT64_MAX, true, look, NULL) == -EAGAIN)
 				fail(EMU_FOUND_LEAK, "a lock of %s is still held at the end", file->name);
 			if (checked_mapped(file) != (linked != 0))
-				rule("mapped() of %s says %s", file->name,
+				oracle_rule("mapped() of %s says %s", file->name,
 				     linked ? "no, and it is" : "yes, and it is not");
 		}
 		for (uint32_t i = 0; i < emu_arena->nr_files && empty && design->destroy; i++)
 			design->destroy(&emu_arena->files[i]);
 	}
 	emu_rcu_drain();
-	leaked = empty ? leaked_object(x.scenario->kind == EMU_SCENARIO_RMAP) : NULL;
+	leaked = empty ? leaked_object(uses_designs) : NULL;
 	if (leaked) {
 		char name[100];
 

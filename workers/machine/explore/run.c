@@ -223,8 +223,18 @@ bool choose_rare(void)
 static void entry(void)
 {
 	x.scenario->cpu(x.me->cpu);
+	if (x.scenario->kind == EMU_SCENARIO_MM)
+		emu_rcu_idle();
 	block(CPU_DONE);
 	__builtin_unreachable();
+}
+
+/* CPUs are in a phase from beginning to end, as far as RCU knows. */
+void rcu_begin(void)
+{
+	emu_rcu_init(emu_rcu, emu_rcu_cpus());
+	for (uint32_t i = 0; i < x.nr_cpus; i++)
+		atomic_store(&emu_rcu->cpus[i].seen, 1);
 }
 
 static void begin(void)
@@ -240,8 +250,8 @@ static void begin(void)
 	x.ready = (1u << x.nr_cpus) - 1;
 	x.failed = false;
 	memset(&x.sc_seen, 0, sizeof(x.sc_seen));
-	/* Outside of what is logged, and empty since setup(). */
-	emu_rcu_init(emu_rcu, emu_arena->config.nr_cpus);
+	if (x.scenario->kind != EMU_SCENARIO_MM)
+		rcu_begin();
 	for (uint32_t i = 0; i < x.nr_cpus; i++) {
 		struct xcpu *cpu = &x.cpus[i];
 		struct task_struct *task = &emu_arena->cpus[i].task;
@@ -257,8 +267,6 @@ static void begin(void)
 		cpu->hb.of[i] = 1;
 		cpu->seen = cpu->hb;
 		set_epoch(cpu);
-		/* In a phase from beginning to end, as far as RCU knows. */
-		atomic_store(&emu_rcu->cpus[i].seen, 1);
 		/* Written by the machine itself, which nobody logs. */
 		task->site = 0;
 		task->holds[0].lock = NULL;
@@ -284,6 +292,9 @@ void run_once(void)
 	emu_cpu_attach(0);
 	emu_current->site = 0;
 	if (!x.failed && !dpor_run_was_cut() && !setjmp(outside)) {
+		oracle_quiet();
+		if (x.scenario->kind == EMU_SCENARIO_MM)
+			emu_rcu_online();
 		if (x.scenario->check)
 			x.scenario->check();
 		oracle_end_run();
