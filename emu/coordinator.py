@@ -221,7 +221,7 @@ def compile_design(source: Path, machine: str, directory: Path) -> Path:
     Raises InputError with the compiler's first error, or when the cache is not the user's own.
     """
     info = _core.build_info()
-    compiler = info["compiler"]
+    compiler = _compiler(info, source)
     output = Path(tempfile.mkdtemp(dir=directory)) / f"{source.stem}.so"
     compiled = output.with_suffix(".o")
     # A forgotten function is the compiler's to report, with its line, and not the loader's.
@@ -242,12 +242,24 @@ def compile_design(source: Path, machine: str, directory: Path) -> Path:
     return output
 
 
+def _compiler(info: dict[str, Any], source: Path) -> str:
+    """The path of the build's own; where a wheel was built elsewhere, of the one of that name here.
+
+    Raises InputError when there is none.
+    """
+    built_with = info["compiler"]
+    found = shutil.which(built_with) or shutil.which(Path(built_with).name)
+    if not found:
+        raise InputError(
+            f"{source} cannot be compiled: there is no {Path(built_with).name} here; "
+            "Debian's compiler is in the package build-essential, and built-in designs need none"
+        )
+    return found
+
+
 def _identity(compiler: str) -> list[str]:
     """What changes when another compiler is installed under the same name."""
-    path = shutil.which(compiler)
-    if path is None:
-        return []
-    info = Path(path).stat()
+    info = Path(compiler).stat()
     return [str(info.st_size), str(info.st_mtime_ns)]
 
 
@@ -263,10 +275,7 @@ def _compile(compiler: str, source: Path, arguments: list[str]) -> str:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise InputError(
-            f"{source} cannot be compiled with {compiler}: {error}; "
-            "Debian's compiler is in the package build-essential"
-        ) from None
+        raise InputError(f"{source} cannot be compiled with {compiler}: {error}") from None
     if done.returncode:
         lines = done.stderr.splitlines() or [f"exit status {done.returncode}"]
         first = next((line for line in lines if "error" in line), lines[0])
