@@ -236,8 +236,9 @@ def choose_rules(rules_of: Mapping[str, Sequence[Rule]], text: str | None) -> di
 
 
 def choose_designs(texts: Sequence[str], machine: str) -> list[tuple[str, str]]:
-    """(kind, design) of each; ``all`` is every built-in one, a comma separates as in ``emu run``. Files are
-    compiled for ``machine`` to see of which kind they are.
+    """(kind, design) of each; ``all`` is every built-in one, a comma separates as in ``emu run``.
+
+    Files are compiled for ``machine`` to see of which kind they are.
 
     Raises InputError for an empty name, an unknown one, or a file that is no design.
     """

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
+import os
 import threading
 from pathlib import Path
 
@@ -166,6 +168,37 @@ def test_arena_that_fills_up_is_a_failed_cell(monkeypatch: pytest.MonkeyPatch) -
         messages.add("during")
         assert "--arena-size gives more" in (cell.error or "")
     assert messages == {"before", "during"}
+
+
+def test_what_a_design_takes_is_measured_in_a_full_arena(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPUs that have just found room must not leave too little to measure with."""
+    measure = _core.Core.memory
+
+    def fill_first(core: _core.Core) -> dict[str, int]:
+        alloc = ctypes.CDLL(str(_core.data_path("lib", "libemu-native.so"))).emu_alloc
+        alloc.argtypes = (ctypes.c_size_t, ctypes.c_uint32)
+        if not (pid := os.fork()):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            core.cpu_attach(0)
+            while True:  # until the machine ends the process, as it does a CPU
+                alloc(40000, 0)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) > 0
+        return measure(core)
+
+    before = run(rmap="single,btree", cpus=1).cells
+    monkeypatch.setattr(_core.Core, "memory", fill_first)
+    full = run(rmap="single,btree", cpus=1).cells
+    assert [cell.error for cell in full] == [None, None]
+    assert [cell.memory for cell in full] == [cell.memory for cell in before]
+
+
+def test_a_core_that_refuses_is_a_failed_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(core: _core.Core) -> dict[str, int]:
+        raise _core.CoreError("the arena is full; --arena-size gives more", 12)
+
+    monkeypatch.setattr(_core.Core, "memory", refuse)
+    (cell,) = run(rmap="single", cpus=1).cells
+    assert "--arena-size gives more" in (cell.error or "")
 
 
 def test_only_one_machine_a_process() -> None:

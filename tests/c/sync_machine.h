@@ -53,7 +53,6 @@ static struct machine *machine;
 static char *machine_memory;
 static size_t machine_used;
 static uint32_t machine_host_cpus;
-static double machine_ns_per_tick;
 static bool machine_oversubscribed;
 
 static _Thread_local uint32_t machine_spins;
@@ -72,18 +71,16 @@ static inline uint64_t machine_clock_ns(void)
 }
 
 /* The time stamp counter where there is one, as in the native engine: the benchmark counts its cost. */
+#ifdef __x86_64__
+static double machine_ns_per_tick;
+
 uint64_t emu_clock_ns(void)
 {
-#ifdef __x86_64__
 	return (uint64_t)((double)__builtin_ia32_rdtsc() * machine_ns_per_tick);
-#else
-	return machine_clock_ns();
-#endif
 }
 
 static void machine_calibrate(void)
 {
-#ifdef __x86_64__
 	uint64_t ticks = __builtin_ia32_rdtsc();
 	uint64_t start_ns = machine_clock_ns(), now_ns;
 
@@ -91,8 +88,17 @@ static void machine_calibrate(void)
 		now_ns = machine_clock_ns();
 	while (now_ns - start_ns < 5000000);
 	machine_ns_per_tick = (double)(now_ns - start_ns) / (double)(__builtin_ia32_rdtsc() - ticks);
-#endif
 }
+#else
+uint64_t emu_clock_ns(void)
+{
+	return machine_clock_ns();
+}
+
+static void machine_calibrate(void)
+{
+}
+#endif
 
 static inline void *machine_zalloc(size_t size)
 {

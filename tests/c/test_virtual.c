@@ -91,6 +91,7 @@ static void atomics_take_effect_in_the_order_of_virtual_time(void)
 	for (int i = 1; i < 2000; i++)
 		ASSERT(tickets->ns[i] >= tickets->ns[i - 1], "ticket %d at %llu ns, the one before at %llu", i,
 		       (unsigned long long)tickets->ns[i], (unsigned long long)tickets->ns[i - 1]);
+	machine_show("tickets");
 	machine_end();
 }
 
@@ -206,6 +207,7 @@ static void ping_pong_reproduces_the_latency_classes(void)
 		ASSERT(!emu_virtual_run(play, &ns), "%s", emu_error());
 		ASSERT((double)ns + 1 > classes[i].ns && (double)ns < classes[i].ns + 10, "%s: %llu ns, %.0f expected",
 		       classes[i].name, (unsigned long long)ns, classes[i].ns);
+		machine_show("ping-pong");
 		machine_end();
 	}
 }
@@ -229,6 +231,7 @@ static void contended_fetch_add_is_limited_by_occupancy(void)
 		emu_virtual_stats(&stats);
 		ns = (double)stats.now_ps / 1000 / (100 * counts[i]);
 		ASSERT(ns > 12.5 * 0.9 && ns < 12.5 * 1.3, "%u CPUs: %.1f ns an operation", counts[i], ns);
+		machine_show("fetch-add");
 		machine_end();
 	}
 }
@@ -271,6 +274,7 @@ static void caches_have_capacity(void)
 		ASSERT(!emu_virtual_run(look_at_lines, &look), "%s", emu_error());
 		ASSERT(look.ns == expected_ns[i], "%llu ns a line, %llu expected", (unsigned long long)look.ns,
 		       (unsigned long long)expected_ns[i]);
+		machine_show("look");
 		machine_end();
 	}
 	machine_cost.private_lines = 4096;
@@ -306,6 +310,7 @@ static void parked_spinners_cost_nothing(void)
 	/* A copy for each of the 24 L3 domains leaves the owner after the other. */
 	ASSERT(stats.now_ps > 1000000000u + 24 * 12500 && stats.now_ps < 1003000000u, "all awake at %llu ps",
 	       (unsigned long long)stats.now_ps);
+	machine_show("spinners");
 	machine_end();
 }
 
@@ -339,6 +344,7 @@ static void a_sleeper_runs_when_it_has_been_woken(void)
 	ns = sleepers->woken_ns - sleepers->wake_ns;
 	/* 140 for the call, 500 for the IPI, 3000 until it runs, and a few lines. */
 	ASSERT(ns >= 3640 && ns < 3900, "%llu ns", (unsigned long long)ns);
+	machine_show("sleeper");
 	machine_end();
 }
 
@@ -422,6 +428,7 @@ static void tasks_of_a_cpu_take_turns(void)
 			       t.runqueue_ps < (end - 5000000) * 1000 + 20000000,
 		       "task %u waited %llu ps", i, (unsigned long long)t.runqueue_ps);
 	}
+	machine_show("turns");
 	machine_end();
 }
 
@@ -700,6 +707,24 @@ static void a_cpu_that_never_ends_meets_the_event_limit(void)
 	}
 }
 
+static void compute_for_ever(void *arg)
+{
+	(void)arg;
+	emu_compute(5000);
+	/* A volatile local: neither shared memory nor anything that a compiler may leave out. */
+	for (volatile uint64_t i = 1; i; i++)
+		;
+}
+
+static void a_cpu_that_never_looks_up_is_named(void)
+{
+	machine_boot(&small, 2, 1);
+	ASSERT(emu_virtual_run(compute_for_ever, NULL) == -ETIME, "not found");
+	ASSERT(strstr(emu_error(), "CPU 0 at 5000 ns has computed for 5 s of the host's time without an access to shared "
+				   "memory, in compute_for_ever"), "%s", emu_error());
+	machine_end();
+}
+
 static void wait_for_the_clock(void *arg)
 {
 	(void)arg;
@@ -792,6 +817,7 @@ int main(void)
 	TEST(sleeping_under_a_spinlock_is_a_bug);
 	TEST(a_deadlock_is_named);
 	TEST(a_cpu_that_never_ends_meets_the_event_limit);
+	TEST(a_cpu_that_never_looks_up_is_named);
 	TEST(a_cpu_that_waits_for_the_clock_is_named);
 	TEST(faults_are_reported_with_cpu_time_and_seed);
 	return test_report();

@@ -7,6 +7,7 @@
  *   machine_share(&shape, nr_cpus, nr_tasks, seed);    likewise, with more tasks than CPUs
  *   machine_zalloc(size, node)               arena memory
  *   emu_virtual_run(fn, arg)                 what the test does on every CPU
+ *   machine_show(what)                       prints what came out, for a comparison with other processors
  *   machine_end()
  *
  * Costs: same core 12 ns, same L3 38, else 137 + 38.5 a hop between dies + 70.5 a hop between sockets, over three legs.
@@ -135,6 +136,16 @@ static inline void *machine_zalloc(size_t size, uint32_t node)
 	ptr = emu_zalloc(size, node);
 	emu_current = NULL;
 	return ptr;
+}
+
+static inline void machine_show(const char *what)
+{
+	struct emu_virtual_stats stats;
+
+	emu_virtual_stats(&stats);
+	printf("\nvirtual result of %s: %llu accesses, %llu ps, trace %016llx\n", what,
+	       (unsigned long long)stats.accesses, (unsigned long long)stats.now_ps,
+	       (unsigned long long)stats.trace_hash);
 }
 
 static inline void machine_end(void)

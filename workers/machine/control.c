@@ -705,18 +705,32 @@ static void measure_file(struct address_space *file, struct emu_memory *m)
 		emu_rmap->remove(file, &vmas[i], 1);
 		vm_area_free(vmas[i]);
 	}
+	/* For the next file: what all take together may be more than is left. */
+	emu_rcu_drain();
 }
 
-int emu_measure_memory(struct emu_memory *memory)
+/* The caller is attached to a CPU. */
+static int measure_files(struct emu_memory *memory)
 {
-	struct task_struct *caller = current;
-
-	*memory = (struct emu_memory){ .used_file = emu_arena->used_file_bytes };
-	emu_cpu_attach(0);
 	WITH_FAIL(err, {
 		for (uint32_t i = 0; i < emu_arena->nr_files; i++)
 			measure_file(&emu_arena->files[i], memory);
 	});
-	current = caller;
 	return 0;
+}
+
+int emu_measure_memory(struct emu_memory *memory)
+{
+	struct emu_pool *last = &emu_arena->pools[emu_arena->config.nr_nodes - 1];
+	struct task_struct *caller = current;
+	int err;
+
+	*memory = (struct emu_memory){ .used_file = emu_arena->used_file_bytes };
+	/* The CPUs may have used up all else, and have ended. */
+	last->end_chunk += emu_arena->spare_bytes;
+	emu_arena->spare_bytes = 0;
+	emu_cpu_attach(0);
+	err = measure_files(memory);
+	current = caller;
+	return err;
 }

@@ -94,6 +94,7 @@ struct emu_arena {
 	struct emu_walker *walkers;
 	uint32_t nr_walkers;
 	uint64_t used_file_bytes; /* see struct emu_memory */
+	uint64_t spare_bytes; /* at the end of the last pool, kept for emu_measure_memory() */
 
 	/* Lock classes; class_lock guards them. Class 0 is nobody's. */
 	_Atomic uint32_t class_lock;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * fiber.c - stacks, and what happens when one overflows or a pointer goes wild. The switch is in context.c.
+ * fiber.c - stacks, and what happens when one overflows, a pointer goes wild, or a fiber stays where the machine cannot
+ * see it. The switch is in context.c.
  */
 #define _GNU_SOURCE
 #include "virtual.h"
@@ -9,9 +10,18 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
+#ifndef sigev_notify_thread_id
+/* glibc has the field, and named it in 2.38. */
+#define sigev_notify_thread_id _sigev_un._tid
+#endif
+
 #define STACK_BYTES (UINT64_C(128) << 10)
+/* Seconds of this host's CPU in one fiber without an event: what lies between two is microseconds. */
+#define STUCK_S 5
 
 static char *stacks;
 static uint64_t guard_bytes;
@@ -73,7 +83,45 @@ static void on_fault(int number, siginfo_t *info, void *context)
 	sched_fail(-EFAULT);
 }
 
+/* Comes every second of CPU time, in the middle of anything; only a loop that has no events sees it STUCK_S times. */
+static void on_tick(int number)
+{
+	static uint64_t last_events;
+	static uint32_t unchanged_s;
+	uint64_t events = vm.accesses + vm.switches + vm.clock;
+	(void)number;
+
+	unchanged_s = events == last_events ? unchanged_s + 1 : 0;
+	last_events = events;
+	if (!vm.span || unchanged_s < STUCK_S)
+		return;
+	unchanged_s = 0;
+	computes_for_ever(STUCK_S);
+}
+
+/* Counts the CPU time of this thread alone: a stopped or waiting host does not end a run. */
+static void tick(bool on)
+{
+	static struct sigaction old_action;
+	static timer_t timer;
+	struct sigaction action = { .sa_handler = on_tick, .sa_flags = SA_ONSTACK | SA_NODEFER | SA_RESTART };
+	struct sigevent event = { .sigev_notify = SIGEV_THREAD_ID, .sigev_signo = SIGVTALRM };
+	const struct itimerspec second = { .it_interval.tv_sec = 1, .it_value.tv_sec = 1 };
+	static bool ticking;
+
+	if (on) {
+		event.sigev_notify_thread_id = (pid_t)syscall(SYS_gettid);
+		sigaction(SIGVTALRM, &action, &old_action);
+		ticking = !timer_create(CLOCK_THREAD_CPUTIME_ID, &event, &timer) && !timer_settime(timer, 0, &second, NULL);
+	} else {
+		if (ticking)
+			timer_delete(timer);
+		sigaction(SIGVTALRM, &old_action, NULL);
+	}
+}
+
 void fault_handler(bool on)
 {
 	context_faults(on ? on_fault : NULL);
+	tick(on);
 }

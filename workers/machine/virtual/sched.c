@@ -248,6 +248,19 @@ void clock_stands_still(void)
 	sched_fail(-ETIME);
 }
 
+/* The signal came from a place without accesses; it is not returned to. */
+void computes_for_ever(int seconds)
+{
+	char stack[256];
+
+	leave(vm.fiber);
+	emu_virtual_stack(vm.nr, stack, sizeof(stack));
+	emu_set_error(-ETIME, "CPU %u at %llu ns has computed for %d s of the host's time without an access to shared memory, "
+		      "in %s, seed %llu", vm.cpu, (unsigned long long)(vm.clock / 1000), seconds, stack,
+		      (unsigned long long)emu_arena->config.seed);
+	sched_fail(-ETIME);
+}
+
 /* Nobody can run: says who waits for what and where, as far as a line has room. */
 static void report_deadlock(void)
 {

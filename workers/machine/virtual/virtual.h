@@ -179,7 +179,7 @@ extern struct vm vm;
 int fibers_create(uint32_t n);
 void fibers_destroy(uint32_t n);
 void fiber_prepare(struct fiber *fiber, void (*entry)(void));
-void fault_handler(bool on);
+void fault_handler(bool on); /* and for a fiber that never looks up */
 
 /* sched.c */
 void sched_push(struct fiber *fiber);
@@ -188,6 +188,7 @@ void horizon_reached(void);
 void computed(void);
 _Noreturn void sched_fail(int err);
 _Noreturn void clock_stands_still(void);
+void computes_for_ever(int seconds);
 void fiber_wake_watchers(uint32_t line, uint64_t when);
 void trace_event(uint32_t line);
 
