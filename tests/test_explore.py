@@ -165,7 +165,7 @@ def test_planted_bugs_are_found_and_happen_again(bug: planted.Bug, tmp_path: Pat
     ("kind", "path", "schedules"),
     [
         *(("rmap", path, 4000) for path in sorted(BROKEN.glob("*.c"))),
-        *(("mm", path, 500) for path in sorted((BROKEN / "mm").glob("*.c"))),
+        *(("mm", path, 100) for path in sorted((BROKEN / "mm").glob("*.c"))),
     ],
     ids=lambda part: part.stem if isinstance(part, Path) else str(part),
 )
