@@ -361,3 +361,9 @@ def test_a_scenario_of_ones_own_may_crash(tmp_path: Path) -> None:
 def test_the_core_and_python_agree_on_names() -> None:
     assert set(explore.KINDS) >= {"rule", "data race", "deadlock", "memory", "leak"}
     assert "explore" not in _core.design_names("rmap")
+
+
+def test_a_mapping_of_other_pages_of_the_file_over_one_is_no_page_met_twice() -> None:
+    """Until the old mapping is unlinked both are there, at one address."""
+    done = emu("check", "single", "--scenario", "program:1m2.2.5/1w2.4", "--schedules", "500")
+    assert done.returncode == 0, done.stdout

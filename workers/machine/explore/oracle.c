@@ -569,20 +569,23 @@ static bool changed_since(const struct mm_struct *mm, const struct address_space
 	return false;
 }
 
-static uint32_t count_page(const struct ghost *list, uint32_t n, const struct mm_struct *mm, uint64_t page)
-{
-	uint32_t count = 0;
-
-	for (uint32_t i = 0; i < n; i++)
-		count += list[i].mm == mm && page >= list[i].start && page < list[i].end;
-	return count;
-}
-
 static bool in_walk(const struct walk *w, const struct ghost *g, uint64_t page)
 {
 	uint64_t offset = g->pgoff + (page - g->start);
 
 	return offset >= w->first && offset <= w->last;
+}
+
+/* While one mapping replaces another, both are linked at the same address, maybe with other pages of the file. */
+static uint32_t count_page(const struct walk *w, const struct ghost *list, uint32_t n, const struct mm_struct *mm,
+			   uint64_t page)
+{
+	uint32_t count = 0;
+
+	for (uint32_t i = 0; i < n; i++)
+		count += list[i].mm == mm && page >= list[i].start && page < list[i].end &&
+			 in_walk(w, &list[i], page);
+	return count;
 }
 
 static void judge(const struct walk *w)
@@ -595,8 +598,8 @@ static void judge(const struct walk *w)
 
 			if (!in_walk(w, g, page))
 				continue;
-			expected = count_page(w->before, w->nr_before, g->mm, page);
-			found = count_page(w->seen, w->nr_seen, g->mm, page);
+			expected = count_page(w, w->before, w->nr_before, g->mm, page);
+			found = count_page(w, w->seen, w->nr_seen, g->mm, page);
 			if (expected == found || changed_since(g->mm, w->file, page, w->begun))
 				continue;
 			oracle_rule("a walk of %s [%llu, %llu] %s vma %u: "
@@ -610,7 +613,7 @@ static void judge(const struct walk *w)
 		const struct ghost *g = &w->seen[i];
 
 		for (uint64_t page = g->start; page < g->end; page++)
-			if (in_walk(w, g, page) && !count_page(w->before, w->nr_before, g->mm, page) &&
+			if (in_walk(w, g, page) && !count_page(w, w->before, w->nr_before, g->mm, page) &&
 			    !changed_since(g->mm, w->file, page, w->begun))
 				oracle_rule("a walk of %s meets vma %u, which does not map page %llu", w->file->name,
 				     vma_number(g->vma), (unsigned long long)(g->pgoff + page - g->start));

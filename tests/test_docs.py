@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: MIT
+"""The commands that README.md and docs/ show: known, run as they are shown; the man page."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from emu._version import __version__
+from emu.cli import app
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+# Beginnings of commands that are shown, but not run here, and why.
+NOT_RUN = {
+    "make run": "is what installs and runs all that is shown below it",
+    "make test": "is what runs this",
+    "make bench": "takes minutes, and measures",
+    "emu calibrate": "measures this machine for half a minute; tests/test_calibrate.py",
+    "emu check  ": "all designs in a minute; tests/test_explore.py",
+}
+# What a command gets on top, after its own options, so that it is as shown and takes a second.
+SHORTER = {
+    "run": ["--cpus", "2", "--repeats", "1", "--duration", "1ms"],
+    "check": ["--seeds", "1", "--engine", "virtual"],
+    "check --suite explore": ["--time", "1s", "--schedules", "20"],
+}
+WRAPPER = """#!{python}
+import sys, os
+words, shorter = sys.argv[1:], {shorter!r}
+key = words[0]
+if {{"--suite", "--scenario"}} & set(words):
+    key = "check --suite explore"
+os.execv(sys.executable, [sys.executable, "-m", "emu", *words, *shorter.get(key, [])])
+"""
+
+
+def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    below = getattr(command, "commands", None)
+    if below is None:
+        yield " ".join(path), command
+        return
+    for name, child in below.items():
+        yield from commands(child, (*path, name))
+
+
+COMMANDS = dict(commands(typer.main.get_command(app)))
+
+
+def shown(path: Path) -> list[str]:
+    """Lines of indented blocks and of those that are marked as a shell's."""
+    text = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"^    ((?:emu|make) .*)$", text, flags=re.MULTILINE)
+
+
+def mentioned(path: Path) -> list[str]:
+    """Also those within sentences, whole lines of consoles, and each of a line of several."""
+    text = path.read_text()
+    inline = re.findall(r"`(emu [a-z][^`]*)`", text)
+    console = re.findall(r"^\$ (emu .*)$", text, flags=re.MULTILINE)
+    lines = [*shown(path), *console, *inline]
+    each = [part.strip() for line in lines for part in re.split(r"[;|]\s", line)]
+    return [line for line in each if line.startswith("emu ")]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_every_command_has_an_example_of_it(name: str) -> None:
+    command = COMMANDS[name]
+    text = " ".join(f"{command.help}\n{command.epilog or ''}".split())
+    assert re.search(rf"Example: .*\bemu {name}\b", text)
+
+
+def test_the_man_page_says_what_the_commands_say() -> None:
+    manual = runpy.run_path(str(ROOT / "docs" / "manual.py"))
+    assert manual["PAGE"].read_text() == manual["page"](), "out of date: make man"
+    assert f"mm\\-emu {__version__}" in manual["page"]()
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_commands_and_options_that_are_mentioned_exist(path: Path) -> None:
+    unknown = []
+    for line in mentioned(path):
+        words = shlex.split(line, comments=True)[1:]
+        name = next((n for n in COMMANDS if words[: len(n.split())] == n.split()), None)
+        if name is None:
+            unknown.append(line)
+            continue
+        own = words[: words.index("--")] if "--" in words else words
+        known = {option for param in COMMANDS[name].params for option in param.opts} | {"--help"}
+        unknown += [f"{line}: {w}" for w in own if re.match(r"--?[a-z]", w) and w not in known]
+    assert unknown == []
+
+
+def test_what_is_not_run_is_shown() -> None:
+    lines = [line for path in PAGES for line in shown(path)]
+    assert [start for start in NOT_RUN if not any(li.startswith(start) for li in lines)] == []
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in PAGES if shown(path)], ids=lambda path: path.name
+)
+def test_commands_run_one_after_another(path: Path, tmp_path: Path) -> None:
+    """As a reader types them, in an empty folder, whose store is empty too (conftest)."""
+    wrapper = tmp_path / "bin" / "emu"
+    wrapper.parent.mkdir()
+    wrapper.write_text(WRAPPER.format(python=sys.executable, shorter=SHORTER))
+    wrapper.chmod(0o755)
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    lines = [li for li in shown(path) if not any(li.startswith(start) for start in NOT_RUN)]
+    if "emu new " not in path.read_text():
+        lines = ["emu new rmap mine.c", *lines]
+    if not shutil.which("jq"):
+        lines = [line.partition("| jq")[0] for line in lines]
+    script = "set -e -o pipefail; PATH=$1:$PATH\n"
+    for line in lines:
+        began = time.monotonic()
+        done = subprocess.run(
+            ["bash", "-c", script + line, "bash", str(wrapper.parent)],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        print(f"{time.monotonic() - began:.1f} s: {line}")
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
