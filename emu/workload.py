@@ -650,7 +650,7 @@ class _Reader:
             raise InputError(f"{path}: {error.strerror or error}") from None
         except UnicodeDecodeError as error:
             raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
-        except (tomllib.TOMLDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path}: not valid TOML: {error}") from None
         self.calls_path = path
         self.line_of_call = _lines_of_calls(self.text)

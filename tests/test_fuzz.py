@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fuzz import PARSERS, edited, fuzz, try_input
 
-from emu import experiment, histogram, hwloc, record, workload
+from emu import experiment, histogram, hwloc, record, topology, validate, workload
 from emu.errors import EmuError, InputError
 from emu.report.trace import make_window
 from emu.store import Store
@@ -111,3 +111,12 @@ def test_what_is_quoted_from_input_stays_one_line() -> None:
     assert str(InputError("'a\nb\x1b[31m\x9b' is none; é is")) == (
         r"'a\nb\x1b[31m\x9b' is none; é is"
     )
+
+
+def test_toml_with_a_number_of_thousands_of_digits_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "x.toml"
+    for text in ("a = " + "9" * 5000, "a = " + "[" * 3000):
+        file.write_text(text)
+        for read in (experiment.read_toml, topology.load, workload.load, validate.read):
+            with pytest.raises(InputError, match=r"x\.toml"):
+                read(file)
