@@ -151,7 +151,7 @@ def read_kernel(folder: Path, name: str, parse_time: Callable[[str], int]) -> li
     path = folder / f"_{name}.toml"
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: {error}") from None
     base = read_kernel(folder, raw["like"], parse_time) if "like" in raw else []
     return merge(base, read(raw.get("background", []), str(path), parse_time), str(path))

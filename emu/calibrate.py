@@ -147,7 +147,7 @@ def run(progress: Progress | None = None, seed: int = 1) -> Calibration:
     Raises EmuError where a measurement is impossible.
     """
     host = topology.host()
-    warnings = list(_surroundings())
+    warnings = list(surroundings())
     confidence = "M" if any("virtual machine" in warning for warning in warnings) else "H"
     steps = list(_steps(host, random.Random(seed)))
     order = [step for _ in range(ROUNDS) for step in steps]
@@ -401,7 +401,7 @@ def _with_numbers(host: Topology, numbers: dict[str, Cost], confidence: str) -> 
     return replace(host, description=name, origin="as the kernel shows it", costs=costs)
 
 
-def _surroundings() -> Iterable[str]:
+def surroundings() -> Iterable[str]:
     """What makes the figures of this machine less sure."""
     flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     if "hypervisor" in flags:

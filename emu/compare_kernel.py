@@ -59,7 +59,7 @@ def run(
     Raises EmuError where the host cannot be measured or a cell fails.
     """
     host = topology.load("host")
-    warnings = []
+    warnings = list(calibrate.surroundings())
     if "calibrated" not in host.description:
         warnings.append("the host is not calibrated: `emu calibrate` first gives it its own costs")
     wanted = sorted({1, *cpus})

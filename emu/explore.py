@@ -292,7 +292,7 @@ def find_program(text: str) -> Scenario:
 
 
 def _by_chance(text: str, seed: int) -> list[Scenario]:
-    match = re.fullmatch(r"random(?::(\d+))?", text)
+    match = re.fullmatch(r"random(?::(\d{1,9}))?", text)
     if not match or not 1 <= int(match[1] or _PROGRAMS) <= 1000:
         raise InputError(f"--scenario {text}: random, or random:N for N programs, 1 to 1000")
     count = int(match[1] or _PROGRAMS)

@@ -6,15 +6,29 @@ bucket's number here and there is the same.
 
 from __future__ import annotations
 
+import base64
+import struct
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from hdrh.codec import HdrCookieException, HdrHistogramSettingsException, HdrLengthException
 from hdrh.histogram import HdrHistogram
 from numpy.typing import NDArray
 
 from emu._core import HIST_COUNTS, HIST_MAX_NS
+from emu.errors import InputError
+
+_OUTER = struct.Struct(">ii")
+"""Of the exchange format: cookie, length; what follows is compressed."""
+_INNER = struct.Struct(">iiiiqqd")
+"""Cookie, length, offset, digits, lowest, highest, ratio; then the buckets."""
+_DAMAGED = (
+    *(ValueError, TypeError, IndexError, struct.error, zlib.error),
+    *(HdrCookieException, HdrLengthException, HdrHistogramSettingsException),
+)
 
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p999": 99.9}
 
@@ -104,5 +118,18 @@ class Histogram:
 
 
 def decode(text: str) -> HdrHistogram:
-    """The object of the package for what ``Histogram.encode`` gave."""
-    return HdrHistogram.decode(text)
+    """The object of the package for what ``Histogram.encode`` gave. Raises InputError for others.
+
+    The package trusts the sizes in what it reads, so they are looked at before.
+    """
+    try:
+        data = base64.b64decode(text, validate=True)
+        payload = zlib.decompressobj().decompress(
+            data[_OUTER.size :], _INNER.size + 9 * HIST_COUNTS
+        )
+        layout = _INNER.unpack_from(payload)[3:6]
+        if layout != (2, 1, HIST_MAX_NS):
+            raise InputError(f"a histogram of another layout than (2, 1, {HIST_MAX_NS}): {layout}")
+        return HdrHistogram.decode(text)
+    except _DAMAGED as error:
+        raise InputError(f"no histogram: {error or type(error).__name__}") from None

@@ -207,7 +207,8 @@ class _Reader:
 
         def number(*keys: str) -> int:
             text = next((info[key] for key in keys if key in info), "0")
-            return int(text, 0) if re.fullmatch(r"(0x[0-9a-fA-F]+|[0-9]+)", text) else 0
+            match = re.fullmatch(r"0x([0-9a-fA-F]{1,8})|([0-9]{1,9})", text)
+            return (int(match[1], 16) if match[1] else int(match[2])) if match else 0
 
         vendor = info.get("CPUVendor") or info.get("CPUImplementer", "")
         return (

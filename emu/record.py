@@ -379,8 +379,8 @@ class _Builder:
 
     def linearize(self, events: Mapping[int, Sequence[_Event]]) -> list[_Step]:
         """All processes' calls in one sequence."""
-        stream = list(self.process(next(iter(events)), events))
-        if stream[0].call.op != "exec":
+        stream = [step for pid in list(events)[:1] for step in self.process(pid, events)]
+        if not stream or stream[0].call.op != "exec":
             raise EmuError("strace's log does not begin with an execve")
         return stream
 
@@ -428,7 +428,7 @@ class _Builder:
                 raise EmuError(f"mmap({arguments}) cannot be read")
             path = _mapped_file(arguments)
             name = "-1" if path is None else self.file(path)
-            arguments = f"{match[1]}{name}{match[3]}"
+            arguments = f"{match[1]}{name}{match[4]}"
             if not _stacks_are_apart():
                 arguments = arguments.replace("|MAP_STACK", "")
         try:
@@ -477,13 +477,16 @@ class _Builder:
         return name
 
 
-_MMAP = re.compile(r"(.*, )(?:-1|\d+<(.*)>(?:\(deleted\))?)(, \w+)")
+_MMAP = re.compile(
+    r"(\w+, (\d{1,19}), .*, )(?:-1|\d+<(.*)>(?:\(deleted\))?)(, (0x[0-9a-f]{1,16}|0))", re.ASCII
+)
+"""The arguments of mmap: all before the file, length, file, all after it, offset."""
 
 
 def _mapped_file(arguments: str) -> str | None:
     """The file of an mmap, None if it maps none."""
     match = _MMAP.fullmatch(arguments)
-    return match[2] if match and "MAP_ANONYMOUS" not in arguments else None
+    return match[3] if match and "MAP_ANONYMOUS" not in arguments else None
 
 
 def _extents(events: Mapping[int, Sequence[_Event]]) -> dict[str, int]:
@@ -491,10 +494,9 @@ def _extents(events: Mapping[int, Sequence[_Event]]) -> dict[str, int]:
     found: dict[str, int] = {}
     for own in events.values():
         for event in own:
-            path = _mapped_file(event.arguments) if event.call == "mmap" else None
-            if path is not None and not event.result.startswith("-1"):
-                _, length, *_, offset = event.arguments.split(", ")
-                found[path] = max(found.get(path, 0), int(offset, 0) + int(length, 0))
+            match = _MMAP.fullmatch(event.arguments) if event.call == "mmap" else None
+            if match and match[3] is not None and not event.result.startswith("-1"):
+                found[match[3]] = max(found.get(match[3], 0), int(match[5], 0) + int(match[2]))
     return found
 
 

@@ -375,7 +375,8 @@ class Store:
     def _change(self, run: str, change: Callable[[RunInfo], None]) -> None:
         with self._open(write=True) as connection:
             (info,) = connection.execute("SELECT info FROM run WHERE id = ?", (run,)).fetchone()
-            decoded = msgspec.json.decode(info, type=RunInfo)
+            with self._reading(run):
+                decoded = msgspec.json.decode(info, type=RunInfo)
             change(decoded)
             connection.execute(
                 "UPDATE run SET info = ? WHERE id = ?", (msgspec.json.encode(decoded), run)
@@ -386,7 +387,7 @@ class Store:
         claims = connection.execute(
             "SELECT host, pid, start, lease_s FROM claim WHERE run = ?", (run,)
         ).fetchall()
-        return any(Owner(*owner).is_alive(lease_s) for *owner, lease_s in claims)
+        return any(Owner(*owner).is_alive(float(lease_s)) for *owner, lease_s in claims)
 
     # ---- reading ----
 
@@ -395,7 +396,11 @@ class Store:
         if not (self.directory / _FILE).exists():
             return []
         with self._open() as connection:
-            return [run for (run,) in connection.execute("SELECT id FROM run ORDER BY id")]
+            ids = [run for (run,) in connection.execute("SELECT id FROM run ORDER BY id")]
+        for run in ids:
+            if not isinstance(run, str):  # SQLite's columns take any type
+                raise InputError(f"{self.directory / _FILE} is damaged: a run is called {run!r}")
+        return ids
 
     def summaries(self) -> list[Summary]:
         """All runs in short, oldest first."""
@@ -404,7 +409,8 @@ class Store:
         with self._open() as connection:
             found = []
             for run, status, info in connection.execute("SELECT id, status, info FROM run"):
-                raw = msgspec.json.decode(info, type=RunInfo)
+                with self._reading(run):
+                    raw = msgspec.json.decode(info, type=RunInfo)
                 counts: Mapping[str, int] = dict(
                     connection.execute(
                         "SELECT coalesce(status, ''), count(*) FROM cell WHERE run = ? GROUP BY 1",
@@ -422,10 +428,20 @@ class Store:
                         done=sum(n for state, n in counts.items() if state),
                         failed=counts.get("failed", 0),
                         total=sum(counts.values()),
-                        engines=",".join([engines] if isinstance(engines, str) else engines),
+                        engines=",".join(
+                            map(str, engines if isinstance(engines, list) else [engines])
+                        ),
                     )
                 )
             return sorted(found, key=lambda summary: summary.id)
+
+    @contextlib.contextmanager
+    def _reading(self, run: str) -> Iterator[None]:
+        """Around what reads documents of a run: TypeError, where there is none in its column."""
+        try:
+            yield
+        except (msgspec.MsgspecError, UnicodeDecodeError, TypeError) as error:
+            raise InputError(f"run {run} in {self.directory} cannot be read: {error}") from None
 
     def find_id(self, name: str) -> str:
         """A run's id from the id, its beginning, or "last". Raises InputError for none or many."""
@@ -463,12 +479,10 @@ class Store:
                 "SELECT number, phase, op, buckets FROM histogram WHERE run = ?", (run,)
             ):
                 buckets.setdefault(number, {})[phase, op] = blob
-        try:
+        with self._reading(run):
             decoded = msgspec.json.decode(info, type=RunInfo)
             cells = [_result(document, buckets.get(number, {})) for number, document in documents]
-        except msgspec.MsgspecError as error:
-            raise InputError(f"run {run} in {self.directory} cannot be read: {error}") from None
-        decoded.status = status
+            decoded.status = msgspec.convert(status, str)
         return Run(run=decoded, cells=cells)
 
     def remove(self, name: str) -> str:
@@ -512,8 +526,9 @@ def _latencies(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, A
 
 
 def _result(document: bytes, buckets: Mapping[tuple[str, str], bytes]) -> CellResult:
-    raw = msgspec.json.decode(document)
-    for phase, op, latency in _latencies(raw):
-        if (phase, op) in buckets:
-            latency["hdr"] = base64.b64encode(buckets[phase, op]).decode()
-    return msgspec.convert(raw, CellResult)
+    cell = msgspec.json.decode(document, type=CellResult)
+    parts = {"": cell.latency_ns} | {phase.name: phase.latency_ns for phase in cell.phases}
+    for (phase, op), blob in buckets.items():
+        if op in parts.get(phase, {}):
+            parts[phase][op].hdr = base64.b64encode(blob).decode()
+    return cell

@@ -108,7 +108,7 @@ def read(path: Path | None = None) -> _File:
         file = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), _File)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+    except (ValueError, RecursionError, msgspec.ValidationError) as error:
         raise InputError(f"{path}: {error}") from None
     for row in file.result:
         if row.measure == "ratio" and not row.baseline:

@@ -650,7 +650,7 @@ class _Reader:
             raise InputError(f"{path}: {error.strerror or error}") from None
         except UnicodeDecodeError as error:
             raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
-        except (tomllib.TOMLDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path}: not valid TOML: {error}") from None
         self.calls_path = path
         self.line_of_call = _lines_of_calls(self.text)
@@ -783,7 +783,9 @@ class _Reader:
                 what = f"'{name}' is no name of a file: letters, digits and . + @ : / - [ ]"
                 raise self.error(f"[{table}]", f"{what}, at most {MAX_NAME} of them", name)
             if type(pages) is not int or not 1 <= pages <= TASK_SIZE // PAGE:
-                what = f"'{name}' is {pages!r}; it must be a size in pages, 1 or more"
+                what = (
+                    f"'{name}' is {pages!r}; it must be a size in pages, 1 to {TASK_SIZE // PAGE}"
+                )
                 raise self.error(f"[{table}]", what, name)
             self.file_numbers[name] = len(self.pages)
             self.pages.append(pages)

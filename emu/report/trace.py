@@ -22,7 +22,8 @@ from emu.results import write_atomically
 
 DEFAULT_WINDOW = "0us+1ms"
 _UNITS_NS = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9}
-_WINDOW = re.compile(r"(\d+(?:\.\d+)?)(ns|us|ms|s)\+(\d+(?:\.\d+)?)(ns|us|ms|s)")
+_TIME = r"(\d{1,18}(?:\.\d{1,18})?)(ns|us|ms|s)"
+_WINDOW = re.compile(rf"{_TIME}\+{_TIME}")
 
 
 @dataclass(frozen=True)

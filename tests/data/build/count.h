@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* count: how many words a file has, and their lengths' sum. */
+/*
+ * count.h - how many words a text has, and the sum of their lengths. Part of what the workload `make` builds.
+ */
 #include <stddef.h>
 
 const char *next_word(const char **text, size_t *length);

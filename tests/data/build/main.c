@@ -1,4 +1,7 @@
 /* SPDX-License-Identifier: MIT */
+/*
+ * main.c - counts the words of its argument. Part of what the workload `make` builds.
+ */
 #include <stdio.h>
 
 #include "count.h"

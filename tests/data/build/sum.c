@@ -1,4 +1,7 @@
 /* SPDX-License-Identifier: MIT */
+/*
+ * sum.c - the words' lengths, added up. Part of what the workload `make` builds.
+ */
 #include "count.h"
 
 size_t sum_of_lengths(const char *text, size_t *words)

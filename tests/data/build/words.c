@@ -1,4 +1,7 @@
 /* SPDX-License-Identifier: MIT */
+/*
+ * words.c - the next word of a text. Part of what the workload `make` builds.
+ */
 #include <string.h>
 
 #include "count.h"
