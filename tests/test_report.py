@@ -18,7 +18,7 @@ from emu_command import emu
 import emu as package
 from emu.errors import InputError
 from emu.histogram import decode, new_hdr
-from emu.report import figures, plot, text
+from emu.report import figures, mail, plot, text
 from emu.results import (
     ByCpu,
     CellResult,
@@ -601,3 +601,25 @@ def test_images_need_matplotlib(with_walkers: Run, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(InputError, match=r"pip install 'mm-emu\[plots\]'"):
         plot.image(with_walkers, "png", None)
+
+
+def test_mm_designs_are_compared_where_there_is_one_rmap_design(
+    tmp_path: Path,
+) -> None:
+    run = package.run(
+        engine="virtual",
+        rmap="single",
+        mm="mmap-sem-rbtree,per-vma-lock",
+        workload="fault",
+        topology="laptop-8c",
+        cpus=2,
+        duration="1ms",
+        store=tmp_path,
+    )
+    (section,) = figures.sections(run)
+    assert section.title == "fault on laptop-8c, rmap single"
+    names = [trace["name"] for trace in section.figures[0].variants[0].traces]
+    assert names == ["mmap-sem-rbtree", "per-vma-lock"]
+    assert re.search(r"mm +fault/s +spread +x mmap-sem-rbtree", str(run))
+    assert re.search(r"per-vma-lock +[\d,]+ +- +\d\.\d\d", mail.text(run))
+    assert [cell.mm for cell in run.cells] == names

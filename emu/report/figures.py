@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from emu import stats
 from emu.histogram import decode, new_hdr
-from emu.report.table import sweeps, unit_of
+from emu.report.table import held, sweeps, unit_of
 from emu.results import KIND, CellResult, Run
 
 COLOURS = (
@@ -46,6 +46,8 @@ _MOST_NODE_PAIRS = 200_000
 _POINTS_PER_DECADE = 12
 _BESIDE = 0.15
 """Of a logarithmic axis, in decades, below and above the values: room for a tick or two."""
+_APART = 0.08
+"""Of the width: what a number of three digits takes on a phone."""
 _STEPS = ((1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7))
 _FEWEST_TICKS = 3
 _TIME_COLOURS = {
@@ -93,8 +95,9 @@ class Section:
 
 def sections(run: Run) -> list[Section]:
     """A section for each sweep of the run; one whose cells all failed has no figures."""
-    designs = list(dict.fromkeys(cell.rmap for cell in run.cells))
-    return [_section(cells, designs) for cells in sweeps(run.cells)]
+    found = list(sweeps(run.cells))
+    designs = list(dict.fromkeys(cell.rmap for cells in found for cell in cells))
+    return [_section(cells, designs) for cells in found]
 
 
 def _section(cells: list[CellResult], designs: Sequence[str]) -> Section:
@@ -102,7 +105,7 @@ def _section(cells: list[CellResult], designs: Sequence[str]) -> Section:
     sweep = Sweep([cell for cell in cells if cell.ok], designs)
     made = [make(sweep) for make in FIGURES] if sweep.cells else []
     return Section(
-        title=f"{first.workload} on {first.topology}, mm {first.mm}",
+        title=f"{first.workload} on {first.topology}, {held(first)}",
         engine=first.engine,
         kind=KIND.get(first.engine, first.engine),
         note=" ".join(dict.fromkeys(cell.note for cell in cells if cell.note)),
@@ -155,12 +158,18 @@ class Sweep:
         }
 
     def cpu_axis(self) -> dict[str, Any]:
-        """Numbers of CPUs, logarithmic."""
+        """Numbers of CPUs, logarithmic; those have no tick for which a phone has no room."""
+        span = math.log(self.cpus[-1] / self.cpus[0])
+        ticks = self.cpus[-1:]
+        for cpus in reversed(self.cpus):
+            if math.log(ticks[0] / cpus) >= _APART * span > 0:
+                ticks.insert(0, cpus)
         return {
             "title": {"text": "CPUs"},
             "type": "log",
-            "tickvals": self.cpus,
-            "ticktext": [str(cpus) for cpus in self.cpus],
+            "tickvals": ticks,
+            "ticktext": [str(cpus) for cpus in ticks],
+            "tickangle": 0,
         }
 
 

@@ -8,11 +8,10 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
 from emu import host, stats
-from emu.report.table import format_ns, sweeps, unit_of
+from emu.report.table import baseline, format_ns, held, sweeps, unit_of
 from emu.results import KIND, CellResult, Run
 
 WIDTH = 72
-_BASELINE = "single"
 _SHOWN_SITES = 2
 
 
@@ -59,7 +58,7 @@ def _head(run: Run) -> Iterator[str]:
 def _sweep(cells: Sequence[CellResult], run: Run) -> Iterator[str]:
     good = [cell for cell in cells if cell.ok]
     first = cells[0]
-    what = f"{first.workload} on {first.topology}, mm {first.mm}, {first.engine} engine"
+    what = f"{first.workload} on {first.topology}, {held(first)}, {first.engine} engine"
     yield from _wrapped(f"{what} ({KIND.get(first.engine, '?')})")
     for note in dict.fromkeys(cell.note for cell in cells if cell.note):
         yield from _wrapped(note, "  ", "  ")
@@ -67,7 +66,9 @@ def _sweep(cells: Sequence[CellResult], run: Run) -> Iterator[str]:
         return
     yield ""
     unit = f"{unit_of(good[0])}/s"
-    yield f"{'CPUs':>5}  {'design':<24} {unit + ', mean':>12} {'+-95%':>8} {'x ' + _BASELINE:>17}"
+    base_name = baseline(good)
+    times_name = _cut(f"x {base_name}", 17)
+    yield f"{'CPUs':>5}  {'design':<24} {unit + ', mean':>12} {'+-95%':>8} {times_name:>17}"
     by_cell: dict[tuple[int, str], list[CellResult]] = {}
     for cell in good:
         by_cell.setdefault((cell.cpus, cell.rmap), []).append(cell)
@@ -77,7 +78,7 @@ def _sweep(cells: Sequence[CellResult], run: Run) -> Iterator[str]:
         estimate = stats.mean(rates)
         spread, value = estimate.plus_minus, estimate.value
         times = ""
-        if (base := by_cell.get((cpus, _BASELINE))) and rmap != _BASELINE:
+        if (base := by_cell.get((cpus, base_name))) and rmap != base_name:
             ratio = stats.speed_up([cell.ops_per_s for cell in base], rates)
             times = f"{ratio.value:.2f}"
             if ratio.low is not None:
@@ -131,7 +132,7 @@ def _remarks(run: Run) -> Iterator[str]:
     if repeats > 1:
         yield (
             f"Up to {repeats} repeats with different seeds. +-95%: half of the 95% bootstrap "
-            f"interval of the mean, in percent of it. x {_BASELINE}: ratio of medians, and its "
+            f"interval of the mean, in percent of it. x DESIGN: ratio of medians, and its "
             "interval."
         )
     else:

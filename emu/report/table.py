@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO
 
+import msgspec
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -23,6 +24,7 @@ _SHOWN_SHARE = 0.001
 _SHOWN_SITES = 3
 _SHOWN_BOTTLENECK = 0.01
 _BASELINE = "single"
+_SWAPPED = "rmap "
 _REPEATS_TO_TELL = 3
 _DETAILED = 3
 """With more numbers of CPUs than this there is one table over all of them, not a section each."""
@@ -116,12 +118,37 @@ def format_ns(ns: float) -> str:
 
 
 def sweeps(cells: Iterable[CellResult]) -> Iterator[list[CellResult]]:
-    """Cells that differ in number of CPUs, rmap design and repeat only, in order of their first."""
+    """Cells that differ in number of CPUs, rmap design and repeat only, in order of their first.
+
+    Where there are several mm designs and one rmap design, mm designs are what is compared: the
+    cells are copies whose ``rmap`` is the mm design, and whose ``mm`` says "rmap NAME".
+    """
+    cells = list(cells)
+    if len({cell.mm for cell in cells}) > 1 and len({cell.rmap for cell in cells}) == 1:
+        cells = [
+            msgspec.structs.replace(cell, rmap=cell.mm, mm=f"{_SWAPPED}{cell.rmap}")
+            for cell in cells
+        ]
     sweeps: dict[tuple[object, ...], list[CellResult]] = {}
     for cell in cells:
         key = (cell.workload, cell.topology, cell.mm, cell.engine)
         sweeps.setdefault(key, []).append(cell)
     yield from sweeps.values()
+
+
+def held(cell: CellResult) -> str:
+    """The design that all cells of a sweep have, with its kind: "mm per-vma-lock"."""
+    return cell.mm if cell.mm.startswith(_SWAPPED) else f"mm {cell.mm}"
+
+
+def compared(cell: CellResult) -> str:
+    """The kind of design in which cells of a sweep differ: "rmap" or "mm"."""
+    return "mm" if cell.mm.startswith(_SWAPPED) else "rmap"
+
+
+def baseline(cells: Sequence[CellResult]) -> str:
+    """What the designs of a sweep are compared with: "single", of mm designs the first."""
+    return cells[0].rmap if compared(cells[0]) == "mm" else _BASELINE
 
 
 def _groups(cells: Iterable[CellResult]) -> Iterator[list[CellResult]]:
@@ -155,7 +182,7 @@ def _title(cells: Sequence[CellResult], run: Run) -> Text:
     duration = (own if isinstance(own, dict) else {}).get("duration") or experiment.get("duration")
     return Text(
         f"{first.workload} on {cpus} CPU{'s' if cpus != '1' else ''} of {first.topology} "
-        f"({', '.join(marks)}), mm {first.mm}, {repeats} repeat{'s' if repeats != 1 else ''} of "
+        f"({', '.join(marks)}), {held(first)}, {repeats} repeat{'s' if repeats != 1 else ''} of "
         f"{duration or '?'}",
         style="bold",
     )
@@ -195,21 +222,22 @@ def _print_scaling(groups: Sequence[Sequence[CellResult]], run: Run, console: Co
 def _scaling(groups: Sequence[Sequence[CellResult]], per_s: str, console: Console) -> Table:
     """Numbers of CPUs down, designs across, each with its ratio to the baseline."""
     names = list(dict.fromkeys(cell.rmap for group in groups for cell in group))
+    base_name = baseline(groups[0])
     columns = []
     for name in names:
         columns.append(f"{name} {per_s}" if name == names[0] else name)
-        if _BASELINE in names and name != _BASELINE:
-            columns.append(f"x {_BASELINE}")
+        if base_name in names and name != base_name:
+            columns.append(f"x {base_name}")
     table = _table(console, "CPUs", *columns)
     for group in groups:
         rows = {row.name: row for row in _rows(group)}
-        base, values = rows.get(_BASELINE), []
+        base, values = rows.get(base_name), []
         best = max(rows.values(), key=lambda row: row.median, default=None)
         for name in names:
             row = rows.get(name)
             style = "green" if row is best and len(rows) > 1 else ""
             values.append(Text(f"{row.median:,.0f}" if row else "-", style=style))
-            if _BASELINE in names and name != _BASELINE:
+            if base_name in names and name != base_name:
                 of_base = f"{row.median / base.median:.2f}" if row and base and base.median else "-"
                 values.append(Text(of_base))
         table.add_row(str(group[0].cpus), *values)
@@ -263,7 +291,8 @@ def _p50(row: _Row, number: int) -> str:
 
 def _walks(rows: Sequence[_Row], console: Console) -> Table:
     """Walkers down; of each design how often it walked, what that took and what it came to."""
-    columns = ("rmap", "done", "refused", "lost", "p50", "max", "VMAs/walk", "PTEs/walk")
+    kind = compared(rows[0].cells[0])
+    columns = (kind, "done", "refused", "lost", "p50", "max", "VMAs/walk", "PTEs/walk")
     table = _table(console, "walker", *columns)
     for number in range(len(rows[0].cells[0].walkers)):
         for row in rows:
@@ -380,17 +409,18 @@ def unit_of(cell: CellResult) -> str:
 
 def _throughput(rows: Sequence[_Row], console: Console) -> Table:
     unit, per = unit_of(rows[0].cells[0]), _libc_locks(rows[0].cells[0])[0]
+    base_name = baseline(rows[0].cells)
     table = _table(
         console,
-        "rmap",
+        compared(rows[0].cells[0]),
         f"{unit}/s",
         "spread",
-        f"x {_BASELINE}",
+        f"x {base_name}",
         "waiting",
         f"libc locks/{per}",
         "bottleneck",
     )
-    base = next((row for row in rows if row.name == _BASELINE), None)
+    base = next((row for row in rows if row.name == base_name), None)
     best = max(rows, key=lambda row: row.median)
     for row in rows:
         spread = f"±{row.spread:.1%}" if row.spread is not None else "-"
@@ -430,7 +460,9 @@ def _libc_locks(cell: CellResult) -> tuple[str, float]:
 
 
 def _latencies(rows: Sequence[_Row], console: Console) -> Table:
-    table = _table(console, "rmap", "latency of", "p50", "p99", "p99.9", "max", "count")
+    table = _table(
+        console, compared(rows[0].cells[0]), "latency of", "p50", "p99", "p99.9", "max", "count"
+    )
     # Results of earlier versions have no "micro".
     micro = any("micro" in c.latency_ns and c.latency_ns["micro"].count for c in rows[0].cells)
     for op in ("micro",) if micro else _SHOWN_LATENCIES:
@@ -475,7 +507,9 @@ def _print_time_stacks(rows: Sequence[_Row], console: Console, on: str = "") -> 
     if not known:
         return
     names = list(known[0].cells[0].time_stack)
-    table = _table(console, "rmap", *(name.replace("_", " ") for name in names))
+    table = _table(
+        console, compared(known[0].cells[0]), *(name.replace("_", " ") for name in names)
+    )
     for row in known:
         shares = (statistics.mean(cell.time_stack[name] for cell in row.cells) for name in names)
         table.add_row(row.name, *(f"{share:.1%}" for share in shares))
