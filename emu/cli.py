@@ -32,13 +32,15 @@ from emu.errors import EmuError, InputError
 from emu.experiment import unknown
 from emu.progress import ProgressBar
 from emu.record import Each
-from emu.report import html, mail, text
+from emu.report import html, mail, plot, text
 from emu.report.export import EXPORTS
 from emu.report.table import cell_name, plain_console, print_run
 from emu.report.trace import DEFAULT_WINDOW
 from emu.results import Run, write_atomically
 from emu.schedule import Progress
 from emu.store import Store
+
+_REPORTS = ("html", "text", *plot.FORMATS, *text.FORMATS)
 
 app = typer.Typer(
     name="emu",
@@ -428,10 +430,10 @@ def report(
         str,
         typer.Option(
             "--format",
-            metavar="|".join(("html", "text", *text.FORMATS)),
-            help="A page with plots; a mail of 72 columns; locks as /proc/lock_stat; cache lines "
-            "as perf c2c; stacks of waiting for flamegraph.pl and speedscope; a row a cell; "
-            "percentiles.",
+            metavar="|".join(_REPORTS),
+            help="A page with plots; a mail of 72 columns; a plot for a paper; locks as "
+            "/proc/lock_stat; cache lines as perf c2c; stacks of waiting for flamegraph.pl and "
+            "speedscope; a row a cell; percentiles.",
         ),
     ],
     output: Annotated[
@@ -446,6 +448,16 @@ def report(
         str | None,
         typer.Option(metavar="OP", help="One operation, as exec (hgrm only).  Default: all"),
     ] = None,
+    which: Annotated[
+        str | None,
+        typer.Option(
+            "--plot",
+            metavar="PLOT",
+            help="Of the page's plots (png and svg only): scaling, speed-up, latency, waiting, "
+            "time-stacks, transfers, walkers, memory; chosen further as "
+            "latency:operation=fork,cpus=64.  Default: the first",
+        ),
+    ] = None,
     store: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Where runs are kept.  Default: the user's data folder"),
@@ -454,13 +466,27 @@ def report(
     """Write a stored run as a page, for a mail, or in the layout of another tool.
 
     Example: emu report last --format html -o report.html
+
+    Example: emu report last --format svg --plot speed-up -o speed-up.svg
     """
-    if form not in ("html", "text", *text.FORMATS):
-        raise unknown("format", form, ("html", "text", *text.FORMATS))
+    if form not in _REPORTS:
+        raise unknown("format", form, _REPORTS)
+    if which is not None and form not in plot.FORMATS:
+        raise InputError(f"--plot {which}: only --format {' and '.join(plot.FORMATS)} have plots")
     if op is not None and form != "hgrm":
         raise InputError(f"--op {op}: only --format hgrm has operations to choose from")
     result = Store(store).load(name)
     cells = text.choose(result, cell)
+    if form in plot.FORMATS:
+        result.cells = [each for _, each in cells]
+        data = plot.image(result, form, which)
+        if output is not None:
+            _write(output, data)
+        elif sys.stdout.isatty():
+            raise InputError(f"--format {form}: no terminal shows that; -o plot.{form}")
+        else:
+            sys.stdout.buffer.write(data)
+        return
     if form in ("html", "text"):
         result.cells = [each for _, each in cells]
         written = mail.text(result) if form == "text" else html.page(result)

@@ -6,6 +6,8 @@ from __future__ import annotations
 import csv
 import io
 import re
+import sys
+import xml.etree.ElementTree
 from collections import Counter
 from pathlib import Path
 
@@ -14,8 +16,9 @@ import pytest
 from emu_command import emu
 
 import emu as package
+from emu.errors import InputError
 from emu.histogram import decode, new_hdr
-from emu.report import text
+from emu.report import figures, mail, plot, text
 from emu.results import (
     ByCpu,
     CellResult,
@@ -530,3 +533,93 @@ def test_buckets_that_cannot_be_read(hdr: str, tmp_path: Path) -> None:
     done = emu("report", str(tmp_path / "bad.json"), "--format", "hgrm")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert "exec of cell 0" in done.stderr
+
+
+# ---- plots as images ----
+
+
+@pytest.fixture(scope="module")
+def with_walkers(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return package.run(
+        store=tmp_path_factory.mktemp("store"),
+        engine="virtual",
+        rmap="single,outer-inner:shards=64,by=cpu",
+        workload="execl-walkers",
+        topology="laptop-8c",
+        cpus="2,4",
+        repeats=2,
+        duration="2ms",
+    )
+
+
+def test_every_plot_becomes_an_image(with_walkers: Run) -> None:
+    (section,) = figures.sections(with_walkers)
+    keys = [figure.key for figure in section.figures]
+    assert set(keys) >= {"scaling", "speed-up", "latency", "waiting", "transfers", "walkers"}
+    for key in keys:
+        picture = plot.image(with_walkers, "png", key)
+        assert picture.startswith(b"\x89PNG")
+        assert len(picture) > 10_000, key
+    drawn = plot.image(with_walkers, "svg", None)
+    assert drawn == plot.image(with_walkers, "svg", "scaling:section=1")
+    text = xml.etree.ElementTree.fromstring(drawn).itertext()
+    words = " ".join(" ".join(text).split())
+    assert "Throughput execl-walkers on laptop-8c, mm per-vma-lock, predicted" in words
+    assert "single outer-inner:shards=64,by=cpu" in words
+
+
+def test_a_plot_is_chosen_by_the_words_of_the_page(with_walkers: Run) -> None:
+    which = "transfers:design=outer-inner:shards=64,by=cpu,cpus=2"
+    _, figure, variant = plot.find(with_walkers, which)
+    assert figure.key == "transfers"
+    assert variant.choice == {"Design": "outer-inner:shards=64,by=cpu", "CPUs": "2"}
+    assert plot.find(with_walkers, "latency:cpus=4")[2].choice["CPUs"] == "4"
+    wrong = {
+        "scalng": "no plot 'scalng' (did you mean 'scaling'?)",
+        "scaling:section=2": "no section 2; there are 1: execl-walkers on laptop-8c",
+        "scaling:cpus=2": "scaling is not chosen by cpus, but by section",
+        "latency:cpus=3": "no cpus in this plot '3'",
+        "latency:64": 'words as "latency:operation=fork,cpus=64"',
+    }
+    for which, message in wrong.items():
+        with pytest.raises(InputError, match=re.escape(message)):
+            plot.find(with_walkers, which)
+
+
+def test_images_from_the_command(with_walkers: Run, tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    file.write_bytes(with_walkers.to_json())
+    out = tmp_path / "x.svg"
+    done = emu("report", str(file), "--format", "svg", "--plot", "memory", "-o", str(out))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert b"<svg" in out.read_bytes()
+    bad = emu("report", str(file), "--format", "text", "--plot", "memory")
+    assert (bad.returncode, bad.stderr.count("\n")) == (2, 1)
+
+
+def test_images_need_matplotlib(with_walkers: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(InputError, match=r"pip install 'mm-emu\[plots\]'"):
+        plot.image(with_walkers, "png", None)
+
+
+def test_mm_designs_are_compared_where_there_is_one_rmap_design(
+    tmp_path: Path,
+) -> None:
+    run = package.run(
+        engine="virtual",
+        rmap="single",
+        mm="mmap-sem-rbtree,per-vma-lock",
+        workload="fault",
+        topology="laptop-8c",
+        cpus=2,
+        duration="1ms",
+        store=tmp_path,
+    )
+    (section,) = figures.sections(run)
+    assert section.title == "fault on laptop-8c, rmap single"
+    names = [trace["name"] for trace in section.figures[0].variants[0].traces]
+    assert names == ["mmap-sem-rbtree", "per-vma-lock"]
+    assert re.search(r"mm +fault/s +spread +x mmap-sem-rbtree", str(run))
+    assert re.search(r"per-vma-lock +[\d,]+ +- +\d\.\d\d", mail.text(run))
+    assert [cell.mm for cell in run.cells] == names

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import sqlite3
 import stat
@@ -18,6 +17,7 @@ from typing import Any
 import msgspec
 import pytest
 from emu_command import COMMAND, children, emu, start, wait_until
+from kill_and_resume import compare, end, finished, kill_often, rows
 
 import emu as package
 from emu.errors import InputError
@@ -63,11 +63,6 @@ def begun(store: Store, run_id: str = "r", cells: int = 1) -> str:
     """A run with cells that are still to be run."""
     store.prepare()
     return store.begin(info(run_id), [CELL] * cells, f"of {run_id}")
-
-
-def rows(store: Store, query: str) -> list[tuple[Any, ...]]:
-    with sqlite3.connect(store.directory / "store.sqlite") as connection:
-        return connection.execute(query).fetchall()
 
 
 # ---- runs and cells ----
@@ -202,63 +197,14 @@ def matrix(*more: str) -> tuple[str, ...]:
     return ("run", *arguments, "--duration", "2ms", "--repeats", "4", *more)
 
 
-def contents(store: Store) -> tuple[list[Any], list[Any]]:
-    """Documents and histograms of the only run, without what the host's time is in."""
-    (run,) = store.ids()
-    documents = []
-    for number, text in rows(store, "SELECT number, document FROM cell ORDER BY number"):
-        document = json.loads(text)
-        del document["host"]
-        documents.append((number, document))
-    query = f"SELECT number, phase, op, buckets FROM histogram WHERE run = '{run}' ORDER BY 1, 2, 3"
-    return documents, rows(store, query)
-
-
-def finished(store: Store) -> dict[int, float]:
-    if not store.ids():
-        return {}
-    return dict(rows(store, "SELECT number, finished_s FROM cell WHERE status IS NOT NULL"))
-
-
-def wait_for_cells(process: subprocess.Popen[str], store: Store, count: int) -> None:
-    """Until so many have finished and others run."""
-    wait_until(
-        lambda: (
-            process.poll() is not None or (children(process.pid) and len(finished(store)) >= count)
-        )
-    )
-
-
 def test_killed_twenty_times_equals_an_uninterrupted_run(tmp_path: Path) -> None:
     """Also: what had finished before a kill is never touched again."""
     whole, killed = Store(tmp_path / "whole"), Store(tmp_path / "killed")
-    done = emu(*matrix("--store", str(whole.directory)))
-    assert done.returncode == 0, done.stderr
-    chance = random.Random(1)
-    before: dict[int, float] = {}
-    for turn in range(20):
-        process = start(*matrix("--store", str(killed.directory)))
-        # While Python starts, rehearses, sets the store up; and in the cells.
-        if turn % 2:
-            time.sleep(chance.uniform(0, 0.7))
-        else:
-            wait_for_cells(process, killed, len(before) + chance.choice((0, 0, 1)))
-            time.sleep(chance.uniform(0, 0.05))
-        process.kill()
-        process.communicate()
-        now = finished(killed)
-        assert {number: now[number] for number in before} == before
-        before = now
-    assert 0 < len(before) < CELLS, "it was never killed in the middle"
-    done = emu(*matrix("--store", str(killed.directory)))
-    assert done.returncode == 0, done.stderr
-    assert f"{len(before)} of {CELLS} cells are there" in done.stderr
-    now = finished(killed)
-    assert {number: now[number] for number in before} == before
-    assert contents(killed) == contents(whole)
-    assert rows(killed, "PRAGMA integrity_check") == [("ok",)]
-    (summary,) = killed.summaries()
-    assert (summary.status, summary.done, summary.total) == ("done", CELLS, CELLS)
+    end(matrix(), whole)
+    there = kill_often(matrix(), killed, 20, most_s=0.7)
+    assert 0 < there < CELLS, "it was never killed in the middle"
+    assert f"{there} of {CELLS} cells are there" in end(matrix(), killed)
+    assert compare(killed, whole) == CELLS
 
 
 def test_two_at_once_share_the_cells(tmp_path: Path) -> None:

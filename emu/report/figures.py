@@ -47,6 +47,8 @@ _MOST_NODE_PAIRS = 200_000
 _POINTS_PER_DECADE = 12
 _BESIDE = 0.15
 """Of a logarithmic axis, in decades, below and above the values: room for a tick or two."""
+_APART = 0.08
+"""Of the width: what a number of three digits takes on a phone."""
 _STEPS = ((1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7))
 _FEWEST_TICKS = 3
 _TIME_COLOURS = {
@@ -156,12 +158,18 @@ class Sweep:
         }
 
     def cpu_axis(self) -> dict[str, Any]:
-        """Numbers of CPUs, logarithmic."""
+        """Numbers of CPUs, logarithmic; those have no tick for which a phone has no room."""
+        span = math.log(self.cpus[-1] / self.cpus[0])
+        ticks = self.cpus[-1:]
+        for cpus in reversed(self.cpus):
+            if math.log(ticks[0] / cpus) >= _APART * span > 0:
+                ticks.insert(0, cpus)
         return {
             "title": {"text": "CPUs"},
             "type": "log",
-            "tickvals": self.cpus,
-            "ticktext": [str(cpus) for cpus in self.cpus],
+            "tickvals": ticks,
+            "ticktext": [str(cpus) for cpus in ticks],
+            "tickangle": 0,
         }
 
 
