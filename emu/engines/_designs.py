@@ -36,7 +36,7 @@ def find_design(kind: str, text: str, machine: str, cleanup: ExitStack) -> Desig
 
 
 def kind_of_design(text: str) -> str:
-    """"rmap" or "mm": whose list has the name, or which symbol the file exports.
+    """ "rmap" or "mm": whose list has the name, or which symbol the file exports.
 
     Raises InputError for a name that is in no list, or a file that is not there, does not compile,
     or exports neither symbol or both.

@@ -7,7 +7,6 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO
 
 from rich import box
 from rich.console import Console
@@ -17,6 +16,7 @@ from rich.text import Text
 from emu.host import disturbances
 from emu.results import KIND, CellResult, Run, Uncertainty
 from emu.stats import unstable
+from emu.terminal import plain_console
 
 _SHOWN_LATENCIES = ("exec", "fork", "exit")
 _SHOWN_SHARE = 0.001
@@ -91,11 +91,6 @@ def plain_text(run: Run) -> str:
     out = io.StringIO()
     print_run(run, plain_console(out))
     return out.getvalue().rstrip("\n")
-
-
-def plain_console(file: IO[str]) -> Console:
-    """A console for a file or a pipe: no colour, and lines are never broken."""
-    return Console(file=file, width=200, no_color=True, highlight=False, force_terminal=False)
 
 
 def cell_name(cell: CellResult) -> str:
