@@ -130,6 +130,8 @@ def virtual(cpus: int, virtual_ms: float, rmap: str, workload: str) -> int:
             store=Path(folder) / "store",
         )
         took_s = time.monotonic() - began
+    if not run.cells:
+        raise SystemExit("interrupted")
     (cell,) = run.cells
     if not cell.ok:
         raise SystemExit(str(cell.error))
