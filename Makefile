@@ -7,16 +7,17 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TOOLS := $(VENV)/.tools
 PEERS := $(VENV)/.peers
-SOURCES := pyproject.toml $(wildcard README.md) LICENSE \
+RELEASE := $(VENV)/.release
+SOURCES := pyproject.toml $(wildcard README.md) LICENSE docs/emu.1 \
 	$(shell find emu workers topologies -type f -not -path '*/__pycache__/*' 2>/dev/null)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-c asan tsan lint fix bench build clean
+.PHONY: help run test test-c test-aarch64 asan tsan lint fix bench build man wheel test-wheel clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(INSTALLED) ## install into .venv and run `emu run $(ARGS)`: rmap designs side by side, here and on a modelled server
 	@$(BIN)/emu run $(ARGS)
@@ -32,6 +33,9 @@ asan: $(INSTALLED) $(TOOLS) ## the tests in C under the address and undefined-be
 
 tsan: $(INSTALLED) $(TOOLS) ## the tests in C under the thread sanitizer
 	@$(BIN)/pytest tests/test_c.py -k tsan $(ARGS)
+
+test-aarch64: $(INSTALLED) $(TOOLS) ## the tests in C, built for aarch64 and run by QEMU: minutes; needs a cross compiler
+	@AARCH64=all $(BIN)/pytest tests/test_c.py -k on_aarch64 $(ARGS)
 
 lint: $(INSTALLED) $(TOOLS) ## ruff (lint and format) and mypy --strict
 	@$(BIN)/ruff check
@@ -50,6 +54,20 @@ bench: $(TOOLS) $(PEERS) ## what locks, trees, histograms and the virtual machin
 	@$(BIN)/python tests/bench.py build/bench/bin
 
 build: $(INSTALLED) ## install into .venv, and nothing else
+
+man: $(INSTALLED) ## write docs/emu.1 from what the commands say of themselves
+	@$(BIN)/python docs/manual.py
+
+# The wheel is built from the sdist. Its tag names the oldest C library that has all its symbols.
+wheel: $(TOOLS) $(RELEASE) ## dist/: an sdist, and a wheel for every Python from 3.11 on
+	@rm -rf dist; mkdir -p build
+	@{ PATH=$(abspath $(BIN)):$$PATH; $(BIN)/python -m build --outdir dist/plain . \
+		&& auditwheel repair -w dist dist/plain/*.whl && mv dist/plain/*.tar.gz dist && rm -r dist/plain; } \
+		> build/wheel.log 2>&1 || { cat build/wheel.log; exit 1; }
+	@ls dist/*
+
+test-wheel: $(INSTALLED) $(TOOLS) ## install the wheel in dist/ in an empty environment and try it without a compiler
+	@WHEEL=$(firstword $(wildcard $(CURDIR)/dist/*.whl)) $(BIN)/pytest -n0 tests/test_release.py $(ARGS)
 
 clean: ## remove .venv and all that was built
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -76,14 +94,19 @@ $(INSTALLED): $(BIN)/python $(SOURCES)
 	@$(PIP) install .
 	@touch $@
 
-$(TOOLS): $(BIN)/python pyproject.toml
-	@$(BIN)/python -c 'import tomllib; print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["dev"]))' \
-		> $(VENV)/tools.txt
-	@$(PIP) install -r $(VENV)/tools.txt
+# A group of pyproject.toml's [dependency-groups].
+define install_group
+	@$(BIN)/python -c 'import tomllib; print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["$(1)"]))' \
+		> $(VENV)/$(1).txt
+	@$(PIP) install -r $(VENV)/$(1).txt
 	@touch $@
+endef
+
+$(TOOLS): $(BIN)/python pyproject.toml
+	$(call install_group,dev)
 
 $(PEERS): $(BIN)/python pyproject.toml
-	@$(BIN)/python -c 'import tomllib; print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["bench"]))' \
-		> $(VENV)/peers.txt
-	@$(PIP) install -r $(VENV)/peers.txt
-	@touch $@
+	$(call install_group,bench)
+
+$(RELEASE): $(BIN)/python pyproject.toml
+	$(call install_group,release)

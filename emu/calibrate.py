@@ -11,10 +11,12 @@ an ordinary access in a stream of others, the clock, the time slice.
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import random
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +27,7 @@ import msgspec
 import numpy as np
 from scipy.optimize import nnls
 
-from emu import _core, topology
+from emu import _core, experiment, topology
 from emu.errors import EmuError
 from emu.topology import Cost, Topology
 
@@ -57,6 +59,10 @@ class Calibration:
     warnings: list[str]
     pair_ns: dict[Pair, float]
     """Median of each measured pair, one way."""
+
+    def ping_pong_ns(self) -> float | None:
+        """One way between CPUs 0 and 1, as measured; None on one CPU."""
+        return next((ns for pair, ns in self.pair_ns.items() if (pair.a, pair.b) == (0, 1)), None)
 
 
 class ProbeError(EmuError):
@@ -115,6 +121,24 @@ def cost(rounds: list[list[float]], confidence: str) -> Cost:
     wide = max(float(high - low), max(medians) - min(medians)) / 2
     level: Any = confidence
     return Cost(middle, min(wide / middle, 1.0), level, SOURCE)
+
+
+def emulated_ping_pong_ns(machine: Path, measured_ns: float) -> float:
+    """One way between CPUs 0 and 1 of a machine file, as the virtual engine has it; the measured
+    time tells how long to look. Raises EmuError if it cannot be emulated."""
+    with tempfile.TemporaryDirectory(prefix="emu-calibrate-") as folder:
+        ran = experiment.run(
+            engine="virtual",
+            rmap="single",
+            topology=str(machine.absolute()),
+            cpus=[2],
+            workload="line-ping-pong",
+            duration=f"{math.ceil(measured_ns / 1000)}ms",
+            store=folder,
+        )
+    if not ran.cells[0].ok:
+        raise EmuError(f"line-ping-pong on {machine}: {ran.cells[0].error}")
+    return 1e9 / ran.cells[0].ops_per_s
 
 
 def run(progress: Progress | None = None, seed: int = 1) -> Calibration:
@@ -203,6 +227,7 @@ def _steps(host: Topology, rng: random.Random) -> Iterator[_Step]:
 def _pairs(host: Topology, rng: random.Random) -> list[tuple[int, int]]:
     """Pairs of CPUs to play ping-pong: all, or of a large machine as many of each kind."""
     every = [(a, b) for a in range(host.nr_cpus) for b in range(a + 1, host.nr_cpus)]
+    first = every[0]  # which is looked at again, emulated
     if len(every) <= MAX_PAIRS:
         return every
     kinds: dict[tuple[object, ...], list[tuple[int, int]]] = {}
@@ -213,7 +238,8 @@ def _pairs(host: Topology, rng: random.Random) -> list[tuple[int, int]]:
         kind = ("core",) if same_core else ("l3",) if same_l3 else nodes
         kinds.setdefault(kind, []).append((a, b))
     share = max(MAX_PAIRS // len(kinds), 2)
-    return [pair for pairs in kinds.values() for pair in rng.sample(pairs, min(share, len(pairs)))]
+    drawn = [pair for pairs in kinds.values() for pair in rng.sample(pairs, min(share, len(pairs)))]
+    return drawn if first in drawn else [first, *drawn[1:]]
 
 
 def _node_pairs(host: Topology, rng: random.Random) -> list[tuple[str, int, int]]:

@@ -14,7 +14,7 @@ import errno
 import functools
 import os
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Literal
@@ -25,15 +25,15 @@ from emu import _core, coordinator, topology
 from emu.arena import MIB, Arena
 from emu.coordinator import CellFailed, DesignFile, StopFlag
 from emu.engines import virtual
-from emu.engines._designs import find_design
+from emu.engines._designs import find_design, kind_of_design
 from emu.errors import InputError
 from emu.experiment import split_names, unknown
 
 ENGINES = ("native", "virtual")
 SUITES = ("conformance",)
 
-_MM = "mmap-sem-rbtree"
-"""Nothing of it runs, but a machine has one."""
+_BESIDE = {"rmap": ("mm", "mmap-sem-rbtree"), "mm": ("rmap", "single")}
+"""By kind of the design: what is loaded of the other one. Of an mm design nothing runs here."""
 _FILES = ("data", "libpair.so.1")
 """The second is named like a library: designs may treat those apart."""
 _PAGES = 64
@@ -65,6 +65,11 @@ class _Totals(ctypes.Structure):
         ("vmas", ctypes.c_uint64),
         ("changes", ctypes.c_uint64),
         ("answers", ctypes.c_uint64),
+        ("faults", ctypes.c_uint64),
+        ("undecided", ctypes.c_uint64),
+        ("addresses", ctypes.c_uint64),
+        ("forks", ctypes.c_uint64),
+        ("mm_bytes", ctypes.c_int64),
         ("used_file_bytes", ctypes.c_int64),
         ("vma_millibytes", ctypes.c_int64),
     )
@@ -84,8 +89,24 @@ class Counts(msgspec.Struct):
     """Of one that had been mapped and is no more."""
     vma_bytes: float | None = None
     """Of a linked VMA, beside the VMA itself."""
+    faults: int = 0
+    """Of mm designs: that were done while nothing changed where they were."""
+    faults_refused: int = 0
+    faults_undecided: int = 0
+    """Where something changed meanwhile."""
+    addresses: int = 0
+    """Free ranges that were asked for."""
+    forks: int = 0
+    mm_bytes: int | None = None
+    """Of a process without VMAs."""
     lines_per_answer: float | None = None
     """Lines that change hands for each "yes" of mapped(): 0 where it writes none. Virtual only."""
+
+
+_SUMS = (
+    *("walks", "walks_refused", "vmas_met", "changes", "answers"),
+    *("faults", "faults_refused", "faults_undecided", "addresses", "forks"),
+)
 
 
 class RuleResult(msgspec.Struct):
@@ -183,7 +204,7 @@ class _Suite:
 
 
 def rules(kind: str, stop: StopFlag) -> list[Rule]:
-    """The rules for designs of ``kind`` ("rmap")."""
+    """The rules for designs of ``kind`` ("rmap" or "mm")."""
     return coordinator.in_child(_rules, kind, stop=stop)
 
 
@@ -191,61 +212,76 @@ def _rules(kind: str) -> list[Rule]:
     return _Suite(_core.load("native")).rules(_core.NAME_OF_KIND.index(kind))
 
 
-def choose_rules(all_rules: Sequence[Rule], text: str | None) -> list[Rule]:
-    """Those that ``--rule`` names, by name or number; all without it. Raises InputError."""
+def choose_rules(rules_of: Mapping[str, Sequence[Rule]], text: str | None) -> dict[str, list[Rule]]:
+    """By kind, the rules that ``--rule`` names, by name or number; all without it.
+
+    Raises InputError for a word that is a rule of no kind.
+    """
     if text is None:
-        return list(all_rules)
-    by_name = {name: rule for rule in all_rules for name in (rule.name, str(rule.number))}
-    chosen = []
+        return {kind: list(found) for kind, found in rules_of.items()}
+    chosen: dict[str, list[Rule]] = {kind: [] for kind in rules_of}
     for word in text.split(","):
-        if word not in by_name:
-            raise unknown("rule", word, [rule.name for rule in all_rules])
-        chosen.append(by_name[word])
+        found = [
+            (kind, rule)
+            for kind, rules in rules_of.items()
+            for rule in rules
+            if word in (rule.name, str(rule.number))
+        ]
+        if not found:
+            names = dict.fromkeys(rule.name for rules in rules_of.values() for rule in rules)
+            raise unknown("rule", word, list(names))
+        for kind, rule in found:
+            chosen[kind].append(rule)
     return chosen
 
 
-def choose_designs(kind: str, texts: Sequence[str]) -> list[str]:
-    """``all`` is every built-in design; a comma separates designs as in ``emu run``.
+def choose_designs(texts: Sequence[str], machine: str) -> list[tuple[str, str]]:
+    """(kind, design) of each; ``all`` is every built-in one, a comma separates as in ``emu run``.
 
-    Raises InputError for an empty name.
+    Files are compiled for ``machine`` to see of which kind they are.
+
+    Raises InputError for an empty name, an unknown one, or a file that is no design.
     """
-    chosen: list[str] = []
+    chosen: list[tuple[str, str]] = []
     for text in texts:
-        chosen += _core.design_names(kind) if text == "all" else split_names(text)
+        if text == "all":
+            for kind in _core.NAME_OF_KIND:
+                chosen += [(kind, name) for name in _core.design_names(kind)]
+        else:
+            chosen += [(kind_of_design(each, machine), each) for each in split_names(text)]
     return list(dict.fromkeys(chosen))
 
 
 def run(
-    designs: Sequence[str],
-    chosen: Sequence[Rule],
+    designs: Sequence[tuple[str, str]],
+    chosen: Mapping[str, Sequence[Rule]],
     *,
-    kind: str = "rmap",
     engines: Sequence[str] = ENGINES,
     seeds: int = 10,
     first_seed: int = 1,
     stop: StopFlag,
     progress: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> Iterator[RuleResult]:
-    """Yields a result for each design, engine and rule, as it is there.
+    """Yields a result for each design, engine and rule of its kind, as it is there.
 
     ``progress`` is told how many of how many seeds are done, and what comes next.
 
     Raises InputError for a design that cannot be loaded, Interrupted.
     """
-    total = len(designs) * len(engines) * len(chosen) * seeds
+    total = sum(len(chosen[kind]) for kind, _ in designs) * len(engines) * seeds
     done = 0
     if "virtual" in engines:
         _machine()  # once for all processes to come
     with ExitStack() as cleanup:
         files = [
-            (engine, text, find_design(kind, text, engine, cleanup))
-            for text in designs
+            (engine, kind, text, find_design(kind, text, engine, cleanup))
+            for kind, text in designs
             for engine in engines
         ]
-        for engine, text, file in files:
+        for engine, kind, text, file in files:
             coordinator.in_child(_try_loading, engine, kind, file, stop=stop, what=f"{text}")
-        for engine, text, file in files:
-            for rule in chosen:
+        for engine, kind, text, file in files:
+            for rule in chosen[kind]:
                 counts, ran = Counts(), 0
                 declared: tuple[str, ...] = ()
                 broken: _Broken | None = None
@@ -296,6 +332,11 @@ def _result(
 
 
 def _describe(rule: Rule, counts: Counts) -> str:
+    if counts.mm_bytes is not None:
+        return (
+            f"{counts.mm_bytes} bytes per process; {counts.vma_bytes:.0f} more per VMA; "
+            "all given back"
+        )
     if rule.name == "memory":
         return (
             f"{counts.cold_file_bytes} bytes per cold file, {counts.used_file_bytes} once used; "
@@ -310,14 +351,21 @@ def _describe(rule: Rule, counts: Counts) -> str:
         else:
             shared = f'; a "yes" makes {lines:.1f} lines change hands'
         return f"{counts.answers} answers, {counts.changes} changes{shared}"
+    if counts.faults or counts.faults_undecided:
+        return (
+            f"{counts.faults} faults, {counts.faults_refused} refused, "
+            f"{counts.faults_undecided} amid changes; {counts.changes} changes"
+            + (f", {counts.addresses} free ranges" if counts.addresses else "")
+            + (f", {counts.forks} forks" if counts.forks else "")
+        )
     tries = f", {counts.walks_refused} refused" if counts.walks_refused else ""
     return f"{counts.walks} walks met {counts.vmas_met} VMAs{tries}; {counts.changes} changes"
 
 
 def _add(to: Counts, more: Counts) -> None:
-    for name in ("walks", "walks_refused", "vmas_met", "changes", "answers"):
+    for name in _SUMS:
         setattr(to, name, getattr(to, name) + getattr(more, name))
-    for name in ("cold_file_bytes", "used_file_bytes", "vma_bytes", "lines_per_answer"):
+    for name in set(Counts.__struct_fields__) - set(_SUMS):
         if getattr(more, name) is not None:
             setattr(to, name, getattr(more, name))
 
@@ -352,8 +400,9 @@ def _run_chunk(
 def _load_designs(core: _core.Core, kind: str, file: DesignFile) -> None:
     """Raises InputError when it does not fit."""
     folder = "designs" if core.machine == "native" else "designs-virtual"
-    mm = _core.data_path(folder, "mm", f"{_MM}.so")
-    core.design_load(_core.NAME_OF_KIND.index("mm"), os.fsencode(mm), None)
+    other, name = _BESIDE[kind]
+    path = _core.data_path(folder, other, f"{name}.so")
+    core.design_load(_core.NAME_OF_KIND.index(other), os.fsencode(path), None)
     try:
         core.design_load(
             _core.NAME_OF_KIND.index(kind), os.fsencode(file.path), file.params.encode() or None
@@ -446,14 +495,23 @@ def _run_seed(
         raise CellFailed(why)
     counts = Counts(
         walks=totals.walks,
-        walks_refused=totals.refused,
+        walks_refused=totals.refused if kind == "rmap" else 0,
         vmas_met=totals.vmas,
         changes=totals.changes,
         answers=totals.answers,
+        faults=totals.faults,
+        faults_refused=totals.refused if kind == "mm" else 0,
+        faults_undecided=totals.undecided,
+        addresses=totals.addresses,
+        forks=totals.forks,
         lines_per_answer=lines,
     )
     if rule.name == "memory":
         core.check_drained()
+    if rule.name == "memory" and kind == "mm":
+        counts.mm_bytes = totals.mm_bytes
+        counts.vma_bytes = totals.vma_millibytes / 1000
+    elif rule.name == "memory":
         counts.cold_file_bytes = core.memory()["rmap_bytes_per_file"]
         counts.used_file_bytes = counts.cold_file_bytes + totals.used_file_bytes
         counts.vma_bytes = totals.vma_millibytes / 1000

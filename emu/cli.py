@@ -20,7 +20,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import typer
 from rich.table import Table
 
-from emu import _core, cli_check, cli_host, cli_topology, experiment, host, topology
+from emu import _core, cli_check, cli_host, cli_live, cli_topology, experiment, host, topology
 from emu import record as recorder
 from emu import validate as validation
 from emu import workload as workloads
@@ -52,6 +52,7 @@ app.command()(cli_check.check)
 app.command()(cli_check.new)
 app.command()(cli_host.calibrate)
 app.command()(cli_host.compare_kernel)
+app.command()(cli_live.live)
 
 
 @app.callback(invoke_without_command=True)
@@ -202,6 +203,13 @@ def run(
         int | None,
         typer.Option(metavar="N", help="Virtual cells at once.  Default: this machine's CPUs"),
     ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="tcp://HOST:8786",
+            help="Run the cells on the workers of this Dask scheduler.  Default: here",
+        ),
+    ] = None,
 ) -> None:
     """Run designs side by side and compare them.
 
@@ -241,6 +249,7 @@ def run(
             store=store,
             fresh=fresh,
             jobs=jobs,
+            cluster=cluster,
             progress=lambda now: bar.update(*_how_far(now)),
             on_failure=lambda cell: bar.say(f"{cell_name(cell)}: {cell.error}"),
             trace=trace,

@@ -46,10 +46,10 @@ class Options:
     jobs: int | None
 
 
-def run(designs: Sequence[str], options: Options) -> None:
-    """Explore and print; no designs: all that are built in.
+def run(designs: Sequence[str], options: Options) -> bool:
+    """Explore and print; no designs: all that are built in. Was anything found?
 
-    Raises InputError, and typer.Exit with status 1 when something was found.
+    Raises InputError, typer.Exit on a signal.
     """
     policy, scenario, replay = options.policy, options.scenario, options.replay
     if policy not in explore.POLICIES[:4]:
@@ -63,8 +63,11 @@ def run(designs: Sequence[str], options: Options) -> None:
         stop = cleanup.enter_context(StopFlag())
         if scenario == "list":
             _list_scenarios()
-            return
+            return False
         wanted = explore.find_scenarios(scenario, cleanup, options.seed) if scenario else None
+        if designs and wanted is None:
+            # The locks are no part of what is named.
+            wanted = [each for each in explore.scenarios() if each.kind in _core.NAME_OF_KIND]
         names = designs or explore.built_in_designs(*_kinds(wanted))
         units = [
             replace(
@@ -88,8 +91,7 @@ def run(designs: Sequence[str], options: Options) -> None:
         _summary(results)
     if interrupted:
         raise typer.Exit(130)
-    if any(result.finding for result in results):
-        raise typer.Exit(1)
+    return any(result.finding for result in results)
 
 
 def _write(path: Path, text: str) -> None:

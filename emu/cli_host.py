@@ -55,6 +55,13 @@ def calibrate(
         if cost.source == calibration.SOURCE and key.endswith("_ns"):
             table.add_row(key.removesuffix("_ns"), f"{cost.value:,.1f}", f"{cost.spread:.0%}")
     stdout_console().print(table)
+    measured_ns = found.ping_pong_ns()
+    if measured_ns is not None:
+        emulated_ns = calibration.emulated_ping_pong_ns(file, measured_ns)
+        typer.echo(
+            f"a line from CPU 0 to CPU 1: measured {measured_ns:.1f} ns, emulated "
+            f"{emulated_ns:.1f} ns ({emulated_ns / measured_ns - 1:+.1%})"
+        )
     typer.echo(f"written: {file}")
 
 

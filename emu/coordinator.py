@@ -25,6 +25,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -41,7 +42,7 @@ import numpy as np
 import zmq
 from numpy.typing import NDArray
 
-from emu import _core
+from emu import _core, live
 from emu.arena import MIB, Arena, run_directory
 from emu.design import Cache
 from emu.errors import EmuError, InputError
@@ -225,7 +226,7 @@ def compile_design(source: Path, machine: str, directory: Path) -> Path:
     Raises InputError with the compiler's first error, or when the cache is not the user's own.
     """
     info = _core.build_info()
-    compiler = info["compiler"]
+    compiler = _compiler(info, source)
     output = Path(tempfile.mkdtemp(dir=directory)) / f"{source.stem}.so"
     compiled = output.with_suffix(".o")
     # A forgotten function is the compiler's to report, with its line, and not the loader's.
@@ -233,30 +234,42 @@ def compile_design(source: Path, machine: str, directory: Path) -> Path:
     flags.append(f"-I{_core.data_path('include')}")
     links = info["links"][machine]
     # Without line markers, which name the folder; the bytes of the file itself are part of the key.
-    text = _compile(compiler, source, [*flags, "-E", "-P", str(source)])
+    text = _compile(compiler, source, [*flags, "-E", "-P", str(source)], output.parent)
     parts = [compiler, info["compiler_id"], *_identity(compiler), machine, *flags[:-1], *links]
     key = hashlib.sha256("\0".join([*parts, text]).encode() + source.read_bytes()).hexdigest()
     cache = Cache()
     if cache.take(key, output):
         return output
     # In two steps: what makes the compiler call the virtual machine would link another library.
-    _compile(compiler, source, [*flags, "-c", "-o", str(compiled), str(source)])
-    _compile(compiler, source, ["-shared", "-o", str(output), str(compiled), *links])
+    _compile(compiler, source, [*flags, "-c", "-o", str(compiled), str(source)], output.parent)
+    _compile(compiler, source, ["-shared", "-o", str(output), str(compiled), *links], output.parent)
     cache.put(key, output)
     return output
 
 
+def _compiler(info: dict[str, Any], source: Path) -> str:
+    """The path of the build's own; where a wheel was built elsewhere, of the one of that name here.
+
+    Raises InputError when there is none.
+    """
+    built_with = info["compiler"]
+    found = shutil.which(built_with) or shutil.which(Path(built_with).name)
+    if not found:
+        raise InputError(
+            f"{source} cannot be compiled: there is no {Path(built_with).name} here; "
+            "Debian's compiler is in the package build-essential, and built-in designs need none"
+        )
+    return found
+
+
 def _identity(compiler: str) -> list[str]:
     """What changes when another compiler is installed under the same name."""
-    path = shutil.which(compiler)
-    if path is None:
-        return []
-    info = Path(path).stat()
+    info = Path(compiler).stat()
     return [str(info.st_size), str(info.st_mtime_ns)]
 
 
-def _compile(compiler: str, source: Path, arguments: list[str]) -> str:
-    """Run the compiler; what it printed. Raises InputError."""
+def _compile(compiler: str, source: Path, arguments: list[str], folder: Path) -> str:
+    """Run the compiler, its temporary files in ``folder``; what it printed. Raises InputError."""
     try:
         process = subprocess.Popen(
             [compiler, *arguments],
@@ -264,13 +277,11 @@ def _compile(compiler: str, source: Path, arguments: list[str]) -> str:
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
+            env=os.environ | {"TMPDIR": str(folder)},
             process_group=0,
         )
     except OSError as error:
-        raise InputError(
-            f"{source} cannot be compiled with {compiler}: {error}; "
-            "Debian's compiler is in the package build-essential"
-        ) from None
+        raise InputError(f"{source} cannot be compiled with {compiler}: {error}") from None
     with process:
         try:
             out, err = process.communicate(timeout=_COMPILE_S)
@@ -473,6 +484,36 @@ def in_child(
 def first_ready(children: Sequence[Child[Any]], wait_s: float) -> None:
     """Wait until one of them has a result, for at most ``wait_s``."""
     multiprocess.connection.wait([child.connection for child in children], wait_s)
+
+
+def run_apart(module: str, said: bytes, is_unwanted: Callable[[], bool]) -> bytes:
+    """What ``python -m module PID`` answers to what is said to it; PID is this process.
+
+    A process that shares nothing with this one, whatever threads there are here; the module sees to
+    it that it does not outlive us. It is ended once ``is_unwanted``, which is asked now and then.
+
+    Raises CellFailed when it dies.
+    """
+    command = [sys.executable, "-m", module, str(os.getpid())]
+    to_say: bytes | None = said
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        while True:
+            try:
+                answer, _ = process.communicate(to_say, timeout=_WATCH_S)
+                break
+            except subprocess.TimeoutExpired:
+                to_say = None  # it is on its way
+                if is_unwanted():
+                    raise CellFailed("nobody wants it any more", outside=True) from None
+    finally:
+        process.kill()
+        process.wait()
+    if process.returncode or not answer:
+        outside = process.returncode in (-signal.SIGKILL, -signal.SIGTERM)
+        status = process.returncode
+        raise CellFailed(f"the process of the cell died: exit status {status}", outside=outside)
+    return answer
 
 
 def commit_of(directory: Path) -> str | None:
@@ -683,8 +724,11 @@ def arena_overhead(plan: Plan) -> int:
     return int(_core.load(plan.machine).arena_overhead(ctypes.byref(config)))
 
 
-def run(plan: Plan, stop: StopFlag, tick: Callable[[float], None]) -> CellTotals:
-    """Run one cell; ``tick`` is called every 0.1 s or so with the share that is done.
+def run(
+    plan: Plan, stop: StopFlag, tick: Callable[[float, Callable[[], live.Inside]], None]
+) -> CellTotals:
+    """Run one cell; ``tick`` is called every 0.1 s or so with the share that is done, and with what
+    tells how it looks inside at that moment.
 
     Raises CellFailed, Interrupted, or InputError when memory or limits do not allow it.
     """
@@ -708,8 +752,11 @@ def run(plan: Plan, stop: StopFlag, tick: Callable[[float], None]) -> CellTotals
                 for phase in workload.phases:
                     share_ns = round(plan.duration_ns * phase.share)
 
-                    def progress(elapsed_ns: int, before_ns: int = done_ns) -> None:
-                        tick(min(1.0, (before_ns + elapsed_ns) / all_ns))
+                    def progress(
+                        elapsed_ns: int, before_ns: int = done_ns, name: str = phase.name
+                    ) -> None:
+                        share = min(1.0, (before_ns + elapsed_ns) / all_ns)
+                        tick(share, lambda: live.look(core, plan, name))
 
                     workers.phase(
                         phase.name,

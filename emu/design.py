@@ -14,7 +14,7 @@ from emu import _core
 from emu.errors import InputError
 from emu.experiment import unknown
 
-SKELETONS = ("rmap",)
+SKELETONS = ("rmap", "mm")
 """Kinds of design that have a skeleton."""
 
 _KEPT = 64

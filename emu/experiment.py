@@ -142,6 +142,12 @@ class Experiment:
                         yield cell
 
 
+def own_file(text: str) -> Path | None:
+    """The file of the user that a design, a topology or a workload is, if it is one."""
+    path = Path(text.partition(":")[0])
+    return path if path.suffix in (".c", ".toml") and path.is_file() else None
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """` (did you mean 'x'?)`, or nothing when no name is near."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
@@ -602,6 +608,7 @@ def run(
     store: str | Path | None = None,
     fresh: bool = False,
     jobs: int | None = None,
+    cluster: str | None = None,
     progress: Callable[[Progress], None] | None = None,
     on_failure: Callable[[CellResult], None] | None = None,
     trace: str | Path | None = None,
@@ -618,6 +625,8 @@ def run(
     What is missing of an unfinished run of the same experiment is run; with ``fresh``, and where
     there is none, a new one begins. ``jobs``: virtual cells at once, at most; None: as many as this
     machine has CPUs.
+
+    ``cluster``: the address of a Dask scheduler, to whose workers the cells go (docs/cluster.md).
 
     ``uncertainty``: on how many drawn machines to run the virtual engine's cells besides.
 
@@ -669,6 +678,9 @@ def run(
                 "--uncertainty: is of speed-ups that the virtual engine predicts; "
                 "it needs --engine virtual and two designs"
             )
+    if cluster is not None and (uncertainty or trace is not None):
+        other = "uncertainty" if uncertainty else "trace"
+        raise InputError(f"--{other}: is done on this machine; not with --cluster")
     if trace is None and trace_window is not None:
         raise InputError(f"--trace-window {trace_window}: --trace says where the trace goes")
     return execute(
@@ -678,6 +690,7 @@ def run(
         name=name,
         fresh=fresh,
         jobs=jobs,
+        cluster=cluster,
         uncertainty=uncertainty,
         trace=None if trace is None else make_window(trace, trace_window),
         watchers=Watchers(progress, on_failure, on_notice),

@@ -350,7 +350,7 @@ def make_units(
     rest = [each for each in wanted if each.kind not in _core.NAME_OF_KIND]
     units = []
     for text in designs:
-        kind = kind_of_design(text)
+        kind = kind_of_design(text, "virtual")
         file = find_design(kind, small(text), "virtual", cleanup)
         own = [each for each in wanted if each.kind == kind]
         if not own and not rest:

@@ -65,6 +65,13 @@ def disturbances(of: Mapping[str, Any]) -> list[str]:
     return list(_disturbances(of))
 
 
+def disturbances_of_run(of: Mapping[str, Any], nodes: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What disturbed a run's native cells: on the hosts of its cluster, else on its host."""
+    if not nodes:
+        return disturbances(of)
+    return [f"{name}: {line}" for name, about in nodes.items() for line in disturbances(about)]
+
+
 def _disturbances(of: Mapping[str, Any]) -> Iterator[str]:
     governor = of.get("governor", "performance")
     if governor != "performance":

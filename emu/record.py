@@ -7,7 +7,8 @@ gives what the command's processes ask of the mm, at addresses that are the same
 the kernel maps by itself during execve is in no trace: it is worked out from the ELF headers, in
 the order of the kernel's load_elf_binary(). strace holds each process for a moment where it calls
 exit_group or execve, and its /proc/PID/maps is read there. The recorded calls, carried out on a
-model of an mm, must lead to exactly that, or there is no recording.
+model of an mm, must lead to exactly that, or there is no recording. A process that is killed is
+held nowhere; where its program lay, the dynamic loader shows, which is asked to list libraries.
 
 Processes that ran at the same time are put one into the other: a child runs to its end where it was
 forked, then its parent goes on. The calls of a process's threads become one sequence, in the order
@@ -41,6 +42,7 @@ from emu.workload import (
     MAP_FIXED,
     MAP_FIXED_NOREPLACE,
     MAP_GROWSDOWN,
+    MAP_NORESERVE,
     MAP_PRIVATE,
     MAP_SHARED,
     MAP_SPECIAL,
@@ -62,7 +64,7 @@ Each = Literal["exec", "fork", "run"]
 MMAP_BASE = TASK_SIZE - (128 << 20)
 """Where the kernel's mmap area ends without randomization, with a stack limit of 8 MiB."""
 _STACK_LIMIT = 8 << 20
-_HOLD_S = 0.3
+_HOLD_S = 0.1
 _POLL_S = 0.005
 
 _MM_CALLS = ("mmap", "munmap", "mprotect", "brk")
@@ -142,8 +144,8 @@ def record(
     _check_host()
     _check_command(command, cwd, env)
     log, stops = _trace(command, cwd, env)
-    builder = _Builder(Path(cwd or "."), stops, anonymise)
-    events, builder.threads = _join_threads(_parse_log(log))
+    events, threads = _join_threads(_parse_log(log))
+    builder = _Builder(Path(cwd or "."), env, stops, anonymise, threads, _extents(events))
     stream = builder.linearize(events)
     marks = _verify(stream, builder, stops)
     programs = _cut(stream, each)
@@ -168,7 +170,9 @@ def _check_host() -> None:
 def _check_command(command: Sequence[str], cwd: Path | None, env: Mapping[str, str] | None) -> None:
     if not command:
         raise InputError("there is no command to record; give one after --")
-    program = str(Path(cwd or ".", command[0])) if "/" in command[0] else command[0]
+    program = command[0]
+    if "/" in program:
+        program = str(Path(cwd or ".", program).absolute())
     if not shutil.which(program, path=(os.environ if env is None else env).get("PATH")):
         raise InputError(f"{command[0]} is no executable; give the command to record after --")
 
@@ -180,24 +184,37 @@ _Stops = dict[tuple[int, str], list[str]]
 
 
 def _trace(
-    command: Sequence[str], cwd: Path | None, env: Mapping[str, str] | None
+    command: Sequence[str],
+    cwd: Path | None,
+    env: Mapping[str, str] | None,
+    *,
+    only_list: bool = False,
 ) -> tuple[list[str], _Stops]:
-    """The lines of strace's log, and the maps of the processes that it held."""
+    """The lines of strace's log, and the maps of the processes that it held.
+
+    only_list: the command's loader lists libraries, into nothing, and ends.
+    """
     with tempfile.TemporaryDirectory(prefix="emu_record_") as folder:
         log = Path(folder, "log")
         traced = ",".join(f"?{call}" for call in _TRACED)
         held = ",".join(f"?{call}" for call in _HELD.values())
         arguments = [
             *("setarch", "-R", "strace", "-f", "-I", "2", "-y", "-s", "4096", "-o", str(log)),
-            *("-e", f"trace={traced}", "-e", "signal=none"),
+            *("-e", f"trace={traced}"),
             *("-e", f"inject={held}:delay_enter={round(_HOLD_S * 1e6)}"),
+            *(("-E", "LD_TRACE_LOADED_OBJECTS=1") if only_list else ()),
             *("--", *command),
         ]
         soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
         wanted = _STACK_LIMIT if hard == resource.RLIM_INFINITY else min(_STACK_LIMIT, hard)
         resource.setrlimit(resource.RLIMIT_STACK, (wanted, hard))
         try:
-            tracer = subprocess.Popen(arguments, cwd=cwd, env=None if env is None else dict(env))
+            tracer = subprocess.Popen(
+                arguments,
+                cwd=cwd,
+                env=None if env is None else dict(env),
+                stdout=subprocess.DEVNULL if only_list else None,
+            )
         finally:
             resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))
         stops: _Stops = {}
@@ -334,11 +351,21 @@ class _Step:
 class _Builder:
     """Makes calls of events; collects files and images."""
 
-    def __init__(self, cwd: Path, stops: _Stops, anonymise: bool) -> None:
+    def __init__(
+        self,
+        cwd: Path,
+        env: Mapping[str, str] | None,
+        stops: _Stops,
+        anonymise: bool,
+        threads: int,
+        extents: Mapping[str, int],
+    ) -> None:
         self.cwd = cwd
+        self.env = env
         self.stops = stops
         self.anonymise = anonymise
-        self.threads = 0
+        self.threads = threads
+        self.extents = extents
         self.files: dict[str, int] = {}
         """Pages, by name."""
         self.names: dict[str, str] = {}
@@ -347,6 +374,8 @@ class _Builder:
         self.image_paths: dict[str, str] = {}
         """Path of the executable, by name of the image."""
         self.vforks = 0
+        self.borders = 0
+        """Between neighbouring anonymous mappings, in the real maps alone."""
 
     def linearize(self, events: Mapping[int, Sequence[_Event]]) -> list[_Step]:
         """All processes' calls in one sequence."""
@@ -394,12 +423,11 @@ class _Builder:
     def mm_call(self, event: _Event) -> Call:
         arguments, result = event.arguments, event.result
         if event.call == "mmap":
-            match = re.fullmatch(r"(.*, )(?:-1|\d+<(.*)>(?:\(deleted\))?)(, \w+)", arguments)
+            match = _MMAP.fullmatch(arguments)
             if not match:
                 raise EmuError(f"mmap({arguments}) cannot be read")
-            name = "-1"
-            if match[2] is not None and "MAP_ANONYMOUS" not in arguments:
-                name = self.file(match[2])
+            path = _mapped_file(arguments)
+            name = "-1" if path is None else self.file(path)
             arguments = f"{match[1]}{name}{match[3]}"
             if not _stacks_are_apart():
                 arguments = arguments.replace("|MAP_STACK", "")
@@ -418,9 +446,8 @@ class _Builder:
                 size = Path(path).stat().st_size if Path(path).is_file() else 0
             except OSError:
                 size = 0
-            if not size:
-                raise InputError(f"the command maps {path}, which is no file that is still there")
-            self.names[path] = self.new_name(Path(path), size)
+            # Of a device, or a file that is gone, nothing is known but what is mapped.
+            self.names[path] = self.new_name(Path(path), max(size, self.extents.get(path, 1)))
         return self.names[path]
 
     def new_name(self, path: Path, size: int) -> str:
@@ -442,11 +469,42 @@ class _Builder:
         name = self.file(path)
         if name not in self.images:
             maps = next((m for (_, exe), m in self.stops.items() if exe == path), None)
+            maps = maps or _maps_of_listing(path, self.cwd, self.env)
             if maps is None:
                 raise EmuError(f"no process could be held while it ran {path}; try again")
             self.image_paths[name] = path
             self.images[name] = list(_image_steps(path, maps, self))
         return name
+
+
+_MMAP = re.compile(r"(.*, )(?:-1|\d+<(.*)>(?:\(deleted\))?)(, \w+)")
+
+
+def _mapped_file(arguments: str) -> str | None:
+    """The file of an mmap, None if it maps none."""
+    match = _MMAP.fullmatch(arguments)
+    return match[2] if match and "MAP_ANONYMOUS" not in arguments else None
+
+
+def _extents(events: Mapping[int, Sequence[_Event]]) -> dict[str, int]:
+    """{file: where the furthest mapping of it ends, in bytes}"""
+    found: dict[str, int] = {}
+    for own in events.values():
+        for event in own:
+            path = _mapped_file(event.arguments) if event.call == "mmap" else None
+            if path is not None and not event.result.startswith("-1"):
+                _, length, *_, offset = event.arguments.split(", ")
+                found[path] = max(found.get(path, 0), int(offset, 0) + int(length, 0))
+    return found
+
+
+def _maps_of_listing(path: str, cwd: Path, env: Mapping[str, str] | None) -> list[str] | None:
+    """The maps of a process whose loader lists the program's libraries and does not run it; None
+    where it has no loader."""
+    if read_elf(path).interpreter is None:
+        return None
+    _, stops = _trace([path], cwd, env, only_list=True)
+    return next((maps for (_, exe), maps in stops.items() if exe == path), None)
 
 
 def _executable(cwd: Path, path: str) -> str:
@@ -627,7 +685,7 @@ class _Vma:
     name: str
     pgoff: int
     account: bool
-    """VM_ACCOUNT: private and ever writable; keeps VMAs apart that look alike."""
+    """VM_ACCOUNT: private, reserved and ever writable; keeps VMAs apart that look alike."""
 
     def cut(self, start: int, end: int) -> _Vma:
         """The part of it in [start, end)."""
@@ -641,6 +699,15 @@ class _Vma:
             and not self.flags & MAP_SPECIAL
             and self.pgoff + (self.end - self.start) // PAGE == after.pgoff
         )
+
+
+_KEPT = MAP_SHARED | MAP_GROWSDOWN | MAP_NORESERVE | MAP_STACK | MAP_SPECIAL
+"""Flags that stay with a VMA."""
+
+
+def _accounts(flags: int, prot: int) -> bool:
+    """Does the commit limit count a VMA with these flags?"""
+    return not flags & (MAP_SHARED | MAP_NORESERVE) and bool(prot & PROT["PROT_WRITE"])
 
 
 @dataclass
@@ -699,8 +766,7 @@ class _Mm:
                 ]
                 for vma in changed:
                     vma.prot = call.prot
-                    private = not vma.flags & MAP_SHARED
-                    vma.account |= private and bool(call.prot & PROT["PROT_WRITE"])
+                    vma.account |= _accounts(vma.flags, call.prot)
                     self.map(vma)
             case "brk":
                 return self.set_brk(call.addr)
@@ -713,8 +779,8 @@ class _Mm:
             start and self.is_free(start, start + length)
         ):
             start = self.free_area(length)
-        account = not call.flags & MAP_SHARED and bool(call.prot & PROT["PROT_WRITE"])
-        kept = call.flags & (MAP_SHARED | MAP_GROWSDOWN | MAP_STACK | MAP_SPECIAL)
+        account = _accounts(call.flags, call.prot)
+        kept = call.flags & _KEPT
         pgoff = (call.offset if call.name else start) // PAGE
         self.map(_Vma(start, start + length, call.prot, kept, call.name, pgoff, account))
         if call.flags & MAP_BRK:
@@ -772,6 +838,9 @@ def _verify(stream: list[_Step], builder: _Builder, stops: _Stops) -> list[_Mark
 
     A call without an address to which the kernel gave another place than the highest that is free
     (large files and huge pages are aligned) gets that place as a hint.
+
+    Two anonymous mappings that have pages already before they become neighbours stay two in the
+    kernel (anon_vma). Page faults are in no trace, so such borders are only counted.
     """
     marks: list[_Mark] = []
     seen: set[tuple[int, str]] = set()
@@ -782,8 +851,13 @@ def _verify(stream: list[_Step], builder: _Builder, stops: _Stops) -> list[_Mark
         if step.held and key in stops and key not in seen:
             seen.add(key)
             real = _real_maps(stops[key], builder)
-            _compare(mm.maps(), real, f"process {step.pid}, which runs {path}")
-            marks.append(_Mark(index, builder.names[path], tuple(real)))
+            model = mm.maps()
+            if model == real:
+                marks.append(_Mark(index, builder.names[path], tuple(real)))
+            else:
+                who = f"process {step.pid}, which runs {path}"
+                _compare(_joined(model), _joined(real), who)
+                builder.borders += len(real) - len(model)
         match step.call.op:
             case "fork":
                 parents.append((mm, path))
@@ -815,10 +889,24 @@ def _real_maps(maps: Sequence[str], builder: _Builder) -> list[str]:
     lines = (_MapsLine.parse(text) for text in maps)
     return [
         f"{line.start:x}-{line.end:x} {line.perms} {line.offset:08x} "
-        f"{builder.names.get(line.path, line.path)}".rstrip()
+        f"{builder.names.get(path := line.path.removesuffix(' (deleted)'), path)}".rstrip()
         for line in lines
         if line.path != "[vsyscall]"
     ]
+
+
+def _joined(maps: Sequence[str]) -> list[str]:
+    """Lines of maps, of neighbouring anonymous mappings with equal properties one."""
+    lines: list[str] = []
+    for text in maps:
+        bounds, *rest = text.split()
+        before = lines[-1].split() if lines else []
+        anonymous = len(rest) == 2 or rest[2] == "[heap]"
+        if anonymous and before[1:] == rest and before[0].endswith("-" + bounds.split("-")[0]):
+            bounds = before[0].split("-")[0] + "-" + bounds.split("-")[1]
+            lines.pop()
+        lines.append(" ".join([bounds, *rest]))
+    return lines
 
 
 def _compare(model: Sequence[str], real: Sequence[str], who: str) -> None:
@@ -898,9 +986,14 @@ def _header(command: Sequence[str], name: str, each: Each, remark: str, builder:
             f"{builder.vforks} vfork() calls of the command are fork() here: the child has its own "
             "copy of the VMAs."
         )
+    if builder.borders:
+        lines.append(
+            "Neighbouring anonymous mappings that the kernel kept apart for their pages, and that "
+            f"are one here: {builder.borders}."
+        )
     if builder.threads:
         lines.append(
-            f"{builder.threads} threads of the command: a process has one task here, which makes "
+            f"Threads of the command: {builder.threads}. A process has one task here, which makes "
             "the calls of all its threads, in the order in which they took effect."
         )
     return "".join(

@@ -172,6 +172,8 @@ class Host(msgspec.Struct, kw_only=True):
     """CPUs of the host that were busy with something else meanwhile (native engine)."""
     stolen_cpus: float = 0.0
     """CPUs that the hypervisor kept from the host meanwhile (native engine)."""
+    node: str = ""
+    """The name of the host, where it was one of a cluster."""
 
 
 class Phase(msgspec.Struct, kw_only=True):
@@ -240,13 +242,15 @@ _PART_OF_LOCKS = ("osq_node", "qspin_node", "task")
 
 
 def find_bottleneck(cell: CellResult, line_waits: Mapping[str, int]) -> Bottleneck | None:
-    """The lock, or the line that is no lock's, with the longest waits in the phase that counts.
+    """The lock or line with the longest waits in the phase that counts.
 
+    A lock that nobody waits for may still hold all up, where all write its line: readers count
+    themselves there. What waiters do with that line is part of their wait: the longer one counts.
     ``line_waits``: ns by name of the line, as far as the engine knows.
     """
     time_ns = cell.cpus * cell.seconds * 1e9
     locks = {f"{lock.name} {lock.file or ''}".strip(): lock.wait_ns for lock in cell.locks}
-    waits = [(ns, "lock", name) for name, ns in locks.items()]
+    waits = [(max(ns, line_waits.get(name, 0)), "lock", name) for name, ns in locks.items()]
     waits += [
         (ns, "line", name)
         for name, ns in line_waits.items()
@@ -302,6 +306,8 @@ class RunInfo(msgspec.Struct, kw_only=True):
     """Compiler, flags, digest of the core, and the commit of the checkout where there is one."""
     files: dict[str, str] = {}
     """Absolute path and SHA-256 of the user's own designs, workloads and topologies."""
+    nodes: dict[str, dict[str, Any]] = {}
+    """With --cluster: the hosts that measured native cells, by name, as ``host``."""
     uncertainty: list[Uncertainty] = []
     """With --uncertainty only."""
 

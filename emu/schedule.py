@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +27,10 @@ import msgspec
 from emu import _core, host, topology
 from emu._version import __version__
 from emu.arena import MIB, memory_available, remove_stale
+from emu.cluster import Cluster, check_installed, make_order
 from emu.errors import InputError
-from emu.experiment import Cell, Experiment, describe
+from emu.experiment import Cell, Experiment, describe, own_file
+from emu.live import CellState, Inside, Publisher
 from emu.results import CellResult, Run, RunInfo, Uncertainty, new_run_id
 from emu.store import MachineLock, Store
 
@@ -84,6 +87,7 @@ def execute(
     name: str = "",
     fresh: bool = False,
     jobs: int | None = None,
+    cluster: str | None = None,
     uncertainty: int = 0,
     trace: Window | None = None,
     watchers: Watchers | None = None,
@@ -93,6 +97,7 @@ def execute(
 
     The unfinished run of the same experiment, on the same version, is gone on with; else, or with
     ``fresh``, a new one begins. ``jobs``: virtual cells at once (None: the host's CPUs).
+    ``cluster``: the Dask scheduler whose workers run the cells.
     ``uncertainty``: then also run what the virtual engine runs on so many machines whose numbers
     are drawn (``emu.uncertainty``). ``trace``: of the only cell.
 
@@ -112,23 +117,27 @@ def execute(
         for maker, each in [(engines.get(each.engine), each) for each in experiments]:
             machines.append(maker(each))
             cleanup.callback(machines[-1].close)
+        if cluster is not None:
+            _check_for_cluster(experiments)
         info = _describe_run(experiments, machines, given, name)
         tasks: dict[Cell, _Task] = {}
         for each, machine in zip(experiments, machines, strict=True):
             for cell in each.cells(machine.cpus):
-                tasks.setdefault(cell, _Task(len(tasks), cell, machine, each.timeout_ns))
+                tasks.setdefault(cell, _Task(len(tasks), cell, machine, each))
         if not tasks:
             raise InputError("no cell is left: the rules exclude all of them")
         if trace:
             _trace_the_one(list(tasks.values()), trace)
         store.prepare()
-        fingerprint = _fingerprint(info)
+        fingerprint = _fingerprint(info, cluster)
         found = None if fresh else store.find(fingerprint)
         missing = store.missing(found) if found else set(range(len(tasks)))
         status = "interrupted"
         run: str | None = None
         try:
-            for machine in machines:
+            for machine, each in zip(machines, experiments, strict=True):
+                if cluster is not None and each.engine == "native":
+                    continue  # it depends on the worker's host what can be run there
                 cells = [t.cell for t in tasks.values() if t.machine is machine]
                 machine.prepare([c for c in cells if tasks[c].number in missing], stop)
             run = store.begin(info, list(tasks), fingerprint, fresh=fresh)
@@ -136,8 +145,18 @@ def execute(
             if found == run:
                 there = f"{len(tasks) - len(missing)} of {len(tasks)} cells are there"
                 watchers.notice(f"going on with run {run}: {there} (--fresh: anew)")
-            with _Scheduler(store, run, list(tasks.values()), watchers, stop) as scheduler:
-                status = "done" if scheduler.run(jobs or info.host["cpus"]) else "stopped"
+            with (
+                Publisher(store.directory, run, name) as publisher,
+                _Scheduler(
+                    store, run, list(tasks.values()), watchers, stop, publisher
+                ) as scheduler,
+            ):
+                if cluster is not None:
+                    with Cluster(cluster, digest(), watchers.notice, stop) as far:
+                        scheduler.run_on(far, jobs)
+                    status = "done"
+                else:
+                    status = "done" if scheduler.run(jobs or info.host["cpus"]) else "stopped"
             if uncertainty:
                 info.uncertainty = list(_uncertainty(list(tasks.values()), uncertainty, stop))
                 store.add_uncertainty(run, info.uncertainty)
@@ -187,7 +206,12 @@ class _Task:
     number: int
     cell: Cell
     machine: Machine
-    timeout_ns: int
+    experiment: Experiment
+
+    @property
+    def timeout_ns(self) -> int:
+        """Of the host's time."""
+        return self.experiment.timeout_ns
 
 
 def _trace_the_one(tasks: Sequence[_Task], trace: Window) -> None:
@@ -203,6 +227,36 @@ def _trace_the_one(tasks: Sequence[_Task], trace: Window) -> None:
     machine.trace = trace
 
 
+@dataclass(frozen=True)
+class _Running:
+    """A cell that runs. ``look``: how it looks inside, where that is known."""
+
+    cell: Cell
+    share: float
+    look: Callable[[], Inside | None]
+
+    def state(self) -> CellState:
+        """For who watches."""
+        cell = self.cell
+        return CellState(
+            engine=cell.engine,
+            rmap=cell.rmap,
+            cpus=cell.cpus,
+            workload=cell.workload,
+            repeat=cell.repeat,
+            share=self.share,
+            inside=self.look(),
+        )
+
+
+def _of_job(cell: Cell, job: Job) -> _Running:
+    return _Running(cell, 0.0, lambda: job.inside)
+
+
+def _of_order(cell: Cell) -> _Running:
+    return _Running(cell, 0.0, lambda: None)
+
+
 @dataclass
 class _Scheduler:
     """A context manager: whatever is running at its end is ended."""
@@ -212,12 +266,15 @@ class _Scheduler:
     tasks: list[_Task]
     watchers: Watchers
     stop: StopFlag
+    publisher: Publisher
     left: set[int] = field(default_factory=set)
     """Cells that had not finished when the store was last asked."""
     jobs: dict[int, tuple[Job, Deadline]] = field(default_factory=dict)
     spent: dict[str, list[float]] = field(default_factory=dict)
     """By engine: seconds and weight of the cells that finished here."""
     at_once: int = 1
+    failed: int = 0
+    """Cells that failed here."""
 
     def __enter__(self) -> _Scheduler:
         return self
@@ -253,6 +310,51 @@ class _Scheduler:
                 self._pause()
         return True
 
+    def run_on(self, cluster: Cluster, at_once: int | None) -> None:
+        """Run all that is missing on the workers of a cluster."""
+        # As on one host: what is measured comes when nothing else is left, in turns.
+        order = sorted(self.tasks, key=lambda task: (task.cell.repeat, -task.cell.cpus))
+        in_turns = sorted(self.tasks, key=lambda task: task.cell.repeat)
+        while self._look():
+            self._send([t for t in order if t.cell.engine != "native"], cluster, at_once)
+            self._send([t for t in in_turns if t.cell.engine == "native"], cluster, at_once)
+            if self._look():
+                self._pause()
+
+    def _send(self, tasks: Sequence[_Task], cluster: Cluster, most: int | None) -> None:
+        by_number = {task.number: task for task in tasks if task.number in self.left}
+        waiting = list(by_number)
+        mine: set[int] = set()
+        while waiting or cluster.running:
+            self.stop.check()
+            cluster.look()
+            self.at_once = min(most or cluster.threads, cluster.threads) or 1
+            for number in list(waiting):
+                task = by_number[number]
+                room = most is None or len(cluster.running) < most
+                worker = cluster.place(task.cell) if room else None
+                if worker is None:
+                    if task.cell.engine == "native" and room:
+                        continue
+                    break
+                waiting.remove(number)
+                if number in mine or self._claim([task]) is not None:
+                    mine.add(number)
+                    order = make_order(digest(), task.experiment, task.cell)
+                    cluster.send(number, order, task.cell, worker)
+            if waiting and not cluster.running:
+                cluster.explain_waiting(by_number[waiting[0]].cell.engine)
+            time.sleep(_TICK_S)
+            for number, answer in cluster.answers():
+                task = by_number[number]
+                if answer is None or answer.result is None:
+                    waiting.insert(0, number)
+                    continue
+                if task.cell.engine == "native" and answer.node:
+                    self.store.add_node(self.run_id, answer.node, answer.about)
+                self._save(task, answer.result, again=False)
+            self._tell([_of_order(by_number[number].cell) for number in cluster.running])
+
     def _look(self) -> set[int]:
         self.left = self.store.missing(self.run_id)
         return self.left
@@ -273,6 +375,7 @@ class _Scheduler:
                 waiting.remove(number)
                 task = by_number[number]
                 assert isinstance(task.machine, ManyAtOnce)
+                task.machine.watched = self.store.directory
                 job = task.machine.start(task.cell)
                 self.jobs[number] = job, Deadline(self.stop, task.timeout_ns)
             if not self.jobs:
@@ -282,7 +385,7 @@ class _Scheduler:
                 again = False
                 try:
                     deadline.check()
-                    if not job.child.ready():
+                    if not job.ready():
                         continue
                     result, own = job.finish()
                     again = not own
@@ -295,7 +398,7 @@ class _Scheduler:
                     go_on = False
                 del self.jobs[number]
                 self._save(by_number[number], result, again)
-            self._tell([(by_number[number].cell, 0.0) for number in self.jobs])
+            self._tell([_of_job(by_number[n].cell, job) for n, (job, _) in self.jobs.items()])
 
     def _has_room(self, waiting: list[int], by_number: Mapping[int, _Task]) -> bool:
         """Is there memory for one more beside those that run? One alone may always try."""
@@ -309,8 +412,8 @@ class _Scheduler:
         if self._claim([task]) is None:
             return True
 
-        def tick(share: float) -> None:
-            self._tell([(task.cell, share)])
+        def tick(share: float, look: Callable[[], Inside]) -> None:
+            self._tell([_Running(task.cell, share, look)])
 
         meter = host.LoadMeter.start()
         deadline = Deadline(self.stop, task.timeout_ns)
@@ -331,8 +434,11 @@ class _Scheduler:
         spent = self.spent.setdefault(task.cell.engine, [0.0, 0.0])
         spent[0] += result.host.wall_s
         spent[1] += _weight(task.cell)
-        if not result.ok and self.watchers.on_failure:
-            self.watchers.on_failure(result)
+        self.publisher.has_finished(result)
+        if not result.ok:
+            self.failed += 1
+            if self.watchers.on_failure:
+                self.watchers.on_failure(result)
 
     def _wait_for(self, lock: MachineLock) -> None:
         while not lock.take():
@@ -343,17 +449,24 @@ class _Scheduler:
         self._tell([])
         time.sleep(_OTHERS_S)
 
-    def _tell(self, running: Sequence[tuple[Cell, float]]) -> None:
-        if not self.watchers.progress:
-            return
+    def _tell(self, running: Sequence[_Running]) -> None:
         left = [task.cell for task in self.tasks if task.number in self.left]
+        shares = [(each.cell, each.share) for each in running]
         progress = Progress(
             done=len(self.tasks) - len(left),
             total=len(self.tasks),
-            running=running,
-            left_s=self._left_s(left, running),
+            running=shares,
+            left_s=self._left_s(left, shares),
         )
-        self.watchers.progress(progress)
+        if self.watchers.progress:
+            self.watchers.progress(progress)
+        self.publisher.publish(
+            done=progress.done,
+            failed=self.failed,
+            total=progress.total,
+            left_s=progress.left_s,
+            running=lambda: [each.state() for each in running],
+        )
 
     def _left_s(self, left: Sequence[Cell], running: Sequence[tuple[Cell, float]]) -> float | None:
         shares = dict(running)
@@ -386,7 +499,7 @@ def _describe_run(
     if any(each.engine == "native" for each in experiments):
         about |= host.state()
     build = {key: _core.build_info().get(key) for key in ("compiler", "flags")}
-    build["digest"] = _digest()
+    build["digest"] = digest()
     if commit := _commit():
         build["commit"] = commit
     return RunInfo(
@@ -409,8 +522,7 @@ def _own_files(experiment: Experiment) -> Iterator[Path]:
     """Files of the user that the experiment names."""
     words = (experiment.rmap, experiment.mm, experiment.topology, experiment.workload)
     for text in (text for names in words for text in names):
-        path = Path(text.partition(":")[0])
-        if path.suffix in (".c", ".toml") and path.is_file():
+        if path := own_file(text):
             yield path
     if "host" in experiment.topology and topology.host_file().is_file():
         yield topology.host_file()
@@ -423,7 +535,8 @@ def _sha256(paths: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def _digest() -> str:
+@lru_cache(maxsize=1)
+def digest() -> str:
     """Of all that is installed: libraries, Python, workloads, topologies."""
     package = _core.data_path("lib", "build.json").parents[1]
     kinds = (".so", ".py", ".toml")
@@ -440,7 +553,17 @@ def _commit() -> str | None:
     return None
 
 
-def _fingerprint(info: RunInfo) -> str:
+def _check_for_cluster(experiments: Sequence[Experiment]) -> None:
+    check_installed()
+    for each in experiments:
+        if each.engine == "virtual" and "host" in each.topology:
+            raise InputError(
+                "--topology host: is another machine on each worker of a cluster; "
+                "emu calibrate -o host.toml, and --topology ./host.toml"
+            )
+
+
+def _fingerprint(info: RunInfo, cluster: str | None) -> str:
     """Of all that decides about the results: runs with the same one may share cells."""
     engines = info.experiment["engine"]
     decides: dict[str, Any] = {
@@ -449,7 +572,9 @@ def _fingerprint(info: RunInfo) -> str:
         "digest": info.build["digest"],
         "files": info.files,
     }
-    if "native" in engines or "host" in info.experiment["matrix"].get("topology", ()):
+    if cluster is not None and "native" in engines:
+        decides["node"] = "cluster"  # what is measured there is not mixed with what is here
+    elif "native" in engines or "host" in info.experiment["matrix"].get("topology", ()):
         decides["host"] = [info.host[key] for key in ("cpus", "model", "kernel", "machine")]
         decides["node"] = os.uname().nodename
     return hashlib.sha256(msgspec.json.encode(decides, order="sorted")).hexdigest()

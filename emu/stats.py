@@ -111,13 +111,13 @@ def unstable(cells: Iterable[CellResult]) -> list[str]:
             key = (cell.workload, cell.topology, cell.mm, cell.cpus, cell.rmap)
             groups.setdefault(key, []).append(cell)
     found = []
-    for (workload, _, _, cpus, rmap), repeats in groups.items():
+    for (workload, _, mm, cpus, rmap), repeats in groups.items():
         spread = deviation([cell.ops_per_s for cell in repeats])
         if spread is not None and spread > UNSTABLE:
             busy = max(cell.host.other_cpus + cell.host.stolen_cpus for cell in repeats)
             why = f", and up to {busy:.1f} host CPUs did something else" if busy >= 0.1 else ""
             found.append(
-                f"Unstable: {rmap}, {workload} on {cpus} CPUs: the repeats differ by "
+                f"Unstable: {rmap}, {mm}, {workload} on {cpus} CPUs: the repeats differ by "
                 f"{spread:.0%} (standard deviation){why}."
             )
     return found

@@ -23,7 +23,7 @@ import sqlite3
 import stat
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -367,10 +367,17 @@ class Store:
 
     def add_uncertainty(self, run: str, found: list[Uncertainty]) -> None:
         """Keep the intervals of a run's speed-ups with what is said of the whole run."""
+        self._change(run, lambda info: setattr(info, "uncertainty", found))
+
+    def add_node(self, run: str, name: str, about: dict[str, Any]) -> None:
+        """Keep what a host is that measured cells of a run."""
+        self._change(run, lambda info: info.nodes.update({name: about}))
+
+    def _change(self, run: str, change: Callable[[RunInfo], None]) -> None:
         with self._open(write=True) as connection:
             (info,) = connection.execute("SELECT info FROM run WHERE id = ?", (run,)).fetchone()
             decoded = msgspec.json.decode(info, type=RunInfo)
-            decoded.uncertainty = found
+            change(decoded)
             connection.execute(
                 "UPDATE run SET info = ? WHERE id = ?", (msgspec.json.encode(decoded), run)
             )

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -32,12 +33,19 @@ class Bug:
     kinds: tuple[str, ...]
     """What it may show up as."""
     params: str = ""
-    header: str = ""
-    """The edits are to this header of include/emu, which the copy then includes."""
+    part: str = ""
+    """The edits are to this header of include/emu, or this file below workers/, which the copy then
+    includes."""
+    mm: str = ""
+    """The mm design, where the base is none."""
 
     @property
     def is_design(self) -> bool:
         return self.base.startswith("designs/")
+
+    @property
+    def of_small_mm(self) -> bool:
+        return self.base == "scenarios/mm.c"
 
 
 RULE, RACE, DEADLOCK, MEMORY = "rule", "data race", "deadlock", "memory"
@@ -57,15 +65,27 @@ def rmap(
     scenario: str,
     *kinds: str,
     params: str = "",
-    header: str = "",
+    part: str = "",
 ) -> Bug:
-    return Bug(name, f"designs/rmap/{design}.c", ((old, new),), scenario, kinds, params, header)
+    return Bug(name, f"designs/rmap/{design}.c", ((old, new),), scenario, kinds, params, part)
 
 
 def lock(name: str, file: str, old: str, new: str, scenario: str, *kinds: str) -> Bug:
     header = file if file.endswith(".h") else ""
     base = f"sync/{file.removesuffix('.h')}.c" if header else f"sync/{file}"
-    return Bug(name, base, ((old, new),), scenario, kinds, header=header)
+    return Bug(name, base, ((old, new),), scenario, kinds, part=header)
+
+
+def mm(
+    name: str, design: str, old: str, new: str, scenario: str, *kinds: str, part: str = ""
+) -> Bug:
+    return Bug(name, f"designs/mm/{design}.c", ((old, new),), scenario, kinds, part=part)
+
+
+def small_mm(
+    name: str, part: str, old: str, new: str, scenario: str, *kinds: str, design: str
+) -> Bug:
+    return Bug(name, "scenarios/mm.c", ((old, new),), scenario, kinds, part=part, mm=design)
 
 
 DESIGNS = [
@@ -246,7 +266,7 @@ DESIGNS = [
         "convert",
         *BROKEN,
         params="shards=1",
-        header="rmap_shards.h",
+        part="rmap_shards.h",
     ),
     rmap(
         "walker shares the outer lock with modifiers",
@@ -506,7 +526,253 @@ LOCKS = [
     Bug("freed before readers are done", "rcu.c", (), "rcu-free", (MEMORY, RACE)),
 ]
 
-BUGS = DESIGNS + LOCKS
+MM = [
+    mm(
+        "per-vma: sequence not looked at under the lock",
+        "per-vma-lock",
+        "if (atomic_load_explicit(&lock->seq, memory_order_relaxed) != number &&\n",
+        "if ((number || !number) &&\n",
+        "fault-mprotect",
+        *BROKEN,
+    ),
+    mm(
+        "per-vma: detached VMA is used",
+        "per-vma-lock",
+        " != number &&\n\t    !atomic_load_explicit(&lock->detached, memory_order_relaxed))",
+        " != number)",
+        "fault-munmap",
+        *BROKEN,
+    ),
+    mm(
+        "per-vma: writer does not wait for faults",
+        "per-vma-lock",
+        "\twhile (atomic_load_explicit(&lock->refcount, memory_order_acquire) != WRITER_WAITS)\n"
+        "\t\ttask_park();\n",
+        "",
+        "fault-mprotect",
+        *BROKEN,
+    ),
+    mm(
+        "per-vma: last fault does not wake the writer",
+        "per-vma-lock",
+        "(WRITER_WAITS | 1))\n",
+        "(WRITER_WAITS | 2))\n",
+        "fault-mprotect",
+        DEADLOCK,
+    ),
+    mm(
+        "per-vma: VMA has moved since it was found",
+        "per-vma-lock",
+        "if (vma && (addr < vma->vm_start || addr >= vma->vm_end)) {",
+        "if (!vma && addr == 1) {",
+        "fault-split",
+        *BROKEN,
+    ),
+    mm(
+        "per-vma: marks end without release",
+        "per-vma-lock",
+        "&pv->mm_lock_seq, seq ? seq : 1, memory_order_release);",
+        "&pv->mm_lock_seq, seq ? seq : 1, memory_order_relaxed);",
+        "fault-mprotect",
+        *BROKEN,
+    ),
+    mm(
+        "spf: not looked at again under the table's lock",
+        "spf",
+        "if (atomic_load_explicit(sequence_of(vma), memory_order_acquire) == sequence)\n",
+        "if (vma)\n",
+        "fault-munmap",
+        *BROKEN,
+    ),
+    mm(
+        "spf: PTE without the table's lock",
+        "spf",
+        "\tif (!spin_trylock(&table->ptl))\n\t\treturn -ENOENT;\n",
+        "\tif (spin_trylock(&table->ptl))\n\t\tspin_unlock(&table->ptl);\n",
+        "fault-munmap",
+        *BROKEN,
+        LEAK,
+    ),
+    mm(
+        "spf: VMA that goes stays even",
+        "spf",
+        "\tvm_write_begin(vma);\n\tmm_maple_unlink(mm, vma);",
+        "\tmm_maple_unlink(mm, vma);",
+        "fault-munmap",
+        *BROKEN,
+    ),
+    mm(
+        "spf: PTE table is made where VMAs may be going",
+        "spf",
+        "\ttable = pte_find(mm, addr, NULL);\n\tif (!table)\n\t\treturn -ENOENT;\n",
+        "\ttable = pte_alloc(mm, addr);\n",
+        "fault-table",
+        *BROKEN,
+        LEAK,
+    ),
+    mm(
+        "fault without mmap_lock",
+        "mmap-lock-maple",
+        "\tdown_read(&m->mmap_lock);\n"
+        "\terr = fault_in_vma(maple_load(&m->tree, addr), addr, write, busy);\n"
+        "\tup_read(&m->mmap_lock);\n",
+        "\terr = fault_in_vma(maple_load(&m->tree, addr), addr, write, busy);\n",
+        "fault-munmap",
+        *BROKEN,
+        part="mm_maple.h",
+    ),
+    mm(
+        "mprotect takes mmap_lock for reading",
+        "mmap-sem-rbtree",
+        "if (range->read) {",
+        "if (range->read || !(range->map || range->len || range->unmapped)) {",
+        "neighbours",
+        *BROKEN,
+        LEAK,
+        DEADLOCK,
+    ),
+    mm(
+        "address chosen before the lock",
+        "mmap-lock-maple",
+        "\trange->end = range->start + range->len;\n\treturn 0;",
+        "\trange->end = range->start + range->len;\n"
+        "\tup_write(&m->mmap_lock);\n\tdown_write(&m->mmap_lock);\n\treturn 0;",
+        "free-addresses",
+        *BROKEN,
+        part="mm_maple.h",
+    ),
+    mm(
+        "free addresses without their lock",
+        "pt-extents",
+        "\tspin_lock(&me->free_lock);\n\tfound = maple_free_area",
+        "\tspin_lock(&me->free_lock);\n\tspin_unlock(&me->free_lock);\n"
+        "\tspin_lock_init(&me->free_lock, EMU_CLASS_FREE_AREA);\n\tfound = maple_free_area",
+        "free-addresses",
+        *BROKEN,
+        LEAK,
+        DEADLOCK,
+        part="mm_extents.h",
+    ),
+    mm(
+        "proposed addresses are taken as free",
+        "pt-extents",
+        "if (!mm_extents_find(mm, range->start, range->end, NULL))",
+        "if (range->len)",
+        "fixed-addresses",
+        *BROKEN,
+        part="mm_extents.h",
+    ),
+    mm(
+        "extent changed without the table's lock",
+        "pt-extents",
+        "\tspin_lock(&table->ptl);\n\tvma_set(vma, to);\n\tspin_unlock(&table->ptl);",
+        "\tvma_set(vma, to);",
+        "fault-cut",
+        *BROKEN,
+        part="mm_extents.h",
+    ),
+    mm(
+        "fault does not look again when a change is over",
+        "pt-extents",
+        "\tif (err != -EFAULT)\n\t\treturn err;\n",
+        "\treturn err;\n",
+        "fault-split",
+        *BROKEN,
+        part="mm_extents.h",
+    ),
+    mm(
+        "fork locks nothing",
+        "pt-extents",
+        "\tif (!range->len) {\n\t\tlock_tables(mm, range);\n\t\treturn 0;",
+        "\tif (!range->len) {\n\t\tif (range->end < EMU_TASK_SIZE)\n"
+        "\t\t\tlock_tables(mm, range);\n\t\treturn 0;",
+        "fork-fault",
+        *BROKEN,
+        LEAK,
+        DEADLOCK,
+        part="mm_extents.h",
+    ),
+    mm(
+        "tree node is freed before readers are done",
+        "spf",
+        "emu_free_rcu(at.node);",
+        "emu_free(at.node);",
+        "fault-many",
+        MEMORY,
+        RACE,
+        part="tree/maple.c",
+    ),
+    mm(
+        "tree node published without release",
+        "per-vma-lock",
+        "atomic_store_explicit(at, ptr, memory_order_release);",
+        "atomic_store_explicit(at, ptr, memory_order_relaxed);",
+        "fault-many",
+        RACE,
+        part="tree/maple.c",
+    ),
+    small_mm(
+        "munmap leaves a PTE",
+        "mm/vma.c",
+        "cleared += unmap_page_range(mm, vma->vm_start, vma->vm_end);",
+        "cleared += unmap_page_range(mm, vma->vm_start, vma->vm_end - EMU_PAGE_SIZE);",
+        "fault-munmap",
+        RULE,
+        ASSERT,
+        design="mmap-lock-maple",
+    ),
+    Bug(
+        "protection changed before the VMA",
+        "scenarios/mm.c",
+        (
+            (
+                "\tif (flags == vma->vm_flags)\n\t\treturn;\n",
+                "\tif (flags == vma->vm_flags)\n\t\treturn;\n"
+                "\tchange_protection(mm, start, end, flags);\n",
+            ),
+            (
+                "\tif (change_protection(mm, start, end, flags))\n"
+                "\t\tflush_tlb_range(mm, start, end);\n",
+                "",
+            ),
+        ),
+        "fault-mprotect",
+        BROKEN,
+        part="mm/mmap.c",
+        mm="spf",
+    ),
+    small_mm(
+        "grace period ends while a CPU is in it",
+        "sync/rcu.c",
+        "\treturn !seen || seen >= n;",
+        "\treturn !seen || seen >= n || cpu != this_cpu();",
+        "fault-many",
+        MEMORY,
+        RACE,
+        design="spf",
+    ),
+    small_mm(
+        "VMA is freed before readers are done",
+        "mm/vma.c",
+        "\temu_free_rcu(vma);",
+        "\temu_free(vma);",
+        "fault-munmap",
+        MEMORY,
+        RACE,
+        design="per-vma-lock",
+    ),
+]
+
+BUGS = DESIGNS + LOCKS + MM
+
+
+EXPORTED = "EMU_EXPORT const struct emu_scenario emu_scenarios"
+
+
+def _text(name: str) -> str:
+    """Of a file below workers/, which may include its neighbours from anywhere."""
+    file = WORKERS / name
+    return re.sub(r'#include "(?=\w+\.h")', f'#include "{file.parent}/', file.read_text())
 
 
 def _edit(text: str, bug: Bug) -> str:
@@ -522,10 +788,21 @@ def source(bug: Bug, directory: Path) -> Path:
     if not bug.edits:
         path.write_text((FOLDER / bug.base).read_text())
         return path
-    text = (WORKERS / bug.base).read_text()
-    if bug.header:
-        header = directory / bug.header
-        header.write_text(_edit((WORKERS / "include" / "emu" / bug.header).read_text(), bug))
+    text = _text(bug.base)
+    if bug.of_small_mm:
+        # With all that frees and changes VMAs, so that they call each other.
+        files = {name: _text(name) for name in ("sync/rcu.c", "mm/vma.c", "mm/mmap.c")}
+        files[bug.part] = _edit(files[bug.part], bug)
+        text = "".join([*files.values(), text])
+        # The designs and RCU's state are the library's.
+        text = re.sub(r"^(const )?struct \w+ \*emu_\w+;$", "", text, flags=re.MULTILINE)
+        path.write_text(text.replace("const struct emu_scenario emu_mm_scenarios", EXPORTED))
+        return path
+    if bug.part.endswith(".c"):
+        text = _edit(_text(bug.part), bug) + text
+    elif bug.part:
+        header = directory / bug.part
+        header.write_text(_edit((WORKERS / "include" / "emu" / bug.part).read_text(), bug))
         text = f'#include "{header}"\n{text}'
     else:
         text = _edit(text, bug)
@@ -547,7 +824,7 @@ def units(bug: Bug, directory: Path, cleanup: ExitStack) -> list[explore.Unit]:
         text = f"{path}:{bug.params}" if bug.params else str(path)
         return explore.make_units([text], explore.find_scenarios(bug.scenario, cleanup), cleanup)
     found = explore.find_scenarios(f"{path}:{bug.scenario}", cleanup)
-    return explore.make_units(["single"], found, cleanup)
+    return explore.make_units([bug.mm] if bug.mm else [], found, cleanup)
 
 
 def hunt(

@@ -4,6 +4,7 @@ on a busy one; that they are what the probe printed, and fit together, can."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,16 @@ def test_all_pairs_of_a_small_machine_and_each_kind_of_a_large_one() -> None:
     assert {(a, b) for a in range(12) for b in range(a, 12)} <= nodes | {(b, a) for a, b in nodes}
 
 
+@pytest.mark.parametrize("name", ["laptop-8c", "hygon-12x32", "altra-q80-1s", "xeon-e7-8870-8s"])
+def test_the_emulated_ping_pong_takes_what_the_file_says(name: str, tmp_path: Path) -> None:
+    """CPUs 0 and 1 are siblings, share an L3, or have only the mesh: each kind of latency."""
+    machine = topology.load(name)
+    file = tmp_path / "host.toml"
+    file.write_text(machine.to_toml(), encoding="utf-8")
+    ns = machine.c2c_ns(0, 1, int(machine.node_of_cpu[0]))
+    assert calibrate.emulated_ping_pong_ns(file, ns) == pytest.approx(ns, rel=0.03)
+
+
 def test_the_probe_measures_and_says_what_it_cannot() -> None:
     cpu = topology.host().host_cpus[0]
     found = calibrate.probe("chase", cpu, cpu, 16384, 3)
@@ -98,6 +109,9 @@ def test_the_command_writes_a_topology_that_host_goes_by(
     assert done.returncode == 0, done.stderr
     file = tmp_path / "mm-emu" / "host.toml"
     assert done.stdout.rstrip().endswith(f"written: {file}")
+    if topology.host().nr_cpus > 1:
+        again = re.search(r"measured ([\d.]+) ns, emulated ([\d.]+) ns", done.stdout)
+        assert again and float(again[2]) == pytest.approx(float(again[1]), rel=0.1)
     written, host = topology.load(file), topology.load("host")
     assert host.description == f"this machine; calibrated, {file}"
     for key, cost in written.costs.numbers().items():

@@ -10,15 +10,21 @@ import time
 from pathlib import Path
 
 import pytest
+import typer
 from conftest import left_behind
 from emu_command import children, emu, start, wait_until
 
-from emu import _core, check
+from emu import _core, check, cli_check, cli_explore
 from emu.check import Rule, RuleResult
 from emu.coordinator import StopFlag
+from emu.design import write_skeleton
 from emu.errors import InputError
 
-BROKEN = sorted((Path(__file__).parent / "broken").glob("*.c"))
+FOLDER = Path(__file__).parent / "broken"
+BROKEN = {"rmap": sorted(FOLDER.glob("*.c")), "mm": sorted((FOLDER / "mm").glob("*.c"))}
+ALL_BROKEN = [(kind, source) for kind, sources in BROKEN.items() for source in sources]
+QUICK = ("faults-unlocked", "leaks-processes", "locks-late")
+"""mm designs that few runs with real processes show."""
 STOP = StopFlag()
 
 # What the suite has to say about each on the virtual engine, where a seed is a seed.
@@ -41,6 +47,13 @@ SEEN = {
     "trylock-waits": r"deadlock: CPU \d+ waits in trylock walk of \S+ \(.*rwsem_down_read_slow",
     "unlocked-change": r"CPU \d+: a walk of \S+ met page \d of process \d+ \d times \(an? ",
     "walks-what-it-got": r"CPU \d+: a trylock walk of pages? \S+ of \S+ missed the VMA of",
+    "faults-unlocked": r"CPU \d+: (a mixture of two mappings|after a fault for \w+ the page table)",
+    "forks-unlocked": r"CPU \d+: of a mapping of CPU \d+ the child has one half",
+    "frees-nodes-early": r"CPU \d+: a fault in a mapping (of page|that nobody)|wild pointer",
+    "leaks-processes": r"the arena leaks \d+ objects",
+    "locks-late": r"CPU \d+: mmap gives 0x\w+, which CPU \d+ was given and has not given back",
+    "old-copy": r"CPU \d+: after munmap has returned the page table still has page \d+ of file \d",
+    "old-flags": r"CPU \d+: after mprotect has forbidden writing the page table still allows it",
 }
 
 
@@ -52,27 +65,49 @@ def breaks(source: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def rules() -> list[Rule]:
-    return check.rules("rmap", STOP)
+def rules_of() -> dict[str, list[Rule]]:
+    return {kind: check.rules(kind, STOP) for kind in BROKEN}
 
 
-def run_rules(design: str, rules: list[Rule], engine: str, seeds: int) -> list[RuleResult]:
-    return list(check.run([design], rules, engines=[engine], seeds=seeds, stop=STOP))
+@pytest.fixture(scope="module")
+def rules(rules_of: dict[str, list[Rule]]) -> list[Rule]:
+    """Of rmap designs."""
+    return rules_of["rmap"]
 
 
-def test_there_are_seven_rules_and_each_is_broken_by_a_design(rules: list[Rule]) -> None:
-    names = [rule.name for rule in rules]
-    assert names == ["walk", "fork-order", "atomic", "mapped", "trylock", "deadlock", "memory"]
-    assert [rule.number for rule in rules] == list(range(1, 8))
-    assert {breaks(source) for source in BROKEN} == set(names)
-    assert {source.stem for source in BROKEN} == set(SEEN)
+def run_rules(
+    design: str, rules: list[Rule], engine: str, seeds: int, kind: str = "rmap"
+) -> list[RuleResult]:
+    return list(
+        check.run([(kind, design)], {kind: rules}, engines=[engine], seeds=seeds, stop=STOP)
+    )
+
+
+def by_name(rules: list[Rule], *names: str) -> list[Rule]:
+    return [rule for rule in rules if rule.name in names]
+
+
+def test_there_are_seven_rules_and_each_is_broken_by_a_design(
+    rules_of: dict[str, list[Rule]],
+) -> None:
+    names = {kind: [rule.name for rule in rules] for kind, rules in rules_of.items()}
+    assert names["rmap"] == [
+        *("walk", "fork-order", "atomic", "mapped", "trylock", "deadlock", "memory")
+    ]
+    assert names["mm"] == ["change", "munmap", "mprotect", "addresses", "fork", "rcu", "memory"]
+    for kind, rules in rules_of.items():
+        assert [rule.number for rule in rules] == list(range(1, 8))
+        assert {breaks(source) for source in BROKEN[kind]} == set(names[kind])
+    assert {source.stem for _, source in ALL_BROKEN} == set(SEEN)
 
 
 @pytest.mark.usefixtures("nothing_left")
-@pytest.mark.parametrize("source", BROKEN, ids=lambda source: source.stem)
-def test_a_broken_design_fails_the_rule_that_it_breaks(source: Path, rules: list[Rule]) -> None:
-    chosen = check.choose_rules(rules, breaks(source))
-    [result] = run_rules(str(source), chosen, "virtual", 10)
+@pytest.mark.parametrize(("kind", "source"), ALL_BROKEN, ids=lambda part: Path(part).stem)
+def test_a_broken_design_fails_the_rule_that_it_breaks(
+    kind: str, source: Path, rules_of: dict[str, list[Rule]]
+) -> None:
+    chosen = {kind: by_name(rules_of[kind], breaks(source))}
+    [result] = run_rules(str(source), chosen[kind], "virtual", 10, kind)
     assert result.status == "failed"
     assert re.search(SEEN[source.stem], result.detail), result.detail
     assert result.seed == result.seeds
@@ -83,7 +118,7 @@ def test_a_broken_design_fails_the_rule_that_it_breaks(source: Path, rules: list
     # The command shows it again.
     [again] = list(
         check.run(
-            [str(source)],
+            check.choose_designs([str(source)], "virtual"),
             chosen,
             engines=["virtual"],
             seeds=1,
@@ -95,12 +130,17 @@ def test_a_broken_design_fails_the_rule_that_it_breaks(source: Path, rules: list
 
 
 @pytest.mark.usefixtures("nothing_left")
-@pytest.mark.parametrize("source", BROKEN, ids=lambda source: source.stem)
+@pytest.mark.parametrize(
+    ("kind", "source"),
+    [(kind, source) for kind, source in ALL_BROKEN if kind == "rmap" or source.stem in QUICK],
+    ids=lambda part: Path(part).stem,
+)
 def test_and_in_real_processes_too(
-    source: Path, rules: list[Rule], monkeypatch: pytest.MonkeyPatch
+    kind: str, source: Path, rules_of: dict[str, list[Rule]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(check, "_HANG_S", 2.0)
-    [result] = run_rules(str(source), check.choose_rules(rules, breaks(source)), "native", 100)
+    chosen = by_name(rules_of[kind], breaks(source))
+    [result] = run_rules(str(source), chosen, "native", 100, kind)
     assert result.status == "failed"
     assert re.search(r"CPU \d+|arena leaks", result.detail), result.detail
     if source.stem in ("trylock-waits", "argument-order"):
@@ -125,6 +165,30 @@ def test_a_built_in_design_keeps_every_rule(design: str, engine: str, rules: lis
     assert 0 < costs.cold_file_bytes <= costs.used_file_bytes
     lines = by_rule["mapped"].lines_per_answer
     assert lines == pytest.approx(0, abs=0.05) if engine == "virtual" else lines is None
+
+
+@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize("design", _core.design_names("mm"))
+def test_a_built_in_mm_design_keeps_every_rule(
+    design: str, rules_of: dict[str, list[Rule]]
+) -> None:
+    rules = rules_of["mm"]
+    results = run_rules(design, rules, "virtual", 1, "mm")
+    # Sanitizers see all rules in real processes (tests/c/test_conformance.c).
+    results += run_rules(design, by_name(rules, "change"), "native", 1, "mm")
+    assert [(r.rule, r.detail) for r in results if r.status != "ok"] == []
+    assert [r.rule for r in results] == [*(rule.name for rule in rules), "change"]
+    for result in results:
+        if result.rule != "memory":
+            assert result.counts.faults > 200
+    by_rule = {r.rule: r.counts for r in results[: len(rules)]}
+    for rule in ("change", "munmap", "mprotect"):
+        assert by_rule[rule].faults_refused > 200
+        assert by_rule[rule].faults_undecided > 0
+    assert by_rule["addresses"].addresses > 200
+    assert by_rule["fork"].forks > 50
+    assert by_rule["memory"].mm_bytes is not None
+    assert by_rule["memory"].mm_bytes > 0
 
 
 def test_a_design_that_excludes_all_files_declares_it(rules: list[Rule]) -> None:
@@ -155,7 +219,7 @@ def test_lines_that_mapped_writes_are_counted(tmp_path: Path, rules: list[Rule])
     source.write_text(
         LOCKS_TO_ANSWER.format(single=single, derive=root / "tests" / "broken" / "derive.h")
     )
-    [result] = run_rules(str(source), check.choose_rules(rules, "4"), "virtual", 1)
+    [result] = run_rules(str(source), by_name(rules, "mapped"), "virtual", 1)
     assert result.status == "ok"
     assert result.counts.lines_per_answer is not None
     assert result.counts.lines_per_answer > 1
@@ -163,9 +227,18 @@ def test_lines_that_mapped_writes_are_counted(tmp_path: Path, rules: list[Rule])
 
 
 def test_a_seed_is_one_interleaving(rules: list[Rule]) -> None:
-    chosen = check.choose_rules(rules, "walk")
+    chosen = by_name(rules, "walk")
     runs = [
-        list(check.run(["single"], chosen, engines=["virtual"], seeds=1, first_seed=n, stop=STOP))
+        list(
+            check.run(
+                [("rmap", "single")],
+                {"rmap": chosen},
+                engines=["virtual"],
+                seeds=1,
+                first_seed=n,
+                stop=STOP,
+            )
+        )
         for n in (1, 1, 2, 3)
     ]
     counts = [result.counts for [result] in runs]
@@ -222,7 +295,7 @@ def test_a_design_that_crashes_or_spins_fails_the_rule(
             statement=statement,
         )
     )
-    [result] = run_rules(str(source), check.choose_rules(rules, "walk"), engine, 2)
+    [result] = run_rules(str(source), by_name(rules, "walk"), engine, 2)
     assert result.status == "failed"
     assert re.search(seen[engine], result.detail), result.detail
     assert result.seed == 1
@@ -262,7 +335,8 @@ def test_the_command_writes_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("nosuch",), "no rmap design 'nosuch'"),
+        (("nosuch",), "no design 'nosuch'"),
+        (("spf", "--rule", "walk"), "no rule 'walk'"),
         (
             ("single", "--rule", "fork"),
             "no rule 'fork' (did you mean 'fork-order'?); there are: walk, ",
@@ -281,16 +355,59 @@ def test_bad_input_is_one_line(arguments: tuple[str, ...], message: str) -> None
     assert message in done.stderr
 
 
-def test_a_rule_may_be_named_by_number(rules: list[Rule]) -> None:
-    assert [rule.name for rule in check.choose_rules(rules, "5,walk")] == ["trylock", "walk"]
+def test_a_rule_may_be_named_by_number(rules_of: dict[str, list[Rule]]) -> None:
+    chosen = check.choose_rules(rules_of, "5,walk,memory")
+    assert [rule.name for rule in chosen["rmap"]] == ["trylock", "walk", "memory"]
+    assert [rule.name for rule in chosen["mm"]] == ["fork", "memory"]
     with pytest.raises(InputError, match="no rule '8'"):
-        check.choose_rules(rules, "8")
+        check.choose_rules(rules_of, "8")
 
 
-def test_all_is_every_built_in_design() -> None:
-    assert check.choose_designs("rmap", ["all", "single"]) == _core.design_names("rmap")
-    chosen = check.choose_designs("rmap", ["outer-inner:shards=4,by=mm,single", "./x.c"])
-    assert chosen == ["outer-inner:shards=4,by=mm", "single", "./x.c"]
+def test_all_is_every_built_in_design(tmp_path: Path) -> None:
+    everything = [(kind, name) for kind in ("rmap", "mm") for name in _core.design_names(kind)]
+    assert check.choose_designs(["all", "single"], "native") == everything
+    for kind in ("rmap", "mm"):
+        write_skeleton(kind, tmp_path / f"{kind}.c")
+    chosen = check.choose_designs(
+        [f"outer-inner:shards=4,by=mm,spf,{tmp_path}/mm.c", f"{tmp_path}/rmap.c:spin=0"],
+        "native",
+    )
+    assert chosen == [
+        ("rmap", "outer-inner:shards=4,by=mm"),
+        ("mm", "spf"),
+        ("mm", f"{tmp_path}/mm.c"),
+        ("rmap", f"{tmp_path}/rmap.c:spin=0"),
+    ]
+
+
+def test_a_file_that_is_no_design_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "mine.c"
+    path.write_text("int x;\n")
+    with pytest.raises(InputError, match="defines no `const struct rmap_ops emu_rmap_ops` or `con"):
+        check.choose_designs([str(path)], "native")
+
+
+def test_a_design_alone_goes_through_both_suites(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rules first, then orders; and a breach in either is the exit status."""
+    write_skeleton("mm", tmp_path / "mine.c")
+    begun: list[str] = []
+
+    def conformance(designs: list[str], **_: object) -> bool:
+        begun.append(f"conformance {designs}")
+        return True
+
+    def orders(designs: list[str], options: object) -> bool:
+        begun.append(f"explore {designs} {options.time}")  # type: ignore[attr-defined]
+        return False
+
+    monkeypatch.setattr(cli_check, "_conformance", conformance)
+    monkeypatch.setattr(cli_explore, "run", orders)
+    with pytest.raises(typer.Exit) as ended:
+        cli_check.check([str(tmp_path / "mine.c")])
+    assert ended.value.exit_code == 1
+    assert begun == [f"conformance ['{tmp_path}/mine.c']", f"explore ['{tmp_path}/mine.c'] 60s"]
 
 
 @pytest.mark.parametrize("engine", check.ENGINES)

@@ -37,10 +37,10 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     made: list[str] = []
     compiler = coordinator._compile
 
-    def counting(command: str, source: Path, arguments: list[str]) -> str:
+    def counting(command: str, source: Path, arguments: list[str], folder: Path) -> str:
         if "-c" in arguments:
             made.append(source.name)
-        return compiler(command, source, arguments)
+        return compiler(command, source, arguments, folder)
 
     monkeypatch.setattr(coordinator, "_compile", counting)
     return made
@@ -61,6 +61,21 @@ def test_the_skeleton_is_the_one_copy_under_the_files_name(mine: Path) -> None:
     wanted = SKELETON.read_text().replace('.name = "skeleton"', '.name = "mine"')
     assert mine.read_text() == wanted
     assert wanted != SKELETON.read_text()
+
+
+def test_the_mm_skeleton_keeps_the_rules_and_runs(tmp_path: Path) -> None:
+    file = tmp_path / "mine.c"
+    done = emu("new", "mm", str(file))
+    assert f"emu run --mm per-vma-lock,{file}" in done.stderr
+    done = emu("check", str(file), "--engine", "virtual", "--seeds", "1")
+    assert (done.returncode, done.stdout.count("  ok  ")) == (0, 7), done.stdout
+    done = emu("check", str(file), "--schedules", "100", "--scenario", "fault-split,fork-fault")
+    assert done.returncode == 0, done.stdout
+    assert "nothing found" in done.stdout
+    words = f"--mm {file}:spin=0 --workload mmap-page --cpus 2 --engine virtual --duration 1ms"
+    done = emu("run", *words.split(), "--json", "-")
+    assert done.returncode == 0, done.stderr
+    assert f'"mm": "{file}:spin=0"' in done.stdout
 
 
 def test_new_says_what_to_do_next_and_overwrites_nothing(tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from emu_command import emu
 from emu import _core, explore, explore_report
 from emu.coordinator import StopFlag
 
+BROKEN = planted.ROOT / "tests" / "broken"
+
 LITMUS = {
     "mp-rlx": {(0, 0), (0, 1), (1, 0), (1, 1)},
     "mp-ra": {(0, 0), (0, 1), (1, 1)},
@@ -160,13 +162,20 @@ def test_planted_bugs_are_found_and_happen_again(bug: planted.Bug, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "path", sorted((planted.ROOT / "tests" / "broken").glob("*.c")), ids=lambda path: path.stem
+    ("kind", "path", "schedules"),
+    [
+        *(("rmap", path, 4000) for path in sorted(BROKEN.glob("*.c"))),
+        *(("mm", path, 500) for path in sorted((BROKEN / "mm").glob("*.c"))),
+    ],
+    ids=lambda part: part.stem if isinstance(part, Path) else str(part),
 )
-def test_designs_that_each_break_a_rule_are_found_too(path: Path) -> None:
+def test_designs_that_each_break_a_rule_are_found_too(
+    kind: str, path: Path, schedules: int
+) -> None:
     with ExitStack() as cleanup, StopFlag() as stop:
-        wanted = [each for each in explore.scenarios() if each.kind == "rmap"]
+        wanted = [each for each in explore.scenarios() if each.kind == kind]
         units = explore.make_units([str(path)], wanted, cleanup)
-        units = [replace(unit, schedules=4000, shorten_seconds=0.1) for unit in units]
+        units = [replace(unit, schedules=schedules, shorten_seconds=0.1) for unit in units]
         found = [
             result.finding.kind
             for result in explore.check(units, seconds=120.0, stop=stop)
@@ -176,13 +185,22 @@ def test_designs_that_each_break_a_rule_are_found_too(path: Path) -> None:
 
 
 def test_there_are_enough_of_them() -> None:
-    assert len({bug.name for bug in planted.BUGS}) >= 25
+    assert len({bug.name for bug in planted.BUGS}) >= 60
+    assert len({bug.name for bug in planted.MM}) >= 20
+    broken = {bug.mm or Path(bug.base).stem for bug in planted.MM}
+    assert broken >= set(_core.design_names("mm")) - {"pt-extents-percpu"}
 
 
-@pytest.mark.parametrize("design", explore.built_in_designs())
-def test_nothing_is_found_in_what_is_built_in(design: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "design"),
+    [
+        *(("rmap", design) for design in explore.built_in_designs("rmap")),
+        *(("mm", design) for design in explore.built_in_designs("mm")),
+    ],
+)
+def test_nothing_is_found_in_what_is_built_in(kind: str, design: str) -> None:
     with ExitStack() as cleanup, StopFlag() as stop:
-        wanted = [each for each in explore.scenarios() if each.kind == "rmap"]
+        wanted = [each for each in explore.scenarios() if each.kind == kind]
         units = explore.make_units([design], wanted, cleanup)
         units = [replace(unit, schedules=400) for unit in units]
         results = list(explore.check(units, seconds=120.0, stop=stop))
@@ -261,7 +279,8 @@ def test_a_users_design(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("nosuch",), "rmap design"),
+        (("nosuch", "--suite", "explore"), "no design 'nosuch'"),
+        (("spf", "--scenario", "split-walk"), "split-walk is a scenario of rmap designs"),
         (("single", "--scenario", "split-wlk"), "split-walk"),
         (("single", "--policy", "chance"), "random"),
         (("single", "--memory", "tso"), "c11"),

@@ -16,6 +16,7 @@ from test_report import made_cell, made_run
 import emu as package
 from emu.histogram import new_hdr
 from emu.report import figures, html
+from emu.report.designs import Designs
 from emu.results import (
     Bottleneck,
     CellResult,
@@ -63,7 +64,7 @@ def by_choice(figure: figures.Figure | None) -> dict[tuple[str, ...], figures.Va
 
 
 def sweep(*cells: CellResult) -> figures.Sweep:
-    return figures.Sweep(list(cells), list(dict.fromkeys(cell.rmap for cell in cells)))
+    return figures.Sweep(list(cells), Designs(cells))
 
 
 # ---- the data ----

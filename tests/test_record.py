@@ -90,7 +90,7 @@ for thread in threads: thread.join()
 def test_a_threaded_program_leads_to_the_maps_of_the_real_one(tmp_path: Path) -> None:
     """record() itself compares with /proc/PID/maps at each exec and at the end."""
     recording = record.record([sys.executable, "-c", THREADS], name="threads")
-    assert "# 3 threads of the command: a process has one task here" in recording.toml
+    assert "# Threads of the command: 3. A process has one task here" in recording.toml
     assert recording.points[-1].list in ("load", "iteration")
     assert any("python" in line for line in recording.points[-1].maps)
     file = tmp_path / "threads.toml"
@@ -111,3 +111,56 @@ def test_anonymised_neither_files_nor_the_command_are_told(tmp_path: Path) -> No
     file = tmp_path / "x.toml"
     file.write_text(recording.toml, encoding="utf-8")
     workload.load(file)
+
+
+GONE = """\
+import mmap, os, sys
+with open("gone", "w+b") as file:
+    file.write(bytes(3 * mmap.PAGESIZE))
+    file.flush()
+    view = mmap.mmap(file.fileno(), 0)
+    os.unlink("gone")
+with open("/dev/zero", "r+b") as file:
+    zero = mmap.mmap(file.fileno(), 5 * mmap.PAGESIZE)
+os.kill(os.getpid(), int(sys.argv[1])) if len(sys.argv) > 1 else os._exit(0)
+"""
+
+
+@NEEDS_STRACE
+def test_files_that_are_gone_and_devices_are_as_long_as_their_mappings(tmp_path: Path) -> None:
+    recording = record.record([sys.executable, "-c", GONE], name="gone", cwd=tmp_path)
+    assert re.search(r"^gone = 3$", recording.toml, re.MULTILINE)
+    assert re.search(r"^zero = 5$", recording.toml, re.MULTILINE)
+    assert "MAP_SHARED, gone, 0)" in recording.toml
+
+
+@NEEDS_STRACE
+@pytest.mark.parametrize("signal", ["9", "11"])
+def test_a_command_that_is_killed_is_recorded_until_then(tmp_path: Path, signal: str) -> None:
+    recording = record.record([sys.executable, "-c", GONE, signal], name="killed", cwd=tmp_path)
+    assert recording.points == ()  # nobody could look at it at its end
+    assert re.search(r"^zero = 5$", recording.toml, re.MULTILINE)
+    file = tmp_path / "killed.toml"
+    file.write_text(recording.toml, encoding="utf-8")
+    workload.load(file)
+
+
+def test_what_page_faults_keep_apart_is_compared_as_one() -> None:
+    apart = [
+        "1000-2000 rw-p 00000000",
+        "2000-3000 rw-p 00000000",
+        "3000-4000 rw-p 00000000 file",
+        "4000-5000 rw-p 00001000 file",
+        "6000-7000 rw-p 00000000",
+        "7000-8000 r--p 00000000",
+    ]
+    assert record._joined(apart) == ["1000-3000 rw-p 00000000", *apart[2:]]
+
+
+@NEEDS_STRACE
+def test_a_command_in_this_directory_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(shutil.which("true") or "", tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    assert "mine = " in record.record(["./mine"], name="mine").toml

@@ -187,8 +187,8 @@ def test_unstable_native_repeats_are_warned_of() -> None:
     wild = [cell(100.0 * (1 + r), repeat=r, engine="native", host=busy) for r in range(4)]
     (line,) = stats.unstable(wild)
     assert line == (
-        "Unstable: single, w on 2 CPUs: the repeats differ by 52% (standard deviation), and up to "
-        "0.8 host CPUs did something else."
+        "Unstable: single, mmap-sem-rbtree, w on 2 CPUs: the repeats differ by 52% (standard "
+        "deviation), and up to 0.8 host CPUs did something else."
     )
     assert stats.unstable(SLOW.cells) == []
     assert line in str(compared(run_of(*wild), run_of(*wild)))

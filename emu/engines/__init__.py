@@ -8,12 +8,14 @@ else many at once, each in a process of its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from emu.coordinator import CellFailed, Child, StopFlag
 from emu.engines.native import NativeEngine
 from emu.engines.virtual import VirtualEngine
 from emu.experiment import Cell, Experiment, unknown
+from emu.live import Inside
 from emu.results import CellResult
 
 
@@ -35,17 +37,23 @@ class OneByOne(Engine, Protocol):
     """An engine whose cells need the host for themselves."""
 
     def run(
-        self, cell: Cell, stop: StopFlag, tick: Callable[[float], None]
+        self,
+        cell: Cell,
+        stop: StopFlag,
+        tick: Callable[[float, Callable[[], Inside]], None],
     ) -> tuple[CellResult, bool]:
         """Run a cell: its result, and False where somebody else killed or stopped a worker.
 
-        ``tick`` is told the share that is done.
+        ``tick`` is told the share that is done, and how to look inside.
         """
 
 
 @runtime_checkable
 class ManyAtOnce(Engine, Protocol):
     """An engine whose results do not depend on what else the host does."""
+
+    watched: Path | None
+    """Cells tell how it looks inside of them while somebody watches this directory."""
 
     def start(self, cell: Cell) -> Job:
         """Start a cell."""
@@ -61,8 +69,14 @@ class Job(Protocol):
     def child(self) -> Child[Any]:
         """Its process."""
 
+    inside: Inside | None
+    """What it told last."""
+
+    def ready(self) -> bool:
+        """Is the result there? Takes in what the cell has told."""
+
     def finish(self) -> tuple[CellResult, bool]:
-        """The result, once the child is ready, and False where somebody else killed it."""
+        """The result, once it is ready, and False where somebody else killed it."""
 
     def fail(self, error: CellFailed) -> CellResult:
         """End it now: its result is that it failed."""

@@ -35,8 +35,9 @@ def find_design(kind: str, text: str, machine: str, cleanup: ExitStack) -> Desig
     return DesignFile(text, _core.data_path(_FOLDERS[machine], kind, f"{name}.so"), params)
 
 
-def kind_of_design(text: str) -> str:
-    """ "rmap" or "mm": whose list has the name, or which symbol the file exports.
+def kind_of_design(text: str, machine: str) -> str:
+    """The kind, "rmap" or "mm": whose list has the name, or which symbol the file exports,
+    which is compiled for ``machine`` to see.
 
     Raises InputError for a name that is in no list, or a file that is not there, does not compile,
     or exports neither symbol or both.
@@ -51,9 +52,9 @@ def kind_of_design(text: str) -> str:
     if not Path(name).is_file():
         raise InputError(f"{text}: there is no file {Path(name)}")
     with run_directory() as directory:
-        path = coordinator.compile_design(Path(name), "native", directory)
+        path = coordinator.compile_design(Path(name), machine, directory)
         try:
-            kinds = coordinator.in_child(_exported, str(path), stop=StopFlag())
+            kinds = coordinator.in_child(_exported, machine, str(path), stop=StopFlag())
         except EmuError as error:
             raise InputError(f"{name}: {error}") from None
     if len(kinds) != 1:
@@ -62,8 +63,8 @@ def kind_of_design(text: str) -> str:
     return str(kinds[0])
 
 
-def _exported(path: str) -> list[str]:
-    _core.load("native")
+def _exported(machine: str, path: str) -> list[str]:
+    _core.load(machine)
     try:
         library = ctypes.CDLL(path)
     except OSError as error:

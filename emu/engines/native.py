@@ -28,6 +28,7 @@ from emu.engines._designs import find_design
 from emu.errors import InputError
 from emu.experiment import Cell, Experiment
 from emu.histogram import Histogram
+from emu.live import Inside
 from emu.results import (
     CellResult,
     Host,
@@ -185,7 +186,10 @@ class NativeEngine:
             )
 
     def run(
-        self, cell: Cell, stop: StopFlag, tick: Callable[[float], None]
+        self,
+        cell: Cell,
+        stop: StopFlag,
+        tick: Callable[[float, Callable[[], Inside]], None],
     ) -> tuple[CellResult, bool]:
         """Run a cell: its result, and whether it makes sense to go on with others."""
         plan = self._plan(cell, stop)

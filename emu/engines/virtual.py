@@ -14,18 +14,20 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
-from emu import _core, coordinator, topology
+from emu import _core, coordinator, live, topology
 from emu import workload as workloads
 from emu.arena import MIB, Arena
 from emu.coordinator import CellFailed, CellTotals, Child, DesignFile, PhaseTotals, Plan, StopFlag
 from emu.engines import _sites, native
 from emu.engines._designs import find_design
 from emu.engines._slices import Recorder
-from emu.errors import InputError
+from emu.errors import EmuError, InputError
 from emu.experiment import Cell, Experiment
+from emu.live import Inside
 from emu.report import trace
 from emu.results import ByCpu, CellResult, Host, Latency, Line, Memory, Wait, find_bottleneck
 from emu.topology import MAX_CPUS, Topology
@@ -125,6 +127,8 @@ class VirtualEngine:
         self._designs: dict[tuple[str, str], DesignFile] = {}
         self.trace: trace.Window | None = None
         """Of each cell that is run, over the last one's."""
+        self.watched: Path | None = None
+        """See ``engines.ManyAtOnce``."""
 
     def _cpus(self, machine: Topology) -> tuple[int, ...]:
         wanted = self._experiment.cpus or (machine.nr_cpus,)
@@ -164,7 +168,8 @@ class VirtualEngine:
         finally:
             self._topologies[cell.topology] = own
         try:
-            while not job.child.ready(0.05):
+            while not job.ready():
+                coordinator.first_ready([job.child], 0.05)
                 stop.check()
             return job.finish()[0]
         except BaseException:
@@ -216,7 +221,9 @@ class VirtualEngine:
             memory=Memory(),
             host=Host(),
         )
-        child = coordinator.Child(run_cell, plan, machine, self.trace)
+        child: Child[_Ran | Inside] = coordinator.Child(
+            run_cell, plan, machine, self.trace, self.watched, talks=True
+        )
         return VirtualJob(result, plan, child, self.trace, str(cell))
 
 
@@ -227,17 +234,33 @@ class VirtualJob:
         self,
         result: CellResult,
         plan: Plan,
-        child: Child[_Ran],
+        child: Child[_Ran | Inside],
         window: trace.Window | None,
         name: str,
     ) -> None:
         self.child = child
         self.notice: str | None = None
+        self.inside: Inside | None = None
+        self._answer: _Ran | EmuError | None = None
         self._result, self._plan, self._window, self._name = result, plan, window, name
         self._began = time.monotonic()
 
+    def ready(self) -> bool:
+        """Is the result there? Takes in what the cell has told."""
+        while self._answer is None and self.child.ready():
+            try:
+                said = self.child.result()
+            except EmuError as error:
+                self._answer = error
+                continue
+            if isinstance(said, Inside):
+                self.inside = said
+            else:
+                self._answer = said
+        return self._answer is not None
+
     def finish(self) -> tuple[CellResult, bool]:
-        """What came out, once ``child`` is ready, and whether a failure was its own."""
+        """What came out, once it is ready, and whether a failure was its own."""
         return self._finished(self._fill_in)
 
     def fail(self, error: CellFailed) -> CellResult:
@@ -265,7 +288,10 @@ class VirtualJob:
         return self._result, own
 
     def _fill_in(self) -> None:
-        ran = self.child.result()
+        ran = self._answer
+        if isinstance(ran, EmuError):
+            raise ran
+        assert ran is not None
         native.fill_in(self._result, self._plan, ran.totals)
         self._result.lines, self._result.waits = ran.lines, ran.waits
         self._result.node_transfers = ran.node_transfers
@@ -284,8 +310,16 @@ class VirtualJob:
                 )
 
 
-def run_cell(plan: Plan, machine: Topology, window: trace.Window | None = None) -> _Ran:
+def run_cell(
+    plan: Plan,
+    machine: Topology,
+    window: trace.Window | None = None,
+    watched: Path | None = None,
+    tell: Callable[[Inside], None] = lambda _: None,
+) -> _Ran:
     """Run one cell in this process, which has loaded no core yet. Traced: its first recorded phase.
+
+    While somebody watches the directory ``watched``, ``tell`` is told how it looks inside.
 
     Raises CellFailed, CoreError, or InputError for a design.
     """
@@ -307,6 +341,7 @@ def run_cell(plan: Plan, machine: Topology, window: trace.Window | None = None) 
         calls, traced = 0, None
 
         def phase(
+            name: str,
             number: int,
             once: bool,
             record: bool = False,
@@ -317,10 +352,11 @@ def run_cell(plan: Plan, machine: Topology, window: trace.Window | None = None) 
             core.phase_prepare(number, once, record, duration_ns)
             if first is not None:
                 core.phase_first(first)
-            core.virtual_run_phase()
+            with live.telling(tell, watched, lambda: live.look(core, plan, name)):
+                core.virtual_run_phase()
             calls += coordinator.count_calls(core, plan)
 
-        phase(workload.load_list, once=True)
+        phase("load", workload.load_list, once=True)
         start_s = time.monotonic() - began
         line_waits: Counter[str] = Counter()
         before: Counter[str] = Counter()
@@ -330,7 +366,7 @@ def run_cell(plan: Plan, machine: Topology, window: trace.Window | None = None) 
             if counts:
                 before = _sites.line_waits(core)
             ns = round(plan.duration_ns * each.share)
-            phase(each.list, each.once, each.record, ns, each.first)
+            phase(each.name, each.list, each.once, each.record, ns, each.first)
             if counts:
                 line_waits = _sites.line_waits(core)
                 line_waits.subtract(before)
@@ -340,7 +376,7 @@ def run_cell(plan: Plan, machine: Topology, window: trace.Window | None = None) 
                 phases.append(coordinator.gather(core, plan, each.name))
                 by_cpu.append(_by_cpu(core, plan, each.unit))
         lines, waits, node_transfers = _sites.read(core, plan.nr_nodes)
-        phase(workload.drain_list, once=True)
+        phase("drain", workload.drain_list, once=True)
         try:
             core.check_drained()
         except _core.CoreError as error:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from emu import stats
 from emu.histogram import decode, new_hdr
+from emu.report.designs import Designs
 from emu.report.table import sweeps, unit_of
 from emu.results import KIND, CellResult, Run
 
@@ -80,7 +81,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """What belongs to one workload, topology, mm design and engine."""
+    """What belongs to one workload, topology and engine."""
 
     title: str
     engine: str
@@ -93,16 +94,16 @@ class Section:
 
 def sections(run: Run) -> list[Section]:
     """A section for each sweep of the run; one whose cells all failed has no figures."""
-    designs = list(dict.fromkeys(cell.rmap for cell in run.cells))
+    designs = Designs(run.cells)
     return [_section(cells, designs) for cells in sweeps(run.cells)]
 
 
-def _section(cells: list[CellResult], designs: Sequence[str]) -> Section:
-    first = cells[0]
+def _section(cells: list[CellResult], designs: Designs) -> Section:
+    first, common = cells[0], Designs(cells).constant
     sweep = Sweep([cell for cell in cells if cell.ok], designs)
     made = [make(sweep) for make in FIGURES] if sweep.cells else []
     return Section(
-        title=f"{first.workload} on {first.topology}, mm {first.mm}",
+        title=f"{first.workload} on {first.topology}{common and f', {common}'}",
         engine=first.engine,
         kind=KIND.get(first.engine, first.engine),
         note=" ".join(dict.fromkeys(cell.note for cell in cells if cell.note)),
@@ -114,15 +115,15 @@ def _section(cells: list[CellResult], designs: Sequence[str]) -> Section:
 class Sweep:
     """Cells that ran to their end and differ in design, number of CPUs and repeat only."""
 
-    def __init__(self, cells: list[CellResult], designs: Sequence[str]) -> None:
-        self.cells = cells
+    def __init__(self, cells: list[CellResult], designs: Designs) -> None:
+        self.cells, self.name = cells, designs.name
         self.cpus = sorted({cell.cpus for cell in cells})
-        ran = {cell.rmap for cell in cells}
-        self.number = {name: number for number, name in enumerate(designs) if name in ran}
+        ran = {designs.name(cell) for cell in cells}
+        self.number = {name: n for n, name in enumerate(designs.names()) if name in ran}
         """Of all designs of the run: a design looks the same everywhere."""
         self._repeats: dict[tuple[str, int], list[CellResult]] = {}
         for cell in cells:
-            self._repeats.setdefault((cell.rmap, cell.cpus), []).append(cell)
+            self._repeats.setdefault((designs.name(cell), cell.cpus), []).append(cell)
 
     @property
     def designs(self) -> list[str]:

@@ -128,11 +128,11 @@ def _messages(run: Run) -> Iterator[str]:
     if run.run.status != "done":
         yield f'<p class="message bad">The run is not complete: {_text(run.run.status)}.</p>'
     for cell in run.failed:
-        what = f"{cell.rmap} on {cell.cpus} CPUs, {cell.workload} ({cell.engine})"
+        what = f"{cell.rmap}, {cell.mm} on {cell.cpus} CPUs, {cell.workload} ({cell.engine})"
         yield f'<p class="message bad">Failed: {_text(what)}: {_text(cell.error)}</p>'
     lines = unstable(run.cells)
     if any(cell.engine == "native" for cell in run.cells):
-        lines += host.disturbances(run.run.host)
+        lines += host.disturbances_of_run(run.run.host, run.run.nodes)
     for line in lines:
         yield f'<p class="message">{_text(line)}</p>'
 
@@ -331,6 +331,12 @@ def _configuration(run: Run) -> Iterator[str]:
     rows = [("Started by", shlex.join(["emu", *info.command])), ("Run", info.id)]
     rows += [(str(key), _listed(value)) for key, value in info.build.items() if value]
     rows += [(f"host {key}", str(value)) for key, value in info.host.items() if value]
+    rows += [
+        (f"{name} {key}", str(value))
+        for name, about in info.nodes.items()
+        for key, value in about.items()
+        if value
+    ]
     rows += [(path, f"SHA-256 {digest}") for path, digest in info.files.items()]
     yield _definitions(rows)
     yield "<h3>again.toml: every default filled in</h3>"

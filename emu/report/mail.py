@@ -8,11 +8,11 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
 from emu import host, stats
+from emu.report.designs import Designs
 from emu.report.table import format_ns, sweeps, unit_of
 from emu.results import KIND, CellResult, Run
 
 WIDTH = 72
-_BASELINE = "single"
 _SHOWN_SITES = 2
 
 
@@ -35,7 +35,6 @@ def _wrapped(text: str, first: str = "", rest: str = "") -> list[str]:
 
 def _head(run: Run) -> Iterator[str]:
     info = run.run
-    about = info.host
     yield from _wrapped(f"mm-emu {info.version}, run {info.id}, {info.started}")
     if commit := info.build.get("commit"):
         yield from _wrapped(f"commit {commit}")
@@ -43,12 +42,14 @@ def _head(run: Run) -> Iterator[str]:
     yield from _wrapped(command, "  $ ", "      ")
     kinds = {cell.engine for cell in run.cells}
     if "native" in kinds:
-        parts = [
-            f"{about.get('cpus', '?')} CPUs, {about.get('model', '?')}",
-            f"Linux {about.get('kernel', '?')}",
-            *(f"{key} {about[key]}" for key in ("governor", "turbo", "smt") if key in about),
-        ]
-        yield from _wrapped(f"Measured on: {', '.join(parts)}", rest="  ")
+        for name, about in (info.nodes or {"": info.host}).items():
+            parts = [
+                *([name] if name else []),
+                f"{about.get('cpus', '?')} CPUs, {about.get('model', '?')}",
+                f"Linux {about.get('kernel', '?')}",
+                *(f"{key} {about[key]}" for key in ("governor", "turbo", "smt") if key in about),
+            ]
+            yield from _wrapped(f"Measured on: {', '.join(parts)}", rest="  ")
     if "virtual" in kinds:
         machines = dict.fromkeys(cell.topology for cell in run.cells if cell.engine == "virtual")
         text = f"Predicted for: {', '.join(machines)} (a model, in virtual time)"
@@ -57,26 +58,28 @@ def _head(run: Run) -> Iterator[str]:
 
 def _sweep(cells: Sequence[CellResult], run: Run) -> Iterator[str]:
     good = [cell for cell in cells if cell.ok]
-    first = cells[0]
-    what = f"{first.workload} on {first.topology}, mm {first.mm}, {first.engine} engine"
+    first, designs = cells[0], Designs(cells)
+    common = f", {designs.constant}" if designs.constant else ""
+    what = f"{first.workload} on {first.topology}{common}, {first.engine} engine"
     yield from _wrapped(f"{what} ({KIND.get(first.engine, '?')})")
     for note in dict.fromkeys(cell.note for cell in cells if cell.note):
         yield from _wrapped(note, "  ", "  ")
     if not good:
         return
     yield ""
-    unit = f"{unit_of(good[0])}/s"
-    yield f"{'CPUs':>5}  {'design':<24} {unit + ', mean':>12} {'+-95%':>8} {'x ' + _BASELINE:>17}"
+    unit, baseline = f"{unit_of(good[0])}/s", designs.baseline
+    times = f"x {_cut(baseline, 15)}" if baseline else ""
+    yield f"{'CPUs':>5}  {'design':<22} {unit + ', mean':>12} {'+-95%':>8} {times:>17}".rstrip()
     by_cell: dict[tuple[int, str], list[CellResult]] = {}
     for cell in good:
-        by_cell.setdefault((cell.cpus, cell.rmap), []).append(cell)
+        by_cell.setdefault((cell.cpus, designs.name(cell)), []).append(cell)
     before = None
-    for (cpus, rmap), repeats in sorted(by_cell.items(), key=lambda item: item[0][0]):
+    for (cpus, name), repeats in sorted(by_cell.items(), key=lambda item: item[0][0]):
         rates = [cell.ops_per_s for cell in repeats]
         estimate = stats.mean(rates)
         spread, value = estimate.plus_minus, estimate.value
         times = ""
-        if (base := by_cell.get((cpus, _BASELINE))) and rmap != _BASELINE:
+        if (base := by_cell.get((cpus, baseline or ""))) and name != baseline:
             ratio = stats.speed_up([cell.ops_per_s for cell in base], rates)
             times = f"{ratio.value:.2f}"
             if ratio.low is not None:
@@ -84,23 +87,24 @@ def _sweep(cells: Sequence[CellResult], run: Run) -> Iterator[str]:
         share = f"{100 * spread / value:.1f}%" if spread is not None and value else "-"
         number = str(cpus) if cpus != before else ""
         before = cpus
-        yield f"{number:>5}  {_cut(rmap, 24):<24} {value:>12,.0f} {share:>8} {times:>17}".rstrip()
-    yield from _waiting(good)
+        yield f"{number:>5}  {_cut(name, 22):<22} {value:>12,.0f} {share:>8} {times:>17}".rstrip()
+    yield from _waiting(good, designs)
 
 
 def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else f"{text[: width - 2]}.."
 
 
-def _waiting(cells: Sequence[CellResult]) -> Iterator[str]:
+def _waiting(cells: Sequence[CellResult], designs: Designs) -> Iterator[str]:
     """With the most CPUs: latency of exec, and the longest waits by lock and site."""
     most = max(cell.cpus for cell in cells)
     yield ""
     yield from _wrapped(
         f"With {most} CPUs: share of CPU time spent waiting, exec p50/p99, and the longest waits",
     )
-    for rmap in dict.fromkeys(cell.rmap for cell in cells if cell.cpus == most):
-        repeats = [cell for cell in cells if (cell.cpus, cell.rmap) == (most, rmap)]
+    widest = [cell for cell in cells if cell.cpus == most]
+    for name in dict.fromkeys(map(designs.name, widest)):
+        repeats = [cell for cell in widest if designs.name(cell) == name]
         share = stats.median([cell.wait_share for cell in repeats]).value
         latency = ""
         if all("exec" in c.latency_ns and c.latency_ns["exec"].count for c in repeats):
@@ -109,7 +113,7 @@ def _waiting(cells: Sequence[CellResult]) -> Iterator[str]:
                 for p in ("p50", "p99")
             )
             latency = f", exec {format_ns(p50)} / {format_ns(p99)}"
-        yield from _wrapped(f"{rmap}: {share:.1%}{latency}", "  ", "    ")
+        yield from _wrapped(f"{name}: {share:.1%}{latency}", "  ", "    ")
         waits: dict[str, int] = {}
         for cell in repeats:
             for lock in cell.locks:
@@ -130,7 +134,7 @@ def _remarks(run: Run) -> Iterator[str]:
     if repeats > 1:
         yield (
             f"Up to {repeats} repeats with different seeds. +-95%: half of the 95% bootstrap "
-            f"interval of the mean, in percent of it. x {_BASELINE}: ratio of medians, and its "
+            f"interval of the mean, in percent of it. x a design: ratio of medians, and its "
             "interval."
         )
     else:
@@ -146,5 +150,5 @@ def _native_remarks(run: Run) -> Iterable[str]:
     if not any(cell.engine == "native" for cell in run.cells):
         return
     yield from stats.unstable(run.cells)
-    if disturbed := host.disturbances(run.run.host):
+    if disturbed := host.disturbances_of_run(run.run.host, run.run.nodes):
         yield f"What disturbs measurements on this machine: {' '.join(disturbed)}"

@@ -13,16 +13,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from emu.host import disturbances
+from emu.host import disturbances_of_run
+from emu.report.designs import Designs
 from emu.results import KIND, CellResult, Run, Uncertainty
 from emu.stats import unstable
 from emu.terminal import plain_console
 
-_SHOWN_LATENCIES = ("exec", "fork", "exit")
+_PROCESSES = ("exec", "fork", "exit")
+_THREADS = ("fault", "mmap", "munmap", "mprotect")
+"""Calls whose latency is shown: the second where no process begins or ends."""
 _SHOWN_SHARE = 0.001
 _SHOWN_SITES = 3
 _SHOWN_BOTTLENECK = 0.01
-_BASELINE = "single"
 _REPEATS_TO_TELL = 3
 _DETAILED = 3
 """With more numbers of CPUs than this there is one table over all of them, not a section each."""
@@ -65,16 +67,16 @@ def print_run(run: Run, console: Console) -> None:
             console.print()
             console.print(Text(_HEADING.get(engine, engine), style="bold underline"))
         for cells in sweeps(cell for cell in run.cells if cell.engine == engine):
-            groups = list(_groups(cells))
+            groups, designs = list(_groups(cells)), Designs(cells)
             if len(groups) > _DETAILED:
-                _print_scaling(groups, run, console)
+                _print_scaling(groups, designs, run, console)
             else:
                 for group in groups:
-                    _print_group(group, run, console)
+                    _print_group(group, designs, run, console)
     _print_comparison(run, console)
     for line in unstable(run.cells):
         console.print(Text(line, style="yellow"), soft_wrap=True)
-    if "native" in engines and (disturbed := disturbances(info.host)):
+    if "native" in engines and (disturbed := disturbances_of_run(info.host, info.nodes)):
         line = f"What disturbs measurements here: {' '.join(disturbed)}"
         console.print(Text(line, style="yellow"), soft_wrap=True)
     print_uncertainty(info.uncertainty, console)
@@ -111,10 +113,10 @@ def format_ns(ns: float) -> str:
 
 
 def sweeps(cells: Iterable[CellResult]) -> Iterator[list[CellResult]]:
-    """Cells that differ in number of CPUs, rmap design and repeat only, in order of their first."""
+    """Cells that differ in number of CPUs, designs and repeat only, in order of their first."""
     sweeps: dict[tuple[object, ...], list[CellResult]] = {}
     for cell in cells:
-        key = (cell.workload, cell.topology, cell.mm, cell.engine)
+        key = (cell.workload, cell.topology, cell.engine)
         sweeps.setdefault(key, []).append(cell)
     yield from sweeps.values()
 
@@ -127,19 +129,21 @@ def _groups(cells: Iterable[CellResult]) -> Iterator[list[CellResult]]:
     yield from groups.values()
 
 
-def _rows(cells: Iterable[CellResult]) -> list[_Row]:
+def _rows(cells: Iterable[CellResult], designs: Designs) -> list[_Row]:
     good: dict[str, list[CellResult]] = {}
     for cell in cells:
         if cell.ok:
-            good.setdefault(cell.rmap, []).append(cell)
+            good.setdefault(designs.name(cell), []).append(cell)
     return [_Row(name, repeats) for name, repeats in good.items()]
 
 
-def _title(cells: Sequence[CellResult], run: Run) -> Text:
+def _title(cells: Sequence[CellResult], designs: Designs, run: Run) -> Text:
     first = cells[0]
     numbers = sorted({cell.cpus for cell in cells})
     cpus = f"{numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else f"{numbers[0]}"
-    repeats = max((len(row.cells) for group in _groups(cells) for row in _rows(group)), default=0)
+    repeats = max(
+        (len(row.cells) for group in _groups(cells) for row in _rows(group, designs)), default=0
+    )
     marks = [first.engine, *([KIND[first.engine]] if first.engine in KIND else [])]
     if any(cell.oversubscribed for cell in cells):
         marks.append("oversubscribed")
@@ -148,63 +152,68 @@ def _title(cells: Sequence[CellResult], run: Run) -> Text:
     experiment = run.run.experiment
     own = experiment.get(first.engine)
     duration = (own if isinstance(own, dict) else {}).get("duration") or experiment.get("duration")
+    common = f", {designs.constant}" if designs.constant else ""
     return Text(
         f"{first.workload} on {cpus} CPU{'s' if cpus != '1' else ''} of {first.topology} "
-        f"({', '.join(marks)}), mm {first.mm}, {repeats} repeat{'s' if repeats != 1 else ''} of "
+        f"({', '.join(marks)}){common}, {repeats} repeat{'s' if repeats != 1 else ''} of "
         f"{duration or '?'}",
         style="bold",
     )
 
 
-def _print_scaling(groups: Sequence[Sequence[CellResult]], run: Run, console: Console) -> None:
+def _print_scaling(
+    groups: Sequence[Sequence[CellResult]], designs: Designs, run: Run, console: Console
+) -> None:
     """One table over the numbers of CPUs, and where the CPUs waited with the most of them."""
     cells = [cell for group in groups for cell in group]
     good = [cell for cell in cells if cell.ok]
     console.print()
-    console.print(_title(cells, run))
+    console.print(_title(cells, designs, run))
     if good:
         per_s = f"{unit_of(good[0])}/s"
-        console.print(_scaling(groups, per_s, console))
+        console.print(_scaling(groups, designs, per_s, console))
         console.print()
         if good[0].walkers:
             console.print(Text("What a walk takes (p50):", style="bold"))
-            console.print(_walk_scaling(groups, console))
+            console.print(_walk_scaling(groups, designs, console))
             console.print()
-        for row in _rows(good):
+        for row in _rows(good, designs):
             by_cpus = {group[0].cpus: _Row(row.name, group) for group in _groups(row.cells)}
             top = max(by_cpus, key=lambda cpus: by_cpus[cpus].median)
             fall = "" if top != max(by_cpus) else ", the most that were run"
             rate = f"{by_cpus[top].median:,.0f} {per_s}"
             console.print(Text(f"{row.name} is highest on {top} CPUs{fall}: {rate}"))
         most = max(good, key=lambda cell: cell.cpus).cpus
-        widest = _rows(cell for cell in good if cell.cpus == most)
+        widest = _rows((cell for cell in good if cell.cpus == most), designs)
         for line in _waiting(widest, f" on {most} CPUs"):
             console.print(line, soft_wrap=True)
-        _print_time_stacks(widest, console, f" on {most} CPUs")
+        _print_time_stacks(widest, designs.heading, console, f" on {most} CPUs")
         console.print()
         console.print(_memory(widest, console))
     for note in dict.fromkeys(cell.note for cell in cells if cell.note):
         console.print(Text(f"Note: {note}", style="yellow"), soft_wrap=True)
 
 
-def _scaling(groups: Sequence[Sequence[CellResult]], per_s: str, console: Console) -> Table:
+def _scaling(
+    groups: Sequence[Sequence[CellResult]], designs: Designs, per_s: str, console: Console
+) -> Table:
     """Numbers of CPUs down, designs across, each with its ratio to the baseline."""
-    names = list(dict.fromkeys(cell.rmap for group in groups for cell in group))
+    names, baseline = designs.names(), designs.baseline
     columns = []
     for name in names:
         columns.append(f"{name} {per_s}" if name == names[0] else name)
-        if _BASELINE in names and name != _BASELINE:
-            columns.append(f"x {_BASELINE}")
+        if baseline and name != baseline:
+            columns.append(f"x {baseline}")
     table = _table(console, "CPUs", *columns)
     for group in groups:
-        rows = {row.name: row for row in _rows(group)}
-        base, values = rows.get(_BASELINE), []
+        rows = {row.name: row for row in _rows(group, designs)}
+        base, values = rows.get(baseline or ""), []
         best = max(rows.values(), key=lambda row: row.median, default=None)
         for name in names:
             row = rows.get(name)
             style = "green" if row is best and len(rows) > 1 else ""
             values.append(Text(f"{row.median:,.0f}" if row else "-", style=style))
-            if _BASELINE in names and name != _BASELINE:
+            if baseline and name != baseline:
                 of_base = f"{row.median / base.median:.2f}" if row and base and base.median else "-"
                 values.append(Text(of_base))
         table.add_row(str(group[0].cpus), *values)
@@ -227,14 +236,16 @@ def _memory(rows: Sequence[_Row], console: Console) -> Table:
     return table
 
 
-def _walk_scaling(groups: Sequence[Sequence[CellResult]], console: Console) -> Table:
+def _walk_scaling(
+    groups: Sequence[Sequence[CellResult]], designs: Designs, console: Console
+) -> Table:
     """Walkers and numbers of CPUs down, designs across."""
-    names = list(dict.fromkeys(cell.rmap for group in groups for cell in group))
+    names = designs.names()
     table = _table(console, "walker", "CPUs", *names)
     first = next(cell for group in groups for cell in group if cell.ok)
     for number in range(len(first.walkers)):
         for group in groups:
-            rows = {row.name: row for row in _rows(group)}
+            rows = {row.name: row for row in _rows(group, designs)}
             values = [_p50(rows[name], number) if name in rows else "-" for name in names]
             table.add_row(_walker_name(first, number), str(group[0].cpus), *values)
     return table
@@ -256,9 +267,9 @@ def _p50(row: _Row, number: int) -> str:
     return "lost" if any(walker.lost for walker in walkers) else "-"
 
 
-def _walks(rows: Sequence[_Row], console: Console) -> Table:
+def _walks(rows: Sequence[_Row], heading: str, console: Console) -> Table:
     """Walkers down; of each design how often it walked, what that took and what it came to."""
-    columns = ("rmap", "done", "refused", "lost", "p50", "max", "VMAs/walk", "PTEs/walk")
+    columns = (heading, "done", "refused", "lost", "p50", "max", "VMAs/walk", "PTEs/walk")
     table = _table(console, "walker", *columns)
     for number in range(len(rows[0].cells[0].walkers)):
         for row in rows:
@@ -338,22 +349,23 @@ def print_uncertainty(found: Sequence[Uncertainty], console: Console) -> None:
         console.print(table)
 
 
-def _print_group(cells: Sequence[CellResult], run: Run, console: Console) -> None:
-    first, rows = cells[0], _rows(cells)
+def _print_group(cells: Sequence[CellResult], designs: Designs, run: Run, console: Console) -> None:
+    first, rows, heading = cells[0], _rows(cells, designs), designs.heading
     console.print()
-    console.print(_title(cells, run))
+    console.print(_title(cells, designs, run))
     if rows:
-        console.print(_throughput(rows, console))
+        console.print(_throughput(rows, designs, console))
         console.print()
-        console.print(_latencies(rows, console))
+        console.print(_latencies(rows, heading, console))
         console.print()
         if first.walkers:
-            console.print(_walks(rows, console))
+            console.print(_walks(rows, heading, console))
             console.print()
         for line in _waiting(rows):
             console.print(line, soft_wrap=True)
-        _print_time_stacks(rows, console)
-        console.print(_verdict(rows), soft_wrap=True)
+        _print_time_stacks(rows, heading, console)
+        if len(rows) > 1:
+            console.print(_verdict(rows), soft_wrap=True)
         console.print()
         console.print(_memory(rows, console))
     if first.note:
@@ -373,19 +385,23 @@ def unit_of(cell: CellResult) -> str:
     return next(phase.unit for phase in cell.phases if phase.counts_ops)
 
 
-def _throughput(rows: Sequence[_Row], console: Console) -> Table:
+def _throughput(rows: Sequence[_Row], designs: Designs, console: Console) -> Table:
     unit, per = unit_of(rows[0].cells[0]), _libc_locks(rows[0].cells[0])[0]
+    several = len(designs.names()) > 1
+    of_base = [f"x {designs.baseline}"] if several and designs.baseline else []
+    libc = any(_libc_locks(cell)[1] for row in rows for cell in row.cells)
+    of_libc = [f"libc locks/{per}"] if libc else []
     table = _table(
         console,
-        "rmap",
+        designs.heading,
         f"{unit}/s",
         "spread",
-        f"x {_BASELINE}",
+        *of_base,
         "waiting",
-        f"libc locks/{per}",
+        *of_libc,
         "bottleneck",
     )
-    base = next((row for row in rows if row.name == _BASELINE), None)
+    base = next((row for row in rows if row.name == designs.baseline), None)
     best = max(rows, key=lambda row: row.median)
     for row in rows:
         spread = f"±{row.spread:.1%}" if row.spread is not None else "-"
@@ -396,9 +412,9 @@ def _throughput(rows: Sequence[_Row], console: Console) -> Table:
             row.name,
             f"{row.median:,.0f}",
             spread,
-            speed,
+            *([speed] if of_base else []),
             f"{waiting:.1%}",
-            f"{locks:.1f}",
+            *([f"{locks:.1f}"] if libc else []),
             _bottleneck(row.cells),
             style="green" if row is best and len(rows) > 1 else None,
         )
@@ -424,12 +440,16 @@ def _libc_locks(cell: CellResult) -> tuple[str, float]:
     return unit, acquired / count if count else 0.0
 
 
-def _latencies(rows: Sequence[_Row], console: Console) -> Table:
-    table = _table(console, "rmap", "latency of", "p50", "p99", "p99.9", "max", "count")
+def _latencies(rows: Sequence[_Row], heading: str, console: Console) -> Table:
+    table = _table(console, heading, "latency of", "p50", "p99", "p99.9", "max", "count")
     # Results of earlier versions have no "micro".
-    micro = any("micro" in c.latency_ns and c.latency_ns["micro"].count for c in rows[0].cells)
-    for op in ("micro",) if micro else _SHOWN_LATENCIES:
-        if not any(cell.latency_ns[op].count for row in rows for cell in row.cells):
+    cells = [cell for row in rows for cell in row.cells]
+    happened = {op for cell in cells for op, latency in cell.latency_ns.items() if latency.count}
+    ops: tuple[str, ...] = _PROCESSES
+    if not happened & set(_PROCESSES):
+        ops = tuple(op for op in (*_THREADS, "micro") if op in happened)
+    for op in ops:
+        if op not in happened:
             table.add_row("(all)", op, "-", "-", "-", "-", "0")
             continue
         for row in rows:
@@ -464,13 +484,13 @@ def _waiting(rows: Sequence[_Row], on: str = "") -> Iterator[Text]:
                 yield Text(f"  {row.name}: {100 * share:.2g}% on {name}{of} in {path or '-'}")
 
 
-def _print_time_stacks(rows: Sequence[_Row], console: Console, on: str = "") -> None:
+def _print_time_stacks(rows: Sequence[_Row], heading: str, console: Console, on: str = "") -> None:
     """Where all the CPUs' time went, one line a design; nothing where no cell knows it."""
     known = [row for row in rows if row.cells[0].time_stack]
     if not known:
         return
     names = list(known[0].cells[0].time_stack)
-    table = _table(console, "rmap", *(name.replace("_", " ") for name in names))
+    table = _table(console, heading, *(name.replace("_", " ") for name in names))
     for row in known:
         shares = (statistics.mean(cell.time_stack[name] for cell in row.cells) for name in names)
         table.add_row(row.name, *(f"{share:.1%}" for share in shares))
@@ -484,8 +504,6 @@ def _verdict(rows: Sequence[_Row]) -> Text:
 
     They can where no repeats overlap and the medians differ by more than either design's range.
     """
-    if len(rows) < 2:
-        return Text("")
     best, second = sorted(rows, key=lambda row: row.median, reverse=True)[:2]
     ratio = best.median / second.median if second.median else 0.0
     if min(len(best.cells), len(second.cells)) < _REPEATS_TO_TELL:

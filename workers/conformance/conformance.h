@@ -25,15 +25,20 @@ struct conformance_totals {
 	uint32_t bytes;		 /* sizeof(struct conformance_totals) as the caller knows it; checked */
 	uint32_t declared;	 /* files, a bit each, of which the design refuses walks (-EOPNOTSUPP) */
 	uint64_t walks;		 /* that were done */
-	uint64_t refused;	 /* with -EAGAIN */
+	uint64_t refused;	 /* walks with -EAGAIN; faults with -EFAULT */
 	uint64_t vmas;		 /* that walks have met */
 	uint64_t changes;	 /* hooks that change something */
 	uint64_t answers;	 /* of mapped() */
+	uint64_t faults;	 /* of mm designs: that were done, with nothing changed meanwhile */
+	uint64_t undecided;	 /* where something did change */
+	uint64_t addresses;	 /* free ranges that were asked for */
+	uint64_t forks;
+	int64_t mm_bytes;	 /* memory of an empty process */
 	int64_t used_file_bytes; /* memory of a file that had been mapped and is no more, beside its slot */
 	int64_t vma_millibytes;	 /* memory of the design a linked VMA, a thousandth of a byte */
 };
 
-/* Rule n of the suite for designs of this kind (0 rmap), n from 0 on; NULL past the last. *text: what it asks for. */
+/* Rule n of the suite for designs of this kind (0 rmap, 1 mm), n from 0 on; NULL past the last. *text: what it asks for. */
 EMU_EXPORT const char *conformance_rule(uint32_t kind, uint32_t n, const char **text);
 EMU_EXPORT int conformance_has_quiet(uint32_t kind, uint32_t n);
 

@@ -2,9 +2,9 @@
 /*
  * internal.h - what the files of the conformance suite share.
  *
- * A rule's test calls the hooks of the design itself, in the place of the small mm: processes whose VMAs the suite made
- * and whose every change it knows. VMAs are never freed while CPUs run, so that a design that keeps one too long is
- * found out instead of crashing.
+ * A rule's test of an rmap design calls its hooks itself, in the place of the small mm: processes whose VMAs the suite
+ * made and whose every change it knows. VMAs are never freed while CPUs run, so that a design that keeps one too long is
+ * found out instead of crashing. An mm design is tested below the small mm.
  */
 #ifndef EMU_CONFORMANCE_INTERNAL_H
 #define EMU_CONFORMANCE_INTERNAL_H
@@ -24,8 +24,9 @@ struct conformance_rule {
 	void (*quiet)(uint32_t times); /* see conformance_quiet(); may be NULL */
 };
 
-/* rmap.c */
-extern const struct conformance_rule rmap_rules[];
+/* rmap.c, mm.c */
+extern const struct conformance_rule rmap_rules[], mm_rules[];
+void mm_begin(void);
 
 /* Whether a VMA is linked. The rest of the word counts how often it has been. */
 enum { VMA_FREE, VMA_LINKING, VMA_LINKED, VMA_UNLINKING, VMA_STATES };
@@ -73,7 +74,8 @@ struct check {
 	uint32_t kind, rule, steps, nr_cpus;
 	uint32_t declared; /* files of which walks are refused */
 	int64_t bytes_at_begin;
-	int64_t used_file_bytes, vma_millibytes;
+	int64_t used_file_bytes, mm_bytes, vma_millibytes;
+	struct threads *threads; /* of mm designs; see mm.c */
 	__cacheline_aligned _Atomic uint32_t arrived;
 	__cacheline_aligned _Atomic uint32_t turn; /* futex: up at every barrier */
 	__cacheline_aligned _Atomic uint32_t busy; /* CPUs that still change things */

@@ -12,7 +12,7 @@
 
 struct check *check;
 
-static const struct conformance_rule *const suites[] = { rmap_rules };
+static const struct conformance_rule *const suites[] = { rmap_rules, mm_rules };
 
 const char *conformance_rule(uint32_t kind, uint32_t n, const char **text)
 {
@@ -49,7 +49,9 @@ void conformance_begin(uint32_t kind, uint32_t n, uint32_t steps)
 	check->nr_cpus = emu_nr_cpus();
 	check->cpus = emu_zalloc(check->nr_cpus * sizeof(*check->cpus), 0);
 	atomic_store(&check->busy, check->nr_cpus);
-	for (uint32_t i = 0; i < PROCESSES; i++) {
+	if (kind)
+		mm_begin();
+	for (uint32_t i = 0; i < PROCESSES && !kind; i++) {
 		struct process *p = emu_zalloc(sizeof(*p), i % emu_nr_nodes());
 
 		init_rwsem(&p->lock, EMU_CLASS_MMAP_LOCK);
@@ -113,6 +115,7 @@ const char *conformance_end(struct conformance_totals *totals)
 	why = left_over();
 	totals->declared = check->declared;
 	totals->used_file_bytes = check->used_file_bytes;
+	totals->mm_bytes = check->mm_bytes;
 	totals->vma_millibytes = check->vma_millibytes;
 	for (uint32_t cpu = 0; cpu < check->nr_cpus; cpu++) {
 		const struct conformance_totals *t = &check->cpus[cpu].totals;
@@ -122,9 +125,14 @@ const char *conformance_end(struct conformance_totals *totals)
 		totals->vmas += t->vmas;
 		totals->changes += t->changes;
 		totals->answers += t->answers;
+		totals->faults += t->faults;
+		totals->undecided += t->undecided;
+		totals->addresses += t->addresses;
+		totals->forks += t->forks;
 	}
 	for (uint32_t i = 0; i < PROCESSES; i++)
 		emu_free(check->process[i]);
+	emu_free(check->threads);
 	emu_free(check->cpus);
 	emu_free(check);
 	check = NULL;
@@ -140,6 +148,8 @@ const char *conformance_doing(uint32_t cpu)
 
 	if (!hook)
 		return NULL;
+	if (check->kind)
+		return hook;
 	snprintf(text, sizeof(text), "%s of %s", hook, emu_file(file)->name);
 	return text;
 }

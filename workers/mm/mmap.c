@@ -12,8 +12,10 @@ uint32_t calc_vm_flags(uint32_t prot, uint32_t flags)
 
 	if (flags & EMU_MAP_SHARED)
 		vm_flags |= VM_SHARED;
-	else if (vm_flags & VM_WRITE)
+	else if ((vm_flags & VM_WRITE) && !(flags & EMU_MAP_NORESERVE))
 		vm_flags |= VM_ACCOUNT;
+	if (flags & EMU_MAP_NORESERVE)
+		vm_flags |= VM_NORESERVE;
 	if (flags & EMU_MAP_GROWSDOWN)
 		vm_flags |= VM_GROWSDOWN;
 	if (flags & EMU_MAP_STACK)
@@ -31,10 +33,18 @@ static bool range_is_free(struct mm_struct *mm, uint64_t addr, uint64_t len)
 	return !vma || addr + len <= vm_start_gap(vma);
 }
 
+/* The call is the lock's call site; what is done under the lock has sites of its own. */
+static void lock_range(struct mm_struct *mm, struct mm_range *range, const char *call)
+{
+	EMU_CALL_SITE_OF(call);
+	emu_mm->lock(mm, range);
+}
+
 /* Locks the range of a new mapping: where it has to be, where the program would like it, or the highest that is free. */
 static int64_t lock_unmapped_area(struct mm_struct *mm, uint64_t addr, uint64_t len, uint32_t flags,
 				  struct mm_range *range)
 {
+	EMU_CALL_SITE_OF("emu_sys_mmap");
 	bool noreplace = flags & EMU_MAP_FIXED_NOREPLACE, fixed = (flags & EMU_MAP_FIXED) || noreplace;
 
 	if (fixed && addr % EMU_PAGE_SIZE)
@@ -199,7 +209,7 @@ int64_t emu_sys_munmap(uint64_t addr, uint64_t len)
 	len = page_align(len);
 	if (addr % EMU_PAGE_SIZE || !len || len > EMU_TASK_SIZE || addr > EMU_TASK_SIZE - len)
 		return -EINVAL;
-	emu_mm->lock(mm, &range);
+	lock_range(mm, &range, __func__);
 	do_munmap(mm, addr, addr + len);
 	emu_mm->unlock(mm, &range);
 	emu_rcu_quiescent();
@@ -245,7 +255,7 @@ int64_t emu_sys_mprotect(uint64_t addr, uint64_t len, uint32_t prot)
 		return -ENOMEM;
 
 	range = (struct mm_range){ .start = addr, .end = end };
-	emu_mm->lock(mm, &range);
+	lock_range(mm, &range, __func__);
 	while (addr < end) {
 		uint64_t tmp;
 		uint32_t flags;
@@ -258,7 +268,7 @@ int64_t emu_sys_mprotect(uint64_t addr, uint64_t len, uint32_t prot)
 		}
 		tmp = vma->vm_end < end ? vma->vm_end : end;
 		flags = (vma->vm_flags & ~VM_ACCESS) | (prot & VM_ACCESS);
-		if ((flags & (VM_WRITE | VM_SHARED)) == VM_WRITE)
+		if ((flags & (VM_WRITE | VM_SHARED | VM_NORESERVE)) == VM_WRITE)
 			flags |= VM_ACCOUNT;
 		mprotect_fixup(mm, prev, vma, addr, tmp, flags);
 		addr = tmp;
@@ -293,7 +303,7 @@ static uint64_t lock_brk(struct mm_struct *mm, uint64_t brk, struct mm_range *ra
 		*range = (struct mm_range){ .start = page_align(old < brk ? old : brk),
 					    .end = page_align(old < brk ? brk : old) + EMU_PAGE_SIZE,
 					    .map = true };
-		emu_mm->lock(mm, range);
+		lock_range(mm, range, "emu_sys_brk");
 		if (atomic_load_explicit(&mm->brk, memory_order_relaxed) == old)
 			return old;
 		emu_mm->unlock(mm, range);
@@ -332,7 +342,7 @@ int64_t emu_sys_madvise_dontneed(uint64_t addr, uint64_t len)
 
 	if (addr % EMU_PAGE_SIZE || range.end < addr || range.end > EMU_TASK_SIZE)
 		return -EINVAL;
-	emu_mm->lock(mm, &range);
+	lock_range(mm, &range, __func__);
 	/* Only tables that VMAs keep: with those locked for looking, none goes. */
 	for (uint64_t at = addr; at < range.end;) {
 		struct vm_area_struct *vma = emu_mm->find(mm, at, range.end, NULL);

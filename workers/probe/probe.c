@@ -40,6 +40,8 @@
 #define LINE 64u
 #define MAX_CPUS 4096u
 #define SAMPLE_NS 2000000u /* one sample of a fast loop takes about so long */
+#define CHUNK 32u	   /* round trips of a ping-pong between two looks at the clock */
+#define MAX_CHUNKS 65536u
 
 /* As much bss as UnixBench's execl has. */
 static volatile char bss[8 * 1024];
@@ -157,6 +159,9 @@ static void wait_for_go(struct thread *thread)
 		pause_cpu();
 }
 
+/* Of a ping-pong, written by thread 0. */
+static uint64_t chunk_began_ns[MAX_CHUNKS + 1];
+
 /* The line holds the number of the turn; thread 0 takes the even ones. */
 static void *ping_pong_thread(void *arg)
 {
@@ -171,23 +176,33 @@ static void *ping_pong_thread(void *arg)
 			;
 		if (!atomic_compare_exchange_strong(&shared.line, &expected, turn + 1))
 			fail("ping-pong: the line has changed behind its back");
+		if (turn % (2 * CHUNK) == 0)
+			chunk_began_ns[turn / (2 * CHUNK)] = now_ns();
 	}
 	return NULL;
 }
 
-static double ping_pong_once(uint32_t cpu_a, uint32_t cpu_b, uint64_t rounds)
+static int compare_ns(const void *a, const void *b)
+{
+	uint64_t left = *(const uint64_t *)a, right = *(const uint64_t *)b;
+
+	return (left > right) - (left < right);
+}
+
+/* One way, the median of the chunks: whenever another program has one of the CPUs, only one chunk is long. */
+static double ping_pong_once(uint32_t cpu_a, uint32_t cpu_b, uint64_t chunks)
 {
 	struct thread threads[2] = { { .cpu = cpu_a, .index = 0 }, { .cpu = cpu_b, .index = 1 } };
-	uint64_t begin, end;
 
-	shared.rounds = rounds;
+	shared.rounds = chunks * CHUNK + 1;
 	atomic_store(&shared.line, 0);
 	start(threads, 2, ping_pong_thread);
-	begin = now_ns();
 	atomic_store(&shared.go, 1);
 	join(threads, 2);
-	end = now_ns();
-	return (double)(end - begin) / (double)(2 * rounds);
+	for (uint64_t i = 0; i < chunks; i++)
+		chunk_began_ns[i] = chunk_began_ns[i + 1] - chunk_began_ns[i];
+	qsort(chunk_began_ns, chunks, sizeof(chunk_began_ns[0]), compare_ns);
+	return (double)chunk_began_ns[chunks / 2] / (2.0 * CHUNK);
 }
 
 static void ping_pong(char **argv)
@@ -199,15 +214,11 @@ static void ping_pong(char **argv)
 	if (a == b)
 		fail("ping-pong needs two CPUs");
 	pin((uint32_t)number(argv[2])); /* whose node is then the home of the line */
-	guess = ping_pong_once(a, b, 200);
+	guess = ping_pong_once(a, b, 8);
 	for (uint64_t i = 0; i < samples; i++) {
-		/* The time to start and join two threads is taken out by measuring two lengths. */
-		uint64_t rounds = 1 + (uint64_t)(SAMPLE_NS / (2 * guess + 1));
-		double once = ping_pong_once(a, b, rounds) * 2.0 * (double)rounds;
-		double three = ping_pong_once(a, b, 3 * rounds) * 6.0 * (double)rounds;
+		uint64_t chunks = 8 + (uint64_t)(4.0 * SAMPLE_NS / (2 * CHUNK * (guess + 1)));
 
-		if (three > once)
-			print("one_way", (three - once) / (4.0 * (double)rounds));
+		print("one_way", ping_pong_once(a, b, chunks < MAX_CHUNKS ? chunks : MAX_CHUNKS));
 	}
 }
 
@@ -245,7 +256,8 @@ static void fetch_add(char **argv)
 		join(threads, nr);
 		for (uint32_t t = 0; t < nr; t++)
 			done += threads[t].done;
-		print("per_op", (double)(end - begin) / (double)done);
+		if (done) /* else the threads had no CPU meanwhile */
+			print("per_op", (double)(end - begin) / (double)done);
 	}
 }
 

@@ -24,6 +24,7 @@
 #define EMU_MAP_FIXED 0x10u
 #define EMU_MAP_ANONYMOUS 0x20u
 #define EMU_MAP_GROWSDOWN 0x100u
+#define EMU_MAP_NORESERVE 0x4000u
 #define EMU_MAP_STACK 0x20000u
 #define EMU_MAP_FIXED_NOREPLACE 0x100000u
 /* Ours, for what the kernel maps by itself during exec. */
@@ -45,6 +46,9 @@
 /* Private and writable at some time, so that it may have pages of its own. Stays when mprotect takes writing away
  * (RELRO), which keeps such a range from merging with its read-only neighbour. */
 #define VM_ACCOUNT 0x100000u
+
+/* MAP_NORESERVE's: counts for nothing in the commit limit, so never VM_ACCOUNT. Room for a heap, as malloc takes it. */
+#define VM_NORESERVE 0x200000u
 
 /* MAP_STACK's, since Linux 6.7: keeps a thread's stack apart from the mappings beside it. */
 #define VM_NOHUGEPAGE 0x40000000u

@@ -88,8 +88,9 @@ static inline void emu_site_leave(uint32_t *saved)
 {
 	current->site = *saved;
 }
-#define EMU_CALL_SITE() \
-	__attribute__((cleanup(emu_site_leave), unused)) uint32_t emu_saved_site__ = emu_site_enter(__func__)
+#define EMU_CALL_SITE_OF(function) \
+	__attribute__((cleanup(emu_site_leave), unused)) uint32_t emu_saved_site__ = emu_site_enter(function)
+#define EMU_CALL_SITE() EMU_CALL_SITE_OF(__func__)
 
 /*
  * Latency histograms in HdrHistogram's bucket layout: lowest discernible value 1 ns, 2 significant digits, highest
