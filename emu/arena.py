@@ -38,6 +38,8 @@ ARENA_BASE = 0x2000_0000_0000
 _SHM = Path("/dev/shm")
 _OURS = re.compile(r"emu-(\d+)-[0-9a-f]{16}")
 _STALE_AFTER_S = 10
+_LONGEST_PARENT = 60
+"""Characters: a socket's address may have 107."""
 _MAP_FIXED_NOREPLACE = 0x100000
 _MAP_NORESERVE = 0x4000
 _MAP_FAILED = ctypes.c_void_p(-1).value
@@ -183,7 +185,7 @@ def run_directory() -> Iterator[Path]:
     Its path is short enough for a socket's address (107 bytes).
     """
     parent = Path(tempfile.gettempdir())
-    if len(str(parent)) > 60:
+    if len(str(parent)) > _LONGEST_PARENT:
         parent = Path("/tmp")
     path = parent / _random_name()
     try:
@@ -192,7 +194,7 @@ def run_directory() -> Iterator[Path]:
         raise InputError(
             f"{parent}: {error.strerror}; the run needs a directory there (or set TMPDIR)"
         ) from None
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         yield path

@@ -5,6 +5,7 @@ Exit status: 0 done, 1 a cell failed, 2 the input was wrong (one line on stderr)
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import signal
@@ -17,7 +18,6 @@ from typing import Annotated, Any, cast, get_args
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from emu import _core, cli_check, cli_host, cli_live, cli_topology, experiment, host, topology
@@ -34,11 +34,12 @@ from emu.progress import ProgressBar
 from emu.record import Each
 from emu.report import html, mail, plot, text
 from emu.report.export import EXPORTS
-from emu.report.table import cell_name, plain_console, print_run
+from emu.report.table import cell_name, print_run
 from emu.report.trace import DEFAULT_WINDOW
 from emu.results import Run, write_atomically
 from emu.schedule import Progress
 from emu.store import Store
+from emu.terminal import SafeConsole, printable, stdout_console
 
 _REPORTS = ("html", "text", *plot.FORMATS, *text.FORMATS)
 
@@ -263,7 +264,7 @@ def run(
     else:
         if json_file:
             write_atomically(Path(json_file), result.to_json())
-        print_run(result, _console())
+        print_run(result, stdout_console())
         nothing_said = experiment_name is None and all(each is None for each in options.values())
         if html_file is None and nothing_said:
             html_file = Store(store).report_path(result.run.id)
@@ -314,7 +315,7 @@ def show(
     if config:
         sys.stdout.write(_config_of(result))
     elif json_file is None:
-        print_run(result, _console())
+        print_run(result, stdout_console())
     elif json_file == "-":
         sys.stdout.buffer.write(result.to_json())
     else:
@@ -418,7 +419,7 @@ def compare(
     if layout not in LAYOUTS:
         raise unknown("layout", layout, LAYOUTS)
     load = Store(store).load
-    print(compare_sides(side(base, load), side(other, load)).text(layout))
+    print(printable(compare_sides(side(base, load), side(other, load)).text(layout)))
 
 
 @app.command(epilog="Example: emu report last --format folded -o waits.folded")
@@ -492,6 +493,8 @@ def report(
         written = mail.text(result) if form == "text" else html.page(result)
     else:
         written = text.hgrm(cells, op) if form == "hgrm" else text.FORMATS[form](cells)
+    if form != "html":
+        written = printable(written)
     if not written:
         print(f"emu: {name} has nothing to show as {form}", file=sys.stderr)
     if output is None:
@@ -560,7 +563,7 @@ def validate(
         _check_writable("--json", Path(json_file))
     if uncertainty:
         experiment.check_draws(uncertainty)
-    console = Console(stderr=True, highlight=False)
+    console = SafeConsole(stderr=True)
 
     def say(point: validation.Point) -> None:
         if console.is_terminal:
@@ -575,15 +578,9 @@ def validate(
     else:
         if json_file:
             write_atomically(Path(json_file), found.to_json())
-        validation.print_validation(found, _console())
+        validation.print_validation(found, stdout_console())
     if any(point.note and "failed" in point.note for point in found.points):
         raise typer.Exit(1)
-
-
-def _console() -> Console:
-    if sys.stdout.isatty():
-        return Console(highlight=False)
-    return plain_console(sys.stdout)
 
 
 def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
@@ -593,7 +590,7 @@ def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
         table.add_column(heading, overflow="fold")
     for row in rows[1:]:
         table.add_row(*row)
-    _console().print(table)
+    stdout_console().print(table)
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -614,7 +611,8 @@ def _config_of(result: Run) -> str:
         build,
         *(f"{path}: SHA-256 {digest}" for path, digest in info.files.items()),
     ]
-    return "".join(f"# {line}\n" for line in about if line) + experiment.to_toml(info.experiment)
+    comments = "".join(f"# {_in_one_line(line)}\n" for line in about if line)
+    return printable(comments + experiment.to_toml(info.experiment))
 
 
 def _experiments() -> list[tuple[str, ...]]:
@@ -664,8 +662,8 @@ def _how_far(now: Progress) -> tuple[float, int, str]:
     return now.done + sum(share for _, share in now.running), now.total, what
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _in_one_line(text: object) -> str:
+    return printable(" ".join(str(text).split()))
 
 
 def _usage_error(error: Exception) -> str | None:
@@ -674,16 +672,23 @@ def _usage_error(error: Exception) -> str | None:
     return str(message()) if callable(message) else None
 
 
+_USED_UP = (
+    *(errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
+)
+"""What the host may run out of at any place, which is no bug of ours."""
+
+
 def _call(arguments: list[str]) -> int:
     try:
         status: Any = app(arguments, prog_name="emu", standalone_mode=False)
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except InputError as error:
-        print(f"emu: {_one_line(error)}", file=sys.stderr)
+        print(f"emu: {_in_one_line(error)}", file=sys.stderr)
         return 2
     except EmuError as error:
-        print(f"emu: {_one_line(error)}", file=sys.stderr)
+        print(f"emu: {_in_one_line(error)}", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, typer.Abort):
         return 130
@@ -691,6 +696,12 @@ def _call(arguments: list[str]) -> int:
         # Whoever read our output has enough; nobody is left to complain to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in _USED_UP:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"emu: {where}{error.strerror}", file=sys.stderr)
+        return 1
     except Exception as error:
         message = _usage_error(error)
         if message is None:

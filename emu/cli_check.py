@@ -19,6 +19,7 @@ from emu.errors import InputError
 from emu.experiment import unknown
 from emu.progress import ProgressBar
 from emu.results import write_atomically
+from emu.terminal import printable
 
 SUITES = (*checker.SUITES, "explore")
 _RULES = "Options of --suite conformance"
@@ -303,7 +304,7 @@ def _conformance(
                 report.results.append(result)
                 if json_file != "-":
                     bar.clear()
-                    print(_line(result, width), flush=True)
+                    print(printable(_line(result, width)), flush=True)
         except Interrupted:
             interrupted = True
     if json_file is not None:

@@ -19,8 +19,8 @@ from emu.errors import InputError
 from emu.experiment import parse_duration, unknown
 from emu.explore import Result, Unit
 from emu.progress import ProgressBar
-from emu.report.table import plain_console
 from emu.results import write_atomically
+from emu.terminal import plain_console, printable
 
 _ROWS = 30
 _MEMORY = ("c11", "sc")
@@ -127,7 +127,8 @@ def _run(
                 results.append(result)
                 if result.finding:
                     bar.clear()
-                    print("\n".join(explore_report.explain(result, max(width, 100))), end="\n\n")
+                    lines = explore_report.explain(result, max(width, 100))
+                    print(printable("\n".join(lines)), end="\n\n")
                     sys.stdout.flush()
         except Interrupted:
             return results, True

@@ -10,13 +10,13 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from emu import experiment, topology
 from emu.errors import InputError
 from emu.results import write_atomically
+from emu.terminal import SafeConsole, stdout_console
 
 
 def calibrate(
@@ -54,7 +54,7 @@ def calibrate(
     for key, cost in found.machine.costs.numbers().items():
         if cost.source == calibration.SOURCE and key.endswith("_ns"):
             table.add_row(key.removesuffix("_ns"), f"{cost.value:,.1f}", f"{cost.spread:.0%}")
-    Console().print(table)
+    stdout_console().print(table)
     measured_ns = found.ping_pong_ns()
     if measured_ns is not None:
         emulated_ns = calibration.emulated_ping_pong_ns(file, measured_ns)
@@ -112,13 +112,13 @@ def compare_kernel(
         for engine in comparing.ENGINES:
             cells += [f"{row.emulated_per_s[engine]:,.0f}", f"{row.ratio[engine]:.2f}"]
         table.add_row(*cells)
-    Console().print(table)
+    stdout_console().print(table)
     typer.echo("fitted at 1 CPU; the rest is predicted")
 
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Progress]:
-    console = Console(stderr=True)
+    console = SafeConsole(stderr=True)
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -18,9 +18,9 @@ from rich.text import Text
 
 from emu.errors import EmuError
 from emu.live import PERIOD_S, CellState, Inside, Snapshot, Watcher
-from emu.report.table import plain_console
 from emu.results import KIND
 from emu.store import Store, Summary
+from emu.terminal import SafeConsole, plain_console
 
 _TICK_S = 0.2
 _LINE_EVERY_S = 5.0
@@ -59,7 +59,7 @@ def live(
     with Watcher(where.directory) as watcher:
         shown = _watch(watcher, where, run)
         if sys.stdout.isatty():
-            console = Console(highlight=False)
+            console: Console = SafeConsole()
             with Live(console=console, auto_refresh=False, transient=True) as screen:
                 for last in shown:
                     screen.update(_dashboard(last), refresh=True)

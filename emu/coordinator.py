@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import gc
 import hashlib
 import os
@@ -26,11 +27,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType, SimpleNamespace, TracebackType
 from typing import Any, Generic, NoReturn, Self, TypeVar
 
 import msgspec
@@ -52,6 +54,9 @@ _WATCH_S = 0.1
 """How often dead and stopped workers are looked for."""
 _HANG_S = 10.0
 """A CPU that does nothing for so long after its time is up hangs. A busy host takes far less."""
+_COMPILE_S = 60
+_ZMQ_THREADS = 3
+"""What a context makes, and one to spare."""
 _REHEARSAL_BYTES = 256 * MIB
 _WORDS_BYTES = 1 << 20
 """Of what a process wrote on stderr, at most; its last line is what counts."""
@@ -229,15 +234,15 @@ def compile_design(source: Path, machine: str, directory: Path) -> Path:
     flags.append(f"-I{_core.data_path('include')}")
     links = info["links"][machine]
     # Without line markers, which name the folder; the bytes of the file itself are part of the key.
-    text = _compile(compiler, source, [*flags, "-E", "-P", str(source)])
+    text = _compile(compiler, source, [*flags, "-E", "-P", str(source)], output.parent)
     parts = [compiler, info["compiler_id"], *_identity(compiler), machine, *flags[:-1], *links]
     key = hashlib.sha256("\0".join([*parts, text]).encode() + source.read_bytes()).hexdigest()
     cache = Cache()
     if cache.take(key, output):
         return output
     # In two steps: what makes the compiler call the virtual machine would link another library.
-    _compile(compiler, source, [*flags, "-c", "-o", str(compiled), str(source)])
-    _compile(compiler, source, ["-shared", "-o", str(output), str(compiled), *links])
+    _compile(compiler, source, [*flags, "-c", "-o", str(compiled), str(source)], output.parent)
+    _compile(compiler, source, ["-shared", "-o", str(output), str(compiled), *links], output.parent)
     cache.put(key, output)
     return output
 
@@ -263,24 +268,35 @@ def _identity(compiler: str) -> list[str]:
     return [str(info.st_size), str(info.st_mtime_ns)]
 
 
-def _compile(compiler: str, source: Path, arguments: list[str]) -> str:
-    """Run the compiler; what it printed. Raises InputError."""
+def _compile(compiler: str, source: Path, arguments: list[str], folder: Path) -> str:
+    """Run the compiler, its temporary files in ``folder``; what it printed. Raises InputError."""
     try:
-        done = subprocess.run(
+        process = subprocess.Popen(
             [compiler, *arguments],
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            timeout=60,
-            check=False,
+            env=os.environ | {"TMPDIR": str(folder)},
+            process_group=0,
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except OSError as error:
         raise InputError(f"{source} cannot be compiled with {compiler}: {error}") from None
-    if done.returncode:
-        lines = done.stderr.splitlines() or [f"exit status {done.returncode}"]
+    with process:
+        try:
+            out, err = process.communicate(timeout=_COMPILE_S)
+        except BaseException as error:
+            os.killpg(process.pid, signal.SIGKILL)  # it has children of its own
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            raise InputError(
+                f"{source} cannot be compiled: {compiler} was not done after {_COMPILE_S} s"
+            ) from None
+    if process.returncode:
+        lines = err.splitlines() or [f"{compiler} ended with status {process.returncode}"]
         first = next((line for line in lines if "error" in line), lines[0])
         raise InputError(f"{source} cannot be compiled: {first}")
-    return done.stdout
+    return out
 
 
 def rehearse(plan: Plan, stop: StopFlag) -> None:
@@ -291,7 +307,10 @@ def rehearse(plan: Plan, stop: StopFlag) -> None:
     Raises InputError when the designs do not load or a call of the program cannot be done.
     """
     context = _context(plan.machine)
-    ours, theirs = context.Pipe(duplex=False)
+    try:
+        ours, theirs = context.Pipe(duplex=False)
+    except OSError as error:
+        raise _no_process(error) from None
     arguments = (plan, theirs, os.devnull, os.getpid())
     process = context.Process(target=_rehearse, args=arguments, daemon=True)
     _start(process)
@@ -363,11 +382,14 @@ class Child(Generic[_T]):
         talks: bool = False,
     ) -> None:
         context = multiprocess.get_context("spawn") if _core.is_any_loaded() else _FORK
-        self.connection, theirs = context.Pipe(duplex=False)
-        """Can be waited for (``multiprocess.connection.wait``): there is a result."""
         self._what = what
-        # What it writes on stderr; memory, so that nothing is left however we end.
-        self._words = os.memfd_create("emu-words")
+        try:
+            self.connection, theirs = context.Pipe(duplex=False)
+            """Can be waited for (``multiprocess.connection.wait``): there is a result."""
+            # What it writes on stderr; memory, so that nothing is left however we end.
+            self._words = os.memfd_create("emu-words")
+        except OSError as error:
+            raise _no_process(error) from None
         words = f"/proc/{os.getpid()}/fd/{self._words}"
         self._process = context.Process(
             target=_child,
@@ -384,8 +406,19 @@ class Child(Generic[_T]):
             theirs.close()
 
     def ready(self, wait_s: float = 0) -> bool:
-        """Will ``result`` answer at once? Waits for at most ``wait_s``."""
-        return bool(self.connection.poll(wait_s))
+        """Will ``result`` answer at once? Waits for at most ``wait_s``.
+
+        Raises CellFailed when somebody has stopped the process.
+        """
+        if self.connection.poll(wait_s):
+            return True
+        info = None
+        with contextlib.suppress(ChildProcessError):  # dead, and joined: there is an end to read
+            info = os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT)
+        if info is not None:
+            name = signal.Signals(info.si_status).name
+            raise CellFailed(f"{self._what} was stopped by {name}", outside=True)
+        return False
 
     def result(self) -> _T:
         """What the work returned.
@@ -399,7 +432,8 @@ class Child(Generic[_T]):
             status = self._process.exitcode
             words = os.pread(self._words, _WORDS_BYTES, 0).decode(errors="replace")
             last = words.strip().splitlines()[-1:]
-            reason = last[0].removeprefix("emu: ") if last else f"exit status {status}"
+            how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+            reason = last[0].removeprefix("emu: ") if last else how
             outside = status in (-signal.SIGKILL, -signal.SIGTERM)
             raise CellFailed(f"{self._what} died: {reason}", outside=outside) from None
         if isinstance(answer, EmuError):
@@ -542,10 +576,14 @@ def _start(process: Any) -> None:
     try:
         process.start()
     except OSError as error:
-        raise InputError(
-            f"no process can be started ({error.strerror}); fewer --cpus, more memory or a higher "
-            "limit on processes (ulimit -u) would help"
-        ) from None
+        raise _no_process(error) from None
+
+
+def _no_process(error: OSError) -> InputError:
+    return InputError(
+        f"no process can be started ({error.strerror}); fewer --cpus, more memory or higher limits "
+        "on processes (ulimit -u) and open files (ulimit -n) would help"
+    )
 
 
 def on_cpus(
@@ -801,6 +839,7 @@ class Workers:
         # stay shared.
         gc.collect()
         gc.freeze()
+        reader, writer = os.pipe()
         try:
             for cpu in range(cpus):
                 plan = worker.WorkerPlan(
@@ -809,6 +848,7 @@ class Workers:
                     address=self._address,
                     stderr_path=self._stderr_path,
                     parent_pid=os.getpid(),
+                    bound=(reader, writer),
                 )
                 process = _FORK.Process(
                     target=worker.main, args=(plan, self._core), name=f"emu-cpu-{cpu}", daemon=True
@@ -816,17 +856,25 @@ class Workers:
                 _start(process)
                 self._processes.append(process)
                 self._stop.check()
+            # Before the workers have made theirs: where threads run out, it is they who die.
+            self._listen(cpus)
         finally:
             gc.unfreeze()
+            os.close(reader)
+            os.close(writer)
+        self._waiting_for = set(range(cpus))
+        self._wait(lambda: not self._waiting_for)
+        return time.monotonic() - began
+
+    def _listen(self, cpus: int) -> None:
+        _expect_threads(_ZMQ_THREADS)
         self._context = zmq.Context()
         self._router = self._context.socket(zmq.ROUTER)
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._router.setsockopt(zmq.BACKLOG, cpus + 16)
         self._router.setsockopt(zmq.LINGER, 1000)
         self._router.bind(self._address)
-        self._waiting_for = set(range(cpus))
-        self._wait(lambda: not self._waiting_for)
-        return time.monotonic() - began
+        Path(self._address.removeprefix("ipc://")).chmod(0o600)
 
     def phase(
         self,
@@ -924,13 +972,21 @@ class Workers:
         for cpu, process in enumerate(self._processes):
             # WNOWAIT: the corpse is left to process.join().
             flags = os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT
-            info = os.waitid(os.P_PID, process.pid, flags)
+            try:
+                info: Any = os.waitid(os.P_PID, process.pid, flags)
+            except ChildProcessError:  # starting the next one has joined it
+                info = _how_it_went(process.exitcode)
             if info is not None:
                 found.append((cpu, info))
         if not found:
             return
         cpu, info = found[0]
         reason, outside = self._cause(cpu, info)
+        if self._phase == "start" and not outside:  # no design has run yet
+            raise EmuError(
+                f"{self._who(cpu)} could not start: it {reason}; fewer --cpus, more memory or a "
+                "higher limit on processes (ulimit -u) would help"
+            )
         others = f", and {len(found) - 1} more CPUs are gone" if len(found) > 1 else ""
         raise CellFailed(f"{self._who(cpu)} {reason}, {self._doing(cpu)}{others}", outside=outside)
 
@@ -942,7 +998,8 @@ class Workers:
         if info.si_code in (os.CLD_KILLED, os.CLD_DUMPED):
             name = signal.Signals(info.si_status).name
             outside = name in ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT", "SIGQUIT")
-            return f"was killed by {name}{own_words and ': ' + own_words}", outside
+            words = own_words or ("" if outside else self._last_words())
+            return f"was killed by {name}{words and ': ' + words}", outside
         words = own_words or self._last_words() or f"exit status {info.si_status}"
         return f"gave up: {words}", False
 
@@ -974,6 +1031,29 @@ class Workers:
         raise CellFailed(
             f"{self._who(cpu)} hangs: nothing for {idle_s:.0f} s, {self._doing(cpu)}{others}"
         )
+
+
+def _how_it_went(exitcode: int) -> SimpleNamespace:
+    """What waitid(2) would have said."""
+    if exitcode < 0:
+        return SimpleNamespace(si_code=os.CLD_KILLED, si_status=-exitcode)
+    return SimpleNamespace(si_code=os.CLD_EXITED, si_status=exitcode)
+
+
+def _expect_threads(count: int) -> None:
+    """See that so many threads can be made: ZeroMQ aborts when it cannot. Raises InputError."""
+    over = threading.Event()
+    threads = [threading.Thread(target=over.wait) for _ in range(count)]
+    try:
+        for thread in threads:
+            thread.start()
+    except RuntimeError:
+        raise _no_process(OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))) from None
+    finally:
+        over.set()
+        for thread in threads:
+            if thread.ident:
+                thread.join()
 
 
 def _allow_files(wanted: int) -> None:

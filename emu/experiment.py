@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emu.errors import InputError
+from emu.files import read_text
 from emu.report.trace import make_window
 from emu.results import CellResult, Run
 from emu.uncertainty import MAX_DRAWS, MIN_DRAWS
@@ -456,7 +457,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def _parse(path: Path) -> tuple[dict[str, Any], str]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         return tomllib.loads(text), text
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None

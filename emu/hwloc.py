@@ -24,10 +24,8 @@ from defusedxml.common import DefusedXmlException
 
 from emu import topology
 from emu.errors import InputError
+from emu.files import read_bytes
 from emu.topology import Cost, IntArray, Topology, format_cpu_list
-
-MAX_BYTES = 64 << 20
-"""hwloc's file of a machine with 4096 CPUs has 3 MB."""
 
 HWLOC = "HWLOCXML"
 """The source, in an imported topology, of what the XML file says."""
@@ -46,10 +44,8 @@ class Imported:
 def load(path: Path, name: str | None = None) -> Imported:
     """The machine of an hwloc XML file. Raises InputError with file and reason."""
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path}: larger than {MAX_BYTES >> 20} MiB, no lstopo file is")
         root = defusedxml.ElementTree.fromstring(
-            path.read_bytes(), forbid_entities=True, forbid_external=True
+            read_bytes(path), forbid_entities=True, forbid_external=True
         )
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from error

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column
+
+from emu.terminal import SafeConsole
 
 _AFTER_S = 2.0
 _LINE_EVERY_S = 30.0
@@ -19,7 +20,7 @@ class ProgressBar:
     """
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
+        self._console = SafeConsole(stderr=True)
         self._bar: Progress | None = None
         self._task = TaskID(0)
         self._began = self._told = time.monotonic()
@@ -38,7 +39,7 @@ class ProgressBar:
 
     def say(self, line: str) -> None:
         """At once, and not only in the output at the end."""
-        self._console.print(f"emu: {line}", soft_wrap=True, markup=False)
+        self._console.print(f"emu: {line}", soft_wrap=True)
 
     def update(self, done: float, total: int, what: str) -> None:
         """``done`` of ``total`` are there and ``what`` goes on."""
@@ -55,7 +56,7 @@ class ProgressBar:
                 TextColumn("{task.completed:.0f}/{task.total:.0f}"),
                 BarColumn(bar_width=20),
                 TimeElapsedColumn(),
-                TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+                TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
                 console=self._console,
                 auto_refresh=False,
                 transient=True,

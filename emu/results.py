@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emu.errors import InputError
+from emu.files import MIB, read_bytes
 
 KIND = {"native": "measured", "virtual": "predicted"}
 """What the figures of an engine are."""
@@ -234,6 +235,8 @@ class CellResult(msgspec.Struct, kw_only=True):
         return self.status == "ok"
 
 
+_MAX_BYTES = 1024 * MIB
+"""Of a run as a file; one cell of 384 CPUs has some 200 KiB."""
 _PART_OF_LOCKS = ("osq_node", "qspin_node", "task")
 """Lines that waiters for locks spin on: their wait is the lock's."""
 
@@ -391,7 +394,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 def read_run(path: Path) -> Run:
     """A run from its JSON file. Raises InputError when it cannot be read or is not one."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Run)
+        return msgspec.json.decode(read_bytes(path, _MAX_BYTES), type=Run)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:

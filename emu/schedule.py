@@ -26,7 +26,7 @@ import msgspec
 
 from emu import _core, host, topology
 from emu._version import __version__
-from emu.arena import MIB, memory_available
+from emu.arena import MIB, memory_available, remove_stale
 from emu.cluster import Cluster, check_installed, make_order
 from emu.errors import InputError
 from emu.experiment import Cell, Experiment, describe, own_file
@@ -112,6 +112,7 @@ def execute(
 
     with contextlib.ExitStack() as cleanup:
         stop = stop or cleanup.enter_context(StopFlag())
+        remove_stale()
         machines: list[Machine] = []
         for maker, each in [(engines.get(each.engine), each) for each in experiments]:
             machines.append(maker(each))
@@ -297,7 +298,8 @@ class _Scheduler:
             with self.store.machine(alone=False) as lock:
                 if any(task.number in self.left for task in many):
                     self._wait_for(lock)
-                    self._run_many([task for task in many if task.number in self.left])
+                    if not self._run_many([task for task in many if task.number in self.left]):
+                        return False
             with self.store.machine(alone=True) as lock:
                 for task in [task for task in single if task.number in self.left]:
                     self._wait_for(lock)
@@ -357,12 +359,13 @@ class _Scheduler:
         self.left = self.store.missing(self.run_id)
         return self.left
 
-    def _run_many(self, tasks: list[_Task]) -> None:
+    def _run_many(self, tasks: list[_Task]) -> bool:
         from emu.coordinator import CellFailed, Deadline, first_ready
         from emu.engines import ManyAtOnce
 
         by_number = {task.number: task for task in tasks}
         waiting = list(by_number)
+        go_on = True
         while True:
             while waiting and len(self.jobs) < self.at_once and self._has_room(waiting, by_number):
                 number = self._claim([by_number[number] for number in waiting])
@@ -376,7 +379,7 @@ class _Scheduler:
                 job = task.machine.start(task.cell)
                 self.jobs[number] = job, Deadline(self.stop, task.timeout_ns)
             if not self.jobs:
-                return
+                return go_on
             first_ready([job.child for job, _ in self.jobs.values()], _TICK_S)
             for number, (job, deadline) in list(self.jobs.items()):
                 again = False
@@ -389,7 +392,10 @@ class _Scheduler:
                     if job.notice:
                         self.watchers.notice(job.notice)
                 except CellFailed as error:
-                    result = job.fail(error)
+                    result, again = job.fail(error), error.outside
+                if again:  # those that run may end, and no other begins
+                    waiting.clear()
+                    go_on = False
                 del self.jobs[number]
                 self._save(by_number[number], result, again)
             self._tell([_of_job(by_number[n].cell, job) for n, (job, _) in self.jobs.items()])

@@ -21,6 +21,7 @@ import os
 import platform
 import sqlite3
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -151,9 +152,7 @@ class Store:
                 self.directory.mkdir(mode=0o700)
             self._check_directory()
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
-            probe = self.directory / f".probe-{os.getpid()}"
-            probe.touch()
-            probe.unlink()
+            tempfile.TemporaryFile(dir=self.directory).close()
         except OSError as error:
             raise InputError(
                 f"{self.directory}: {error.strerror}; --store names another directory for results"
@@ -163,7 +162,7 @@ class Store:
 
     def _check_directory(self) -> None:
         """Nobody else may lead us elsewhere."""
-        files = (_FILE, f"{_FILE}-wal", _LOCK_FILE)
+        files = (_FILE, f"{_FILE}-wal", f"{_FILE}-shm", f"{_FILE}-journal", _LOCK_FILE)
         for path in (self.directory, *(self.directory / name for name in files)):
             try:
                 info = path.lstat()
@@ -176,7 +175,9 @@ class Store:
                 )
             if path == self.directory and not stat.S_ISDIR(info.st_mode):
                 raise InputError(f"{path} is no directory; --store names one")
-            if path == self.directory and info.st_mode & stat.S_IWOTH:
+            if info.st_uid != os.geteuid():
+                raise InputError(f"{path} belongs to another user; --store names one of your own")
+            if info.st_mode & stat.S_IWOTH:
                 raise InputError(f"{path}: everybody may write there; chmod o-w, or --store")
 
     @contextlib.contextmanager

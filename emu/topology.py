@@ -41,6 +41,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emu.errors import EmuError, InputError
+from emu.files import read_text
 
 MAX_CPUS = 65535
 """A queued spinlock's tail holds CPU number + 1 in 16 bits."""
@@ -693,7 +694,7 @@ def _folder() -> Path:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_text(path))
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:

@@ -79,6 +79,7 @@ from numpy.typing import NDArray
 
 from emu import background
 from emu.errors import InputError
+from emu.files import read_text
 
 PAGE = 4096
 PMD_BYTES = 2 << 20
@@ -644,7 +645,7 @@ class _Reader:
         """Instead of the file's own; "": that one."""
         self.uses = background.Uses()
         try:
-            self.text = path.read_text(encoding="utf-8")
+            self.text = read_text(path)
             self.raw = tomllib.loads(self.text)
         except OSError as error:
             raise InputError(f"{path}: {error.strerror or error}") from None

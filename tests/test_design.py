@@ -37,10 +37,10 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     made: list[str] = []
     compiler = coordinator._compile
 
-    def counting(command: str, source: Path, arguments: list[str]) -> str:
+    def counting(command: str, source: Path, arguments: list[str], folder: Path) -> str:
         if "-c" in arguments:
             made.append(source.name)
-        return compiler(command, source, arguments)
+        return compiler(command, source, arguments, folder)
 
     monkeypatch.setattr(coordinator, "_compile", counting)
     return made

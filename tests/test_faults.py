@@ -3,19 +3,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import subprocess
+import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
-from conftest import left_behind
 from emu_command import children, cpu_ticks, start, wait_until
 
 import emu
 from emu import coordinator
+from emu.errors import InputError
 from emu.results import Run
 from emu.store import Store
 
@@ -145,14 +148,92 @@ def test_a_signal_at_any_time_leaves_nothing(delay_s: float) -> None:
 def test_what_a_killed_coordinator_leaves_goes_with_the_next_run() -> None:
     process = long_run()
     workers = in_the_middle(process)
-    before = left_behind()
+    folders = (Path("/dev/shm"), Path("/tmp"))
+    mine = [path for folder in folders for path in folder.glob(f"emu-{process.pid}-*")]
+    assert len(mine) == 2  # the arena and the directory of the sockets
     process.kill()
     process.communicate()
     wait_until(lambda: gone(workers), LIMIT_S)
-    left = {path for path in left_behind() - before if f"emu-{process.pid}-" in path}
-    assert len(left) == 2  # the arena and the directory of the sockets
-    emu.run(rmap="single", cpus=1, duration="10ms", repeats=1)
-    assert not left & left_behind()
+    emu.run(engine="virtual", rmap="single", cpus=1, duration="1ms")
+    assert not any(path.exists() for path in mine)
+
+
+@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_virtual_cell_that_is_killed_or_stopped_ends_the_run(number: signal.Signals) -> None:
+    options = ("--rmap", "single,btree", "--cpus", "64", "--duration", "2s", "--jobs", "1")
+    process = start("run", "--engine", "virtual", *options)
+    cells = Store()
+    wait_until(lambda: (cells.ids() and children(process.pid)) or process.poll() is not None)
+    (child,) = children(process.pid)
+    wait_until(lambda: cpu_ticks(child) > 20)
+    since = time.monotonic()
+    os.kill(child, number)
+    _, err = end(process, since)
+    assert process.returncode == 1
+    assert number.name in err
+    assert err.count("\n") == 1
+    assert emu.load("last").run.status == "stopped"
+    assert cells.missing(emu.load("last").run.id) == {0, 1}
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_compiler_that_hangs_goes_with_its_children(
+    stopped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "cc"
+    tool.write_text(
+        f"#!/bin/sh\nsleep 61.25{1 + stopped} & {'kill -STOP $$' if stopped else 'wait'}\n"
+    )
+    tool.chmod(0o755)
+    monkeypatch.setattr(coordinator, "_COMPILE_S", 0.5)
+    with pytest.raises(InputError, match="was not done after"):
+        coordinator._compile(str(tool), tmp_path / "mine.c", [], tmp_path)
+    wait_until(lambda: not running(f"sleep 61.25{1 + stopped}"), LIMIT_S)
+
+
+def running(line: str) -> bool:
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if path.read_bytes().replace(b"\0", b" ").decode(errors="replace").strip() == line:
+                return True
+    return False
+
+
+def test_threads_that_run_out_are_an_error_before_zeromq_needs_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none_left(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", none_left)
+    with pytest.raises(InputError, match=r"no process can be started \(.*ulimit -u"):
+        coordinator._expect_threads(2)
+
+
+def test_no_deadline_goes_by_the_wall_clock() -> None:
+    """It may jump. It says when something was, in names and claims, and nothing waits for it."""
+    uses = {
+        path.name
+        for path in (ROOT / "emu").rglob("*.py")
+        if re.search(r"time\.time\(|time\.time_ns\(|datetime\.now", path.read_text())
+    }
+    assert uses <= {"arena.py", "store.py", "results.py", "live.py"}
+    source = "".join(path.read_text() for path in (ROOT / "workers").rglob("*.c"))
+    assert not re.search(r"CLOCK_REALTIME|gettimeofday|\btime\(NULL", source)
+
+
+def test_faults_at_random_moments() -> None:
+    """The short form of what can be run for as long as one likes: tests/faults.py --count 500."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "faults.py"), "--count", "6", "--first", "3"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "6 faults without a violation, 0 with one" in done.stdout
 
 
 def run_design(source: str, folder: Path) -> Run:

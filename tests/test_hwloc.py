@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from emu import hwloc, topology
 from emu.cli_topology import app
 from emu.errors import InputError
+from emu.files import MAX_BYTES
 
 DATA = Path(__file__).parent / "data" / "hwloc"
 TWO_SOCKETS = (DATA / "two-sockets.xml").read_text(encoding="utf-8")
@@ -165,7 +166,7 @@ def test_a_file_that_is_not_there_or_too_large(tmp_path: Path) -> None:
         hwloc.load(tmp_path / "none.xml")
     huge = tmp_path / "huge.xml"
     with huge.open("wb") as file:
-        file.truncate(hwloc.MAX_BYTES + 1)
+        file.truncate(MAX_BYTES + 1)
     with pytest.raises(InputError, match="larger than 64 MiB"):
         hwloc.load(huge)
 

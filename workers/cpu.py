@@ -53,13 +53,17 @@ FromCoordinator = RunPhase | Stop
 
 @dataclass(frozen=True)
 class WorkerPlan:
-    """What a worker is told when it is forked. ``host_cpu`` is where it is pinned."""
+    """What a worker is told when it is forked. ``host_cpu`` is where it is pinned.
+
+    ``bound``: both ends of a pipe; it ends when the coordinator listens at ``address``.
+    """
 
     cpu: int
     host_cpu: int
     address: str
     stderr_path: Path
     parent_pid: int
+    bound: tuple[int, int]
 
 
 def be_a_child(parent_pid: int) -> None:
@@ -83,6 +87,10 @@ def main(plan: WorkerPlan, core: Any) -> None:
         os.sched_setaffinity(0, {plan.host_cpu})
     core.cpu_attach(plan.cpu)
 
+    reader, writer = plan.bound
+    os.close(writer)
+    os.read(reader, 1)
+    os.close(reader)
     context = zmq.Context()
     socket = context.socket(zmq.DEALER)
     socket.setsockopt(zmq.IDENTITY, b"%d" % plan.cpu)

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from emu import _core, coordinator, topology
 from emu import workload as workloads
-from emu.arena import MIB, memory_available, remove_stale
+from emu.arena import MIB, memory_available
 from emu.coordinator import (
     CellFailed,
     CellTotals,
@@ -114,7 +114,6 @@ class NativeEngine:
 
     def prepare(self, cells: Sequence[Cell], stop: StopFlag) -> None:
         """Find and try the designs, rehearse the programs, see that memory suffices."""
-        remove_stale()
         for kind, texts in (("rmap", self._experiment.rmap), ("mm", self._experiment.mm)):
             for text in texts:
                 self._designs[kind, text] = find_design(kind, text, "native", self._cleanup)

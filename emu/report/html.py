@@ -23,9 +23,10 @@ import numpy as np
 from emu import experiment, host, topology
 from emu.errors import InputError
 from emu.report.figures import Figure, Section, sections
-from emu.report.table import plain_console, print_uncertainty
+from emu.report.table import print_uncertainty
 from emu.results import KIND, CellResult, Run
 from emu.stats import unstable
+from emu.terminal import plain_console
 
 _PAGE = Path(__file__).parent / "page"
 _FILTERS = ("kind", "workload", "topology", "mm", "rmap", "CPUs", "status")

@@ -7,7 +7,6 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO
 
 from rich import box
 from rich.console import Console
@@ -18,6 +17,7 @@ from emu.host import disturbances_of_run
 from emu.report.designs import Designs
 from emu.results import KIND, CellResult, Run, Uncertainty
 from emu.stats import unstable
+from emu.terminal import plain_console
 
 _PROCESSES = ("exec", "fork", "exit")
 _THREADS = ("fault", "mmap", "munmap", "mprotect")
@@ -93,11 +93,6 @@ def plain_text(run: Run) -> str:
     out = io.StringIO()
     print_run(run, plain_console(out))
     return out.getvalue().rstrip("\n")
-
-
-def plain_console(file: IO[str]) -> Console:
-    """A console for a file or a pipe: no colour, and lines are never broken."""
-    return Console(file=file, width=200, no_color=True, highlight=False, force_terminal=False)
 
 
 def cell_name(cell: CellResult) -> str:
