@@ -195,20 +195,6 @@ class CpuState(ctypes.Structure):
     )
 
 
-IDLE_STATES_MAX = 4
-"""``EMU_IDLE_STATES_MAX``."""
-
-
-class IdleState(ctypes.Structure):
-    """``struct emu_idle_state``."""
-
-    _fields_ = (
-        ("empties", ctypes.c_uint32),
-        ("residency_ps", ctypes.c_uint64),
-        ("exit_ps", ctypes.c_uint64),
-    )
-
-
 class CostModel(ctypes.Structure):
     """``struct emu_cost_model`` (virtual engine)."""
 
@@ -229,8 +215,6 @@ class CostModel(ctypes.Structure):
         ("smt_ps", ctypes.c_uint32),
         ("c2c_l3_ps", ctypes.c_uint32),
         ("c2c_base_ps", ctypes.c_uint32),
-        ("c2c_spread_permille", ctypes.c_uint32),
-        ("pause_ps", ctypes.c_uint32),
         ("atomic_ps", ctypes.c_uint32),
         ("occupancy_ps", ctypes.c_uint32),
         ("futex_wait_ps", ctypes.c_uint32),
@@ -240,8 +224,6 @@ class CostModel(ctypes.Structure):
         ("ipi_round_trip_ps", ctypes.c_uint32),
         ("context_switch_ps", ctypes.c_uint32),
         ("smt_speed_permille", ctypes.c_uint32),
-        ("nr_idle_states", ctypes.c_uint32),
-        ("idle_states", IdleState * IDLE_STATES_MAX),
         ("time_slice_ps", ctypes.c_uint64),
         ("event_limit", ctypes.c_uint64),
     )

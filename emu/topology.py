@@ -169,10 +169,6 @@ class Core(_Table, frozen=True):
     """Stores on their way to the caches before the next one stalls."""
     smt_speed: Cost
     """Of each of two threads of a core while both work, against one alone."""
-    pause_ns: Cost
-    """Of the instruction that spin loops have between two looks."""
-    transfer_spread: Cost
-    """How far a transfer between two cores is from the latency of its class, at most, relative."""
 
 
 class Kernel(_Table, frozen=True):
@@ -192,26 +188,6 @@ class Kernel(_Table, frozen=True):
     """How long a task runs while others wait for its CPU."""
     work_scale: Cost | None = None
     """Time of a workload's computing against the box that its [work] is from; without: the same."""
-
-
-class Idle(_Table, frozen=True):
-    """States of an idle CPU, in pairs: until it runs again at worst, and from how long on it pays.
-
-    C1 and C1E only stop the clock. C3 and C6 (AMD's C2) also empty the core's own caches.
-    """
-
-    c1_exit_ns: Cost
-    c1_residency_ns: Cost
-    c1e_exit_ns: Cost | None = None
-    c1e_residency_ns: Cost | None = None
-    c3_exit_ns: Cost | None = None
-    c3_residency_ns: Cost | None = None
-    c6_exit_ns: Cost | None = None
-    c6_residency_ns: Cost | None = None
-
-
-IDLE_STATES = ("c1", "c1e", "c3", "c6")
-"""Shallow to deep, as in Idle."""
 
 
 class Measured(_Table, frozen=True):
@@ -237,7 +213,6 @@ class Costs(_Table, frozen=True, kw_only=True):
     atomic: Atomic
     core: Core
     kernel: Kernel
-    idle: Idle
     notes: dict[str, str]
     sources: dict[str, str]
     measured: Measured = Measured()
@@ -267,20 +242,9 @@ class Machine(Costs, frozen=True, kw_only=True):
     layout: Layout | None = None
 
 
-_SECTIONS = (
-    "clock",
-    "slit",
-    "c2c",
-    "dram",
-    "cache",
-    "atomic",
-    "core",
-    "kernel",
-    "idle",
-    "measured",
-)
+_SECTIONS = ("clock", "slit", "c2c", "dram", "cache", "atomic", "core", "kernel", "measured")
 _COMMON = ("core", "kernel")
-"""Sections that machines share number by number, from _common-costs.toml; [idle] as a whole."""
+"""Sections that machines share, from _common-costs.toml."""
 
 
 @dataclass(frozen=True)
@@ -749,10 +713,6 @@ def _read_machine(path: Path) -> Machine:
         if isinstance(own := raw.get(section, {}), dict)
         for name in own
     }
-    if "idle" not in raw:
-        raw["idle"] = common["idle"]
-    else:
-        own_numbers.add("idle")
     for section in (*_COMMON, "notes", "sources"):
         own = raw.get(section, {})
         if isinstance(own, dict):
@@ -826,11 +786,6 @@ def _check_meaning(machine: Machine, path: Path) -> None:
             raise InputError(
                 f"{path}: {key}.value is {cost.value:g}; a whole number from 1 to {MAX_STORES}"
             )
-        if key.startswith("idle."):
-            state, _, kind = key.removesuffix("_ns").rpartition("_")
-            other = f"{state}_{'residency' if kind == 'exit' else 'exit'}_ns"
-            if other not in numbers:
-                raise InputError(f"{path}: {key} without {other}: a state has both")
         if key.startswith("slit.") and not (
             cost.value == int(cost.value) and 10 <= cost.value <= 254
         ):
@@ -1089,9 +1044,7 @@ def assumed(reference: Machine, like: str) -> Costs:
     tables: dict[str, Any] = {}
     sections = [section for section in _SECTIONS if section != "measured"]
     for section in sections:
-        table = getattr(reference, section)
-        # A CPU has the idle states that it has: none is missing.
-        spare = table if section == "idle" else getattr(generic, section)
+        table, spare = getattr(reference, section), getattr(generic, section)
         costs: Mapping[str, Cost] = {
             name: cost
             for name in table.__struct_fields__

@@ -285,13 +285,6 @@ SMT = 'smt_ns = { value = 12, spread = 0.2, confidence = "L", source = "KC" }'
         ),
         ("[notes]", f"[core]\noutstanding_stores = {cost(0.5)}\n[notes]", "is 0.5; a whole number"),
         ("[notes]", f"[core]\nsmt = {cost(1)}\n[notes]", "unknown key 'smt' in [core]"),
-        ("[notes]", f"[idle]\nc1_exit_ns = {cost(9)}\n[notes]", "idle.c1_residency_ns is missing"),
-        (
-            "[notes]",
-            f"[idle]\nc1_exit_ns = {cost(9)}\nc1_residency_ns = {cost(9)}\n"
-            f"c3_residency_ns = {cost(9)}\n[notes]",
-            "idle.c3_residency_ns without idle.c3_exit_ns",
-        ),
     ],
 )
 def test_bad_files_are_refused_with_place_and_remedy(
@@ -353,22 +346,6 @@ def test_a_file_may_have_its_own_kernel_costs(tmp_path: Path) -> None:
     assert mine.value("kernel.null_syscall_ns") == shipped.value("kernel.null_syscall_ns")
     assert "kernel.wake_to_run_ns" in shipped.costs.notes
     assert "kernel.wake_to_run_ns" not in mine.costs.notes, "that remark is about another number"
-
-
-def test_a_file_has_all_or_none_of_the_idle_states_for_all_machines(tmp_path: Path) -> None:
-    text = (FOLDER / "laptop-8c.toml").read_text(encoding="utf-8")
-    shipped = topology.load("laptop-8c")
-    assert shipped.value("idle.c6_exit_ns") > shipped.value("idle.c1_exit_ns") > 0
-    assert "idle" in shipped.costs.notes
-    own = (
-        '[idle]\nc1_exit_ns = { value = 7, spread = 0, confidence = "H", source = "C2C" }\n'
-        'c1_residency_ns = { value = 8, spread = 0, confidence = "H", source = "C2C" }\n'
-    )
-    file = tmp_path / "mine.toml"
-    file.write_text(text.replace("[notes]", own + "\n[notes]"), encoding="utf-8")
-    mine = topology.load(file)
-    assert (mine.value("idle.c1_exit_ns"), mine.value("idle.c6_exit_ns")) == (7, 0)
-    assert "idle" not in mine.costs.notes, "that remark is about other states"
 
 
 def test_an_absent_number_is_0_and_an_unknown_one_an_error() -> None:

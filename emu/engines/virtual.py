@@ -66,8 +66,6 @@ def cost_model(machine: Topology, tasks: int) -> _core.CostModel:
         smt_ps=ps("c2c.smt_ns"),
         c2c_l3_ps=ps("c2c.l3_ns"),
         c2c_base_ps=ps("c2c.base_ns"),
-        c2c_spread_permille=round(1000 * machine.value("core.transfer_spread")),
-        pause_ps=ps("core.pause_ns"),
         atomic_ps=ps("atomic.uncontended_ns"),
         occupancy_ps=ps("atomic.contended_ns"),
         futex_wait_ps=ps("kernel.futex_wait_ns"),
@@ -80,14 +78,6 @@ def cost_model(machine: Topology, tasks: int) -> _core.CostModel:
         time_slice_ps=max(1, ps("kernel.time_slice_ns")),
         event_limit=_EVENT_LIMIT,
     )
-    # What the wake was measured with is the shallowest state: deeper ones add to it.
-    for name in topology.IDLE_STATES:
-        if residency_ps := ps(f"idle.{name}_residency_ns"):
-            state = model.idle_states[model.nr_idle_states]
-            state.empties = name in ("c3", "c6")
-            state.residency_ps = residency_ps
-            state.exit_ps = max(0, ps(f"idle.{name}_exit_ns") - ps("idle.c1_exit_ns"))
-            model.nr_idle_states += 1
     model.node_of_cpu = _array(machine.node_of_cpu[:cpus].tolist())
     # Numbered anew: of the whole machine only the first CPUs are there.
     for name, of_cpu in (("l3_of_cpu", machine.l3_of_cpu), ("core_of_cpu", machine.core_of_cpu)):

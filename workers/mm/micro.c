@@ -85,7 +85,7 @@ bool emu_line_ping_pong(struct emu_micro *micro, uint64_t *turn)
 			atomic_fetch_add_explicit(&pair->turn, 1, memory_order_acq_rel);
 			break;
 		}
-		emu_spin_hot(&pair->turn);
+		emu_spin_wait(&pair->turn);
 		seen = *turn;
 	}
 	*turn += 2;

@@ -122,15 +122,6 @@ EMU_EXPORT uint32_t emu_futex_wake(_Atomic uint32_t *word, uint32_t n);
  * there are more emulated than host CPUs. Virtual: the fiber is parked until somebody writes the line.
  */
 EMU_EXPORT void emu_spin_wait(const volatile void *addr);
-/* Likewise, of a loop without a pause, as measuring programs have: the line is fetched again as soon as it is written. */
-#ifdef EMU_MACHINE_NATIVE
-static inline void emu_spin_hot(const volatile void *addr)
-{
-	emu_spin_wait(addr);
-}
-#else
-EMU_EXPORT void emu_spin_hot(const volatile void *addr);
-#endif
 
 /*
  * Should the running task give up its CPU instead of spinning on? As in the kernel, ends optimistic spinning. Native:

@@ -439,11 +439,6 @@ void emu_spin_wait(const volatile void *addr)
 	me->stale = false;
 }
 
-void emu_spin_hot(const volatile void *addr)
-{
-	emu_spin_wait(addr);
-}
-
 void emu_futex_wait(_Atomic uint32_t *word, uint32_t expected)
 {
 	struct xcpu *me = x.me;

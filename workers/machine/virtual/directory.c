@@ -2,9 +2,7 @@
 /*
  * directory.c - an access to a line that the CPU does not have: where it comes from, what that takes, who is told.
  *
- * Looks and read-modify-writes are served in the order in which their requests reach the CPU that has the line, two
- * thirds of the way after they were sent (line_ask()): until then that CPU goes on as if nobody had asked. All else is
- * served in the order of its virtual time, in which the points of order come by themselves.
+ * Requests for a line are served in the order of their virtual time, in which the points of order come by themselves.
  * A request that finds the line on its way to another CPU waits until it is there, and pays the latency after that: so
  * does a lock that is handed on, or a compare-and-exchange that has to see what the other CPU made of the word. Copies
  * for readers leave the owner occupancy_ps apart and travel at the same time. Read-modify-writes that always succeed
@@ -15,8 +13,6 @@
  * stall their CPU. Stores leave through a store buffer of outstanding_stores entries.
  */
 #include "virtual.h"
-
-#include <string.h>
 
 static uint64_t leg(uint32_t from, uint32_t to)
 {
@@ -30,40 +26,6 @@ static uint64_t latency(const struct fiber *to, const struct fiber *from, uint32
 	if (to->l3 == from->l3)
 		return vm.cost.c2c_l3_ps;
 	return vm.cost.c2c_base_ps + leg(to->node, home) + leg(home, from->node) + leg(from->node, to->node);
-}
-
-/* Two of a transfer's three legs are the request's: to the home, and on to who has the line. */
-static uint64_t request_part(uint64_t latency_ps)
-{
-	return latency_ps - latency_ps / 3;
-}
-
-static uint64_t mix(uint64_t x)
-{
-	x = (x ^ (x >> 32)) * UINT64_C(0x9e3779b97f4a7c15);
-	x = (x ^ (x >> 29)) * UINT64_C(0xbf58476d1ce4e5b9);
-	return x ^ (x >> 32);
-}
-
-/*
- * A transfer's own latency: drawn evenly around that of its class, from the seed, the two CPUs, the line and how often
- * that was written. On a mesh it depends on where cores and the line's slice of the directory lie, and on who else is
- * on the way.
- */
-static uint64_t spread(uint64_t latency_ps, const struct fiber *a, const struct fiber *b, uint32_t line)
-{
-	uint32_t low = a->cpu < b->cpu ? a->cpu : b->cpu, high = a->cpu < b->cpu ? b->cpu : a->cpu;
-	uint64_t draw = mix(vm.seed ^ ((uint64_t)low << 48 | (uint64_t)high << 32 | line) ^
-			    mix(vm.lines[line].version)) >> 44;
-	uint64_t width = latency_ps * vm.cost.c2c_spread_permille / 1000;
-
-	return latency_ps - width + (2 * width * draw >> 20);
-}
-
-uint64_t pause_left(const struct fiber *f, uint32_t line)
-{
-	return (mix(vm.seed ^ ((uint64_t)f->nr << 32 | line) ^ mix(vm.lines[line].version + 1)) >> 44) *
-		       vm.cost.pause_ps >> 20;
 }
 
 static uint32_t home_of(uint32_t line)
@@ -99,12 +61,6 @@ static void to_front(struct fiber *f, uint32_t line, uint32_t way, uint64_t tag)
 	f->tags[set] = tag;
 }
 
-void caches_empty(struct fiber *f)
-{
-	memset(f->tags, 0, ((uint64_t)vm.set_mask + 1) * sizeof(*f->tags));
-	memset(f->older, 0, ((uint64_t)vm.set_mask + 1) * (WAYS - 1) * sizeof(*f->older));
-}
-
 /* A new tag: over an old version of the line if that is still there, else over what was used longest ago. */
 static void fill(struct fiber *f, uint32_t line, uint64_t tag)
 {
@@ -136,13 +92,12 @@ static void finish(uint64_t offset, enum emu_site_kind kind, const struct fiber 
 		vm.fiber->spent.transfers++;
 		vm.fiber->spent.remote_transfers += remote;
 		vm.node_transfers[vm.fiber->node * vm.cost.nr_nodes + from->node]++;
-	} else if (!wait_ps && !vm.asked_ps) {
+	} else if (!wait_ps) {
 		return;
 	}
-	site_count((uint32_t)(offset >> 6), kind, (uint32_t)offset & 63, from, vm.asked_ps + wait_ps);
+	site_count((uint32_t)(offset >> 6), kind, (uint32_t)offset & 63, from, wait_ps);
 	vm.fiber->spent.stall_ps += wait_ps;
 	vm.clock += wait_ps;
-	vm.asked_ps = 0;
 }
 
 static uint64_t later(uint64_t a, uint64_t b)
@@ -150,36 +105,10 @@ static uint64_t later(uint64_t a, uint64_t b)
 	return a > b ? a : b;
 }
 
-void line_ask(uint32_t line)
-{
-	struct fiber *f = vm.fiber;
-	const struct line *l = &vm.lines[line];
-	const struct fiber *owner = l->owner && l->owner != vm.cpu + 1 ? &vm.fibers[l->owner - 1] : NULL;
-	const struct fiber *sharer = l->sharer && l->sharer != vm.cpu + 1 ? &vm.fibers[l->sharer - 1] : NULL;
-	struct transit *t = &vm.transits[line];
-	uint64_t way_ps = 0;
-
-	if (owner && still_has(owner, line, tag_of(line, l)))
-		way_ps = latency(f, owner, home_of(line));
-	else if (sharer)
-		way_ps = latency(f, sharer, home_of(line));
-	if (!way_ps) {
-		sync_point(line, false);
-		return;
-	}
-	way_ps = request_part(way_ps);
-	vm.clock += way_ps;
-	t->asking++;
-	sync_point(line, false);
-	t->asking--;
-	vm.asked_ps = way_ps;
-	f->spent.stall_ps += way_ps;
-}
-
 /* A copy for a reader, from the owner or from memory. */
 static uint64_t copy(struct transit *t, uint64_t latency_ps)
 {
-	uint64_t start = later(vm.clock - vm.asked_ps, t->ready);
+	uint64_t start = later(vm.clock, t->ready);
 
 	if (t->served && start < t->served + vm.cost.occupancy_ps)
 		start = t->served + vm.cost.occupancy_ps;
@@ -214,13 +143,13 @@ void line_read(uint64_t offset)
 	if (f->l3_tags[l3_slot(line)] == tag) {
 		/* It may still be on its way here. */
 		if (owner && !l->sharer && owner->l3 == f->l3) {
-			done = copy(t, spread(latency(f, owner, home), f, owner, line));
+			done = copy(t, latency(f, owner, home));
 			from = owner;
 		} else {
 			done = later(later(t->ready, t->arrived), vm.clock + vm.cost.l3_hit_ps);
 		}
 	} else if (owner && still_has(owner, line, tag)) {
-		done = copy(t, spread(latency(f, owner, home), f, owner, line));
+		done = copy(t, latency(f, owner, home));
 		from = owner;
 	} else {
 		done = copy(t, vm.cost.dram_ps[f->node * vm.cost.nr_nodes + home]);
@@ -246,7 +175,7 @@ static uint64_t line_take(uint32_t line, bool any_order, const struct fiber **fr
 	struct fiber *f = vm.fiber, *owner, *sharer;
 	struct line *l = &vm.lines[line];
 	struct transit *t = &vm.transits[line];
-	uint64_t tag, cost = 0, asked_at, done;
+	uint64_t tag, cost = 0, done;
 	uint32_t way, home = home_of(line);
 	bool here;
 
@@ -264,7 +193,7 @@ static uint64_t line_take(uint32_t line, bool any_order, const struct fiber **fr
 		return vm.clock;
 	}
 	if (owner && still_has(owner, line, tag)) {
-		cost = spread(latency(f, owner, home), f, owner, line);
+		cost = latency(f, owner, home);
 		*from = owner;
 	} else if (!here) {
 		cost = vm.cost.dram_ps[f->node * vm.cost.nr_nodes + home];
@@ -273,19 +202,17 @@ static uint64_t line_take(uint32_t line, bool any_order, const struct fiber **fr
 		cost = vm.cost.l3_hit_ps;
 	}
 	if (sharer) {
-		uint64_t ps = spread(latency(f, sharer, home), f, sharer, line);
+		uint64_t ps = latency(f, sharer, home);
 
 		if (!cost)
 			*from = sharer;
 		if (cost < ps)
 			cost = ps;
 	}
-	asked_at = vm.clock - vm.asked_ps;
-	if (any_order && owner && t->ready > asked_at)
+	if (any_order && owner && t->ready > vm.clock)
 		done = t->ready + vm.cost.occupancy_ps;
 	else
-		done = later(asked_at, t->ready) + cost;
-	done = later(done, vm.clock);
+		done = later(vm.clock, t->ready) + cost;
 	t->ready = done;
 	if (unlikely(!++l->version))
 		l->version = 1;
@@ -293,8 +220,7 @@ static uint64_t line_take(uint32_t line, bool any_order, const struct fiber **fr
 	l->sharer = 0;
 	fill(f, line, tag_of(line, l));
 	if (unlikely(t->watchers))
-		/* Their copies go when the request has got to them, before the line has come back from there. */
-		fiber_wake_watchers(line, later(vm.clock, done - (cost - request_part(cost))));
+		fiber_wake_watchers(line, done);
 	return done;
 }
 

@@ -174,11 +174,7 @@ static inline __attribute__((always_inline)) void ordered_read(uint64_t offset)
 {
 	uint32_t line = line_of(offset);
 
-	if (has_line(line))
-		sync_point(line, true);
-	/* Not had, or lost to somebody earlier: asked for. */
-	if (!has_line(line))
-		line_ask(line);
+	sync_point(line, has_line(line));
 	read_line(offset);
 	watch(line);
 }
@@ -334,10 +330,7 @@ static inline __attribute__((always_inline)) void atomic_modify(const volatile v
 		return;
 	line = line_of(offset);
 	drain_stores();
-	if (is_mine(line))
-		sync_point(line, true);
-	if (!is_mine(line))
-		line_ask(line);
+	sync_point(line, is_mine(line));
 	tick();
 	vm.clock += vm.cost.atomic_ps;
 	if (unlikely(vm.clock >= vm.horizon) || !is_mine(line))

@@ -279,8 +279,6 @@ static int check(const struct emu_cost_model *m)
 	if (m->private_lines < WAYS || !m->l3_lines || !m->access_ps)
 		return emu_set_error(-EINVAL, "caches of %u and %u lines, accesses of %u ps: too little",
 				     m->private_lines, m->l3_lines, m->access_ps);
-	if (m->nr_idle_states > EMU_IDLE_STATES_MAX)
-		return emu_set_error(-EINVAL, "%u idle states, at most %u", m->nr_idle_states, EMU_IDLE_STATES_MAX);
 	if (!m->smt_speed_permille || m->smt_speed_permille > 1000 || !m->time_slice_ps)
 		return emu_set_error(-EINVAL, "two threads of a core at %u permille, slices of %llu ps: cannot be",
 				     m->smt_speed_permille, (unsigned long long)m->time_slice_ps);
@@ -318,7 +316,6 @@ int emu_virtual_config(const struct emu_cost_model *model)
 	vm.set_mask = (uint32_t)sets - 1;
 	vm.l3_mask = (1u << log2_below(model->l3_lines)) - 1;
 	vm.access_ps = model->access_ps;
-	vm.seed = emu_arena->config.seed;
 
 	vm.cost.node_of_cpu = keep_copy(model->node_of_cpu, model->nr_cpus);
 	vm.cost.l3_of_cpu = keep_copy(model->l3_of_cpu, model->nr_cpus);
@@ -374,11 +371,8 @@ int emu_virtual_config(const struct emu_cost_model *model)
 	}
 	for (uint32_t busy = 0; busy <= vm.threads; busy++)
 		vm.access_ps_of[busy] = on_busy_core(model->access_ps, busy);
-	for (uint32_t i = 0; i < model->nr_cpus; i++)
-		vm.queues[i].idles_ps = TICK_PS;
 	set_homes();
-	/* Of which a request's part is two thirds. */
-	vm.lookahead = shortest_way() - shortest_way() / 3;
+	vm.lookahead = shortest_way();
 	return 0;
 }
 

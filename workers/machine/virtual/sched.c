@@ -19,7 +19,6 @@
 #include <string.h>
 
 #define FUTEX_BUCKETS 1024u
-#define IDLE_MEMORY 8u /* idle times that a guess of the next remembers, as Linux' menu governor's */
 
 static struct {
 	struct fiber *first, *last;
@@ -352,9 +351,6 @@ void fiber_wake_watchers(uint32_t line, uint64_t when)
 		}
 		if (f->clock < when)
 			f->clock = when;
-		/* Spin loops pause between two looks, and the write falls anywhere in the pause. */
-		if (!f->spins_hot)
-			f->clock += pause_left(f, line);
 		vm.busy[f->core]++;
 		sched_push(f);
 	}
@@ -376,7 +372,7 @@ static void set_timer(struct run_queue *queue)
 	heap_up(vm.heap_size++, queue_key(queue->slice_end, f->nr));
 }
 
-static void spin(const volatile void *addr, bool hot)
+void emu_spin_wait(const volatile void *addr)
 {
 	struct fiber *f = vm.fiber;
 	uint64_t offset = (uintptr_t)addr - vm.base, start = vm.clock;
@@ -393,9 +389,8 @@ static void spin(const volatile void *addr, bool hot)
 	for (uint32_t i = 0; i < f->nr_watches; i++) {
 		if (vm.lines[f->watches[i].line].version != f->watches[i].version) {
 			/* Written since it was looked at: look again. */
-			/* The pause has passed while the first look's line was on its way. */
-			vm.clock += vm.access_ps;
 			f->nr_watches = 0;
+			vm.clock += vm.access_ps;
 			return;
 		}
 	}
@@ -410,7 +405,6 @@ static void spin(const volatile void *addr, bool hot)
 		vm.transits[w->line].watchers = id;
 	}
 	f->state = FIBER_PARKED;
-	f->spins_hot = hot;
 	vm.busy[f->core]--;
 	if (vm.shared)
 		set_timer(&vm.queues[f->cpu]);
@@ -420,16 +414,6 @@ static void spin(const volatile void *addr, bool hot)
 	unwatch(f);
 	if (unlikely(vm.clock >= vm.slice_end))
 		slice_over();
-}
-
-void emu_spin_wait(const volatile void *addr)
-{
-	spin(addr, false);
-}
-
-void emu_spin_hot(const volatile void *addr)
-{
-	spin(addr, true);
 }
 
 /*
@@ -477,33 +461,11 @@ static void pass_on(void)
 	run_on(queue, next);
 }
 
-/*
- * An idle CPU is woken: how much later it is back than from the shallowest state. Which state it was put in follows from
- * how long it used to be idle, as a kernel guesses; a core is in none that is deeper than the shallowest while another of
- * its threads works.
- */
-static uint64_t leave_idle(struct run_queue *queue, struct fiber *f)
-{
-	uint64_t idle_ps = vm.clock > queue->free ? vm.clock - queue->free : 0, guess_ps = queue->idles_ps;
-	const struct emu_idle_state *state = NULL;
-
-	queue->idles_ps = guess_ps - guess_ps / IDLE_MEMORY + idle_ps / IDLE_MEMORY;
-	for (uint32_t i = 0; i < vm.cost.nr_idle_states; i++)
-		if (vm.cost.idle_states[i].residency_ps <= guess_ps)
-			state = &vm.cost.idle_states[i];
-	if (!state || vm.busy[f->core])
-		return 0;
-	if (state->empties)
-		caches_empty(f);
-	/* exit_ps is that of a wake while the state is being entered, which must come to its end first. */
-	return state->exit_ps / 2 + (idle_ps < state->exit_ps / 2 ? state->exit_ps / 2 - idle_ps : 0);
-}
-
 /* Somebody has woken a task; it runs no earlier than its CPU had switched away from it. */
 static void wake(struct fiber *f)
 {
 	struct run_queue *queue = &vm.queues[f->cpu];
-	uint64_t when = vm.clock > f->clock ? vm.clock : f->clock, ready;
+	uint64_t when = vm.clock > f->clock ? vm.clock : f->clock;
 
 	f->queued_ps = 0;
 	if (queue->running) {
@@ -512,9 +474,8 @@ static void wake(struct fiber *f)
 			set_timer(queue);
 		return;
 	}
-	ready = vm.clock + vm.cost.wake_to_run_ps + leave_idle(queue, f);
-	if (f->clock < ready)
-		f->clock = ready;
+	if (f->clock < vm.clock + vm.cost.wake_to_run_ps)
+		f->clock = vm.clock + vm.cost.wake_to_run_ps;
 	if (f->clock < queue->free)
 		f->clock = queue->free;
 	vm.busy[f->core]++;
@@ -737,8 +698,7 @@ int emu_virtual_run(void (*fn)(void *arg), void *arg)
 	vm.nr_done = 0;
 	vm.heap_size = 0;
 	vm.accesses_limit = cost->event_limit ? vm.accesses + cost->event_limit : UINT64_MAX;
-	for (uint32_t i = 0; i < cost->nr_cpus; i++)
-		vm.queues[i] = (struct run_queue){ .idles_ps = vm.queues[i].idles_ps };
+	memset(vm.queues, 0, cost->nr_cpus * sizeof(*vm.queues));
 	memset(vm.busy, 0, cost->nr_cpus * sizeof(*vm.busy));
 	for (uint32_t i = 0; i < vm.nr_tasks; i++) {
 		struct fiber *f = &vm.fibers[i];

@@ -37,7 +37,6 @@
 #define TIME_BITS 47 /* CPU numbers take the other bits of a queue key, but one to spare */
 #define HORIZON_PS UINT64_C(100000000)
 #define SMT_MAX 16u
-#define TICK_PS UINT64_C(4000000000) /* what a kernel guesses of a CPU that has had nothing to do: until the next tick */
 #define CLOCK_LOOKS 10000000u /* at one time, after which a loop is taken to wait for the clock */
 #define SMT_STEP_PS UINT64_C(20000000) /* computing looks this often whether the core's other threads do */
 
@@ -52,8 +51,7 @@ struct line {
 struct transit {
 	uint64_t ready;	  /* when the owner has the line */
 	uint64_t served;  /* when the last copy left */
-	uint64_t arrived : TIME_BITS; /* when the last copy arrives */
-	uint64_t asking : 17;	      /* requests that are on their way to it */
+	uint64_t arrived; /* when the last copy arrives */
 	uint32_t watchers; /* the first parked CPU's watch: an id, as in struct watch */
 	uint16_t lock_class; /* of a lock in the line; 0: none was ever taken */
 	uint16_t object;     /* in sites.c; 0: not looked up yet */
@@ -85,7 +83,6 @@ struct fiber {
 	uint32_t cpu, nr; /* its CPU, its own number */
 	enum fiber_state state;
 	uint32_t nr_watches;
-	bool spins_hot;	      /* while parked: in a loop without a pause */
 	uint32_t preempt_off; /* while it does not run */
 	uint32_t core;
 	uint64_t store_done; /* when all its stores so far are through */
@@ -116,7 +113,6 @@ struct run_queue {
 	struct fiber *first, *last;
 	uint64_t slice_end; /* when the running task may have to go; UINT64_MAX: it has been told to */
 	uint64_t free;	    /* since when it has been idle */
-	uint64_t idles_ps;  /* how long it is idle at a time, of late */
 	bool resched;	    /* the running task must go as soon as it may be preempted */
 	bool timer;	    /* slice_end is in the queue of events, since the running task is parked */
 };
@@ -142,12 +138,10 @@ struct vm {
 	uint64_t top_key; /* of the first in the queue, UINT64_MAX: empty */
 	uint64_t trace_hash;
 	uint64_t syncs;
-	uint64_t lookahead; /* the shortest way of a request between two CPUs */
-	uint64_t asked_ps;  /* how long the request for the line that is to be accessed has been under way */
+	uint64_t lookahead; /* the shortest way of a line between two CPUs */
 
 	struct emu_cost_model cost;
 	uint64_t full_span;
-	uint64_t seed;
 	uint32_t l3_mask;
 	uint32_t nr_l3;
 	uint16_t *home; /* [page of the modelled part] */
@@ -229,13 +223,7 @@ void slice_waited(uint64_t offset, enum emu_site_kind kind, uint64_t start_ns);
  * access_ps already.
  */
 void line_read(uint64_t offset);
-/* Sends a request for a line; returns when it is there and all before it has been done. Then comes the access. */
-void line_ask(uint32_t line);
 void line_store(uint64_t offset);
-/* A CPU's own caches lose all; what of it the L3 had stays there. */
-void caches_empty(struct fiber *f);
-/* How much of its spin loop's pause a CPU has before it when the line that it watches is written. */
-uint64_t pause_left(const struct fiber *f, uint32_t line);
 /* any_order: the operation is one of many that the hardware may serve in the order it likes. */
 void line_modify(uint64_t offset, bool any_order);
 
@@ -268,14 +256,17 @@ static inline uint32_t l3_slot(uint32_t line)
 /*
  * All that others did before this CPU's now has been done when this returns. If the CPU has the line, as the access
  * needs it, then all that could have reached it by now: what another CPU begins takes a way of vm.lookahead at least,
- * and until it is here the line can be used. Requests for the line that are under way come in their turn, though.
+ * and until it is here the line can be used. Who waited for the line to come here is already on its way, though.
  */
 static inline __attribute__((always_inline)) void sync_point(uint32_t line, bool has)
 {
 	vm.syncs++;
-	if (queue_key(vm.clock, vm.nr) > vm.top_key &&
-	    (!has || vm.clock >= (vm.top_key >> 16) + vm.lookahead || vm.transits[line].asking))
-		sched_yield_to_first();
+	if (queue_key(vm.clock, vm.nr) > vm.top_key) {
+		uint64_t first = vm.top_key >> 16;
+
+		if (!has || vm.clock >= first + vm.lookahead || first <= vm.transits[line].ready)
+			sched_yield_to_first();
+	}
 	/* FNV-like: order matters. */
 	vm.trace_hash = (vm.trace_hash ^ (vm.clock + ((uint64_t)vm.nr << 48) + line)) * UINT64_C(0x100000001b3);
 	if (unlikely(vm.nr_events < vm.max_events))
