@@ -89,7 +89,7 @@ repeats = 1
 
 [matrix]
 rmap = ["single", "dynamic"]
-topology = "generic:sockets=1,nodes=1,cores=2"
+topology = "host"
 cpus = [2]
 """
 

@@ -47,7 +47,8 @@ SEEN = {
     "trylock-waits": r"deadlock: CPU \d+ waits in trylock walk of \S+ \(.*rwsem_down_read_slow",
     "unlocked-change": r"CPU \d+: a walk of \S+ met page \d of process \d+ \d times \(an? ",
     "walks-what-it-got": r"CPU \d+: a trylock walk of pages? \S+ of \S+ missed the VMA of",
-    "faults-unlocked": r"CPU \d+: (a mixture of two mappings|after a fault for \w+ the page table)",
+    "faults-unlocked": r"CPU \d+: (a mixture of two mappings|after a fault for \w+ the page table|"
+    r"a fault in a region comes to -\d)",
     "forks-unlocked": r"CPU \d+: of a mapping of CPU \d+ the child has one half",
     "frees-nodes-early": r"CPU \d+: a fault in a mapping (of page|that nobody)|wild pointer",
     "leaks-processes": r"the arena leaks \d+ objects",

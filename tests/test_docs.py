@@ -29,6 +29,7 @@ NOT_RUN = {
     "make test": "is what runs this",
     "make bench": "takes minutes, and measures",
     "emu calibrate": "measures this machine for half a minute; tests/test_calibrate.py",
+    "emu live": "shows what runs at that moment; tests/test_live.py",
     "emu check  ": "all designs in a minute; tests/test_explore.py",
 }
 # What a command gets on top, after its own options, so that it is as shown and takes a second.
@@ -71,7 +72,8 @@ def mentioned(path: Path) -> list[str]:
     inline = re.findall(r"`(emu [a-z][^`]*)`", text)
     console = re.findall(r"^\$ (emu .*)$", text, flags=re.MULTILINE)
     lines = [*shown(path), *console, *inline]
-    each = [part.strip() for line in lines for part in re.split(r"[;|]\s", line)]
+    # What stands behind -- is another's command.
+    each = [part.strip() for line in lines for part in re.split(r"[;|]\s", line.split(" -- ")[0])]
     return [line for line in each if line.startswith("emu ")]
 
 

@@ -41,6 +41,31 @@ static void read_only(void)
 	rcu_read_unlock();
 }
 
+/* More than may wait: the loop in emu_rcu_quiescent() ends once every task has spoken, each for itself. */
+static void free_many(void *arg)
+{
+	(void)arg;
+	emu_rcu_online();
+	for (uint32_t i = 0; i < 4 * EMU_RCU_BACKLOG; i++) {
+		emu_free_rcu(object_new());
+		emu_rcu_quiescent();
+	}
+	emu_rcu_idle();
+}
+
+static void tasks_of_one_cpu_speak_for_themselves(void)
+{
+	static const struct shape shape = { .sockets = 1, .nodes = 1, .l3 = 1, .cores = 1, .smt = 1 };
+
+	machine_share(&shape, 1, 3, 1);
+	ASSERT(!emu_virtual_run(free_many, NULL), "%s", emu_error());
+	for (uint32_t i = 0; i < 3; i++)
+		ASSERT(emu_rcu->cpus[i].freed >= 3 * EMU_RCU_BACKLOG, "task %u freed %llu", i,
+		       (unsigned long long)emu_rcu->cpus[i].freed);
+	emu_cpu_attach(0);
+	emu_rcu_drain();
+}
+
 /* Sections of many CPUs at once move no line, but for each CPU's first copy of what it reads. */
 static void sections_share_nothing(void)
 {
@@ -56,6 +81,7 @@ int main(void)
 	TEST(nothing_is_freed_under_a_reader);
 	TEST(a_grace_period_waits_for_a_section_and_for_no_sleeper);
 	TEST(a_broken_grace_period_is_seen);
+	TEST(tasks_of_one_cpu_speak_for_themselves);
 	TEST(sections_share_nothing);
 	return test_report();
 }

@@ -101,7 +101,7 @@ EMU_EXPORT void emu_rcu_drain(void);
 /* The CPU is in no section: between system calls. */
 static inline void emu_rcu_quiescent(void)
 {
-	struct emu_rcu_cpu *cpu = &emu_rcu->cpus[current->cpu];
+	struct emu_rcu_cpu *cpu = &emu_rcu->cpus[current->nr];
 	uint64_t seen = atomic_load_explicit(&cpu->seen, memory_order_relaxed);
 
 	EMU_ASSERT(!current->rcu_nesting, "a system call ends inside %u read-side sections", current->rcu_nesting);
