@@ -25,6 +25,7 @@ from emu import record as recorder
 from emu import validate as validation
 from emu import workload as workloads
 from emu._version import __version__
+from emu.cli_options import StoreOption
 from emu.comparison import LAYOUTS, side
 from emu.comparison import compare as compare_sides
 from emu.coordinator import StopFlag
@@ -194,10 +195,7 @@ def run(
             help=f"What of the measured phase is traced, as 2ms+500us.  Default: {DEFAULT_WINDOW}",
         ),
     ] = None,
-    store: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Where runs are kept.  Default: the user's data folder"),
-    ] = None,
+    store: StoreOption = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Begin anew where a run could be gone on with.")
     ] = False,
@@ -305,10 +303,7 @@ def show(
         bool,
         typer.Option("--config", help="Print the experiment as TOML, complete."),
     ] = False,
-    store: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Where runs are kept.  Default: the user's data folder"),
-    ] = None,
+    store: StoreOption = None,
 ) -> None:
     """Show the table of a stored run again."""
     result = Store(store).load(name)
@@ -324,10 +319,7 @@ def show(
 
 @app.command(epilog="Example: emu runs")
 def runs(
-    store: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Where runs are kept.  Default: the user's data folder"),
-    ] = None,
+    store: StoreOption = None,
 ) -> None:
     """List the stored runs, oldest first."""
     rows = [("run", "experiment", "engines", "cells", "failed", "status")]
@@ -340,10 +332,7 @@ def runs(
 @app.command(epilog="Example: emu rm 20260131-235959")
 def rm(
     names: Annotated[list[str], typer.Argument(metavar="RUN...", help="As emu runs lists them.")],
-    store: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Where runs are kept.  Default: the user's data folder"),
-    ] = None,
+    store: StoreOption = None,
 ) -> None:
     """Remove stored runs."""
     where = Store(store)
@@ -368,10 +357,7 @@ def export(
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Where to.  Default: stdout"),
     ] = None,
-    store: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Where runs are kept.  Default: the user's data folder"),
-    ] = None,
+    store: StoreOption = None,
 ) -> None:
     """Write a stored run for other programs."""
     if form not in EXPORTS:
@@ -410,10 +396,7 @@ def compare(
             "~: no difference.",
         ),
     ] = LAYOUTS[0],
-    store: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Where runs are kept.  Default: the user's data folder"),
-    ] = None,
+    store: StoreOption = None,
 ) -> None:
     """Compare two runs, or two designs of one: by how much, and is it more than chance?"""
     if layout not in LAYOUTS:
@@ -459,10 +442,7 @@ def report(
             "latency:operation=fork,cpus=64.  Default: the first",
         ),
     ] = None,
-    store: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Where runs are kept.  Default: the user's data folder"),
-    ] = None,
+    store: StoreOption = None,
 ) -> None:
     """Write a stored run as a page, for a mail, or in the layout of another tool.
 

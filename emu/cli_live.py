@@ -6,7 +6,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from emu.cli_options import StoreOption
 from emu.errors import EmuError
 from emu.live import PERIOD_S, CellState, Inside, Snapshot, Watcher
 from emu.results import KIND
@@ -38,10 +38,7 @@ def live(
         str | None,
         typer.Argument(metavar="[RUN]", help="Id, its beginning, or last.  Default: what runs now"),
     ] = None,
-    store: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Where runs are kept.  Default: the user's data folder"),
-    ] = None,
+    store: StoreOption = None,
 ) -> None:
     """Watch a run that goes on in another terminal: cells, throughput by node, waiting, locks.
 

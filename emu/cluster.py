@@ -201,23 +201,7 @@ def _at_home(order: Order, directory: Path) -> tuple[Experiment, Cell]:
 
 def failed_result(cell: Cell, error: str) -> CellResult:
     """Of a cell that brought nothing back."""
-    from emu.results import Host, Memory
-
-    return CellResult(
-        rmap=cell.rmap,
-        mm=cell.mm,
-        topology=cell.topology,
-        cpus=cell.cpus,
-        workload=cell.workload,
-        engine=cell.engine,
-        seed=cell.seed,
-        repeat=cell.repeat,
-        status="failed",
-        error=error,
-        latency_ns={},
-        memory=Memory(),
-        host=Host(),
-    )
+    return CellResult.of(cell, status="failed", error=error)
 
 
 # ---- here ----

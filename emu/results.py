@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -22,6 +22,9 @@ from numpy.typing import NDArray
 
 from emu.errors import InputError
 from emu.files import MIB, read_bytes
+
+if TYPE_CHECKING:
+    from emu.experiment import Cell
 
 KIND = {"native": "measured", "virtual": "predicted"}
 """What the figures of an engine are."""
@@ -228,6 +231,22 @@ class CellResult(msgspec.Struct, kw_only=True):
     memory: Memory
     host: Host
     phases: list[Phase] = []
+
+    @classmethod
+    def of(cls, cell: Cell, **known: Any) -> CellResult:
+        """The result of a cell, as far as it is ``known``; without operations so far."""
+        empty: dict[str, Any] = {"latency_ns": {}, "memory": Memory(), "host": Host()}
+        return cls(
+            rmap=cell.rmap,
+            mm=cell.mm,
+            topology=cell.topology,
+            cpus=cell.cpus,
+            workload=cell.workload,
+            engine=cell.engine,
+            seed=cell.seed,
+            repeat=cell.repeat,
+            **(empty | known),
+        )
 
     @property
     def ok(self) -> bool:

@@ -10,9 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import typer.main
@@ -48,16 +46,11 @@ os.execv(sys.executable, [sys.executable, "-m", "emu", *words, *shorter.get(key,
 """
 
 
-def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
-    below = getattr(command, "commands", None)
-    if below is None:
-        yield " ".join(path), command
-        return
-    for name, child in below.items():
-        yield from commands(child, (*path, name))
-
-
-COMMANDS = dict(commands(typer.main.get_command(app)))
+MANUAL = runpy.run_path(str(ROOT / "docs" / "manual.py"))
+COMMANDS = {
+    name.removeprefix("emu "): command
+    for name, command in MANUAL["commands"](typer.main.get_command(app))
+}
 
 
 def shown(path: Path) -> list[str]:
@@ -85,9 +78,8 @@ def test_help_of_every_command_has_an_example_of_it(name: str) -> None:
 
 
 def test_the_man_page_says_what_the_commands_say() -> None:
-    manual = runpy.run_path(str(ROOT / "docs" / "manual.py"))
-    assert manual["PAGE"].read_text() == manual["page"](), "out of date: make man"
-    assert f"mm\\-emu {__version__}" in manual["page"]()
+    assert MANUAL["PAGE"].read_text() == MANUAL["page"](), "out of date: make man"
+    assert f"mm\\-emu {__version__}" in MANUAL["page"]()
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)

@@ -210,7 +210,7 @@ def test_machines_that_differ_are_named() -> None:
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Run:
     store = tmp_path_factory.mktemp("store") / "s"
-    options: dict[str, Any] = {"engine": "virtual", "cpus": "1,64", "duration": "2ms"}
+    options: dict[str, Any] = {"engine": "virtual", "cpus": "1,64", "duration": "1ms"}
     return package.run(
         rmap="single,numa-locks,outer-inner:shards=64,by=cpu", repeats=4, store=store, **options
     )
@@ -220,7 +220,7 @@ def test_compare_of_the_same_seed_and_of_two_designs(real: Run, tmp_path: Path) 
     file = tmp_path / "run.json"
     file.write_bytes(real.to_json())
     again = tmp_path / "again.json"
-    options = ("--engine", "virtual", "--cpus", "1,64", "--duration", "2ms", "--repeats", "4")
+    options = ("--engine", "virtual", "--cpus", "1,64", "--duration", "1ms", "--repeats", "4")
     designs = ("--rmap", "single,numa-locks,outer-inner:shards=64,by=cpu")
     assert emu("run", *options, *designs, "--json", str(again)).returncode == 0
     for layout in LAYOUTS:

@@ -31,7 +31,6 @@ from emu.histogram import Histogram
 from emu.live import Inside
 from emu.results import (
     CellResult,
-    Host,
     Latency,
     Lock,
     Memory,
@@ -193,22 +192,13 @@ class NativeEngine:
     ) -> tuple[CellResult, bool]:
         """Run a cell: its result, and whether it makes sense to go on with others."""
         plan = self._plan(cell, stop)
-        result = CellResult(
-            rmap=cell.rmap,
-            mm=cell.mm,
-            topology=cell.topology,
-            cpus=cell.cpus,
-            workload=cell.workload,
-            engine=cell.engine,
-            seed=cell.seed,
-            repeat=cell.repeat,
+        result = CellResult.of(
+            cell,
             status="ok",
             oversubscribed=plan.oversubscribed,
             note=self._note(cell, plan),
             numa_penalty=plan.penalty_ns is not None,
             latency_ns={op: Latency() for op in _core.LAT_NAMES},
-            memory=Memory(),
-            host=Host(),
         )
         began = time.monotonic()
         go_on = True

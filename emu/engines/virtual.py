@@ -29,7 +29,7 @@ from emu.errors import EmuError, InputError
 from emu.experiment import Cell, Experiment
 from emu.live import Inside
 from emu.report import trace
-from emu.results import ByCpu, CellResult, Host, Latency, Line, Memory, Wait, find_bottleneck
+from emu.results import ByCpu, CellResult, Latency, Line, Wait, find_bottleneck
 from emu.topology import MAX_CPUS, Topology
 
 _EVENT_LIMIT = 20_000_000_000
@@ -204,22 +204,13 @@ class VirtualEngine:
     def start(self, cell: Cell) -> VirtualJob:
         """Start a cell in a process of its own."""
         plan, machine = self._plan(cell), self._topologies[cell.topology]
-        result = CellResult(
-            rmap=cell.rmap,
-            mm=cell.mm,
-            topology=cell.topology,
-            cpus=cell.cpus,
-            workload=cell.workload,
-            engine=cell.engine,
-            seed=cell.seed,
-            repeat=cell.repeat,
+        result = CellResult.of(
+            cell,
             status="ok",
             oversubscribed=plan.oversubscribed,
             note="A modelled machine: its costs are the topology's, not this host's."
             + (f" {cell.cpus} tasks shared {plan.nr_hw_cpus} CPUs." if plan.oversubscribed else ""),
             latency_ns={op: Latency() for op in _core.LAT_NAMES},
-            memory=Memory(),
-            host=Host(),
         )
         child: Child[_Ran | Inside] = coordinator.Child(
             run_cell, plan, machine, self.trace, self.watched, talks=True

@@ -125,15 +125,20 @@ static void hold_and_free(void)
 		next_step(1);
 		await_step(2);
 		emu_free_rcu(atomic_exchange(&rcu_shared->object, NULL));
-		for (uint32_t i = 0; i < 100; i++)
+		/* As long as the others need to come to their sleep, if it is to be seen that CPU 1 does not count. */
+		for (uint32_t i = 0; reader_breaks_the_rule ? !emu_rcu->cpus[0].freed : i < 100; i++) {
+			emu_compute(1000);
 			emu_rcu_quiescent();
+		}
 		ASSERT(!emu_rcu->cpus[0].freed == !reader_breaks_the_rule, "freed: %llu",
 		       (unsigned long long)emu_rcu->cpus[0].freed);
 		next_step(3);
 		await_step(4);
-		for (uint32_t i = 0; i < 100 && !emu_rcu->cpus[0].freed; i++)
+		while (!emu_rcu->cpus[0].freed) {
+			emu_compute(1000);
 			emu_rcu_quiescent();
-		ASSERT(emu_rcu->cpus[0].freed == 1, "not freed although nobody is in a section");
+		}
+		ASSERT(emu_rcu->cpus[0].freed == 1, "%llu freed of 1", (unsigned long long)emu_rcu->cpus[0].freed);
 		atomic_store(&rcu_shared->word, 1);
 		emu_futex_wake(&rcu_shared->word, CPUS);
 		return;

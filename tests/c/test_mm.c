@@ -34,7 +34,11 @@
 enum { FILE_ANCHOR, FILE_CHURN, NR_FILES };
 enum { LIST_FORK, LIST_EXIT, LIST_EXEC, LIST_IMAGE, NR_LISTS };
 
+#ifdef EMU_TEST_THREADS
+static uint32_t calls_per_cpu = 2500; /* under the thread sanitizer each takes some ten times as long */
+#else
 static uint32_t calls_per_cpu = 8000;
+#endif
 static const char *mm_design = "mmap-sem-rbtree";
 static void *arena_base;
 static bool refuses_walks; /* the design under test, for the anchor */

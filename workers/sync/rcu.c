@@ -32,13 +32,6 @@ void emu_rcu_init(struct emu_rcu *rcu, uint32_t nr_cpus)
 	emu_rcu = rcu;
 }
 
-void emu_rcu_online(void)
-{
-	/* Acquire: see above. A number that is out of date only makes others wait longer. */
-	atomic_exchange_explicit(&this_cpu()->seen, atomic_load_explicit(&emu_rcu->started, memory_order_acquire),
-				 memory_order_acq_rel);
-}
-
 void emu_rcu_idle(void)
 {
 	EMU_ASSERT(!current->rcu_nesting, "a CPU sleeps or ends inside %u read-side sections", current->rcu_nesting);
@@ -52,12 +45,6 @@ uint64_t emu_rcu_sleep(void)
 	if (was)
 		emu_rcu_idle();
 	return was;
-}
-
-void emu_rcu_wake(uint64_t was)
-{
-	if (was)
-		emu_rcu_online();
 }
 
 /* Is the CPU through grace period n? */
@@ -76,6 +63,24 @@ static void say(struct emu_rcu_cpu *cpu)
 
 	if (atomic_load_explicit(&cpu->seen, memory_order_relaxed) != started)
 		atomic_store_explicit(&cpu->seen, started, memory_order_release);
+}
+
+void emu_rcu_online(void)
+{
+	/*
+	 * No longer idle first, the number afterwards: grace periods that find this CPU idle meanwhile would leave the
+	 * number behind, and emu_free_rcu() would count from there. Acquire: see above.
+	 */
+	emu_preempt_disable();
+	atomic_exchange_explicit(&this_cpu()->seen, 1, memory_order_acq_rel);
+	say(this_cpu());
+	emu_preempt_enable();
+}
+
+void emu_rcu_wake(uint64_t was)
+{
+	if (was)
+		emu_rcu_online();
 }
 
 /* Begins and ends grace periods as far as the CPUs let, until `target` is over. One CPU at a time; nobody waits. */
@@ -115,17 +120,18 @@ static void free_first(struct emu_rcu_cpu *cpu)
 	emu_free(bag);
 }
 
-/* Frees what may be freed by now. */
+/* Frees what may be freed by now. Preempted, it would keep others from driving, and say() what is out of date. */
 static void advance(struct emu_rcu_cpu *cpu)
 {
+	emu_preempt_disable();
 	/* Idle: nobody waits for this CPU, and it has nothing to say. */
 	if (atomic_load_explicit(&cpu->seen, memory_order_relaxed))
 		say(cpu);
-	if (!cpu->first)
-		return;
-	drive(cpu, cpu->first->target);
+	if (cpu->first)
+		drive(cpu, cpu->first->target);
 	while (cpu->first && cpu->first->target <= atomic_load_explicit(&emu_rcu->done, memory_order_acquire))
 		free_first(cpu);
+	emu_preempt_enable();
 }
 
 void emu_rcu_quiescent_slow(struct emu_rcu_cpu *cpu)

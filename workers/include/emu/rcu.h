@@ -12,11 +12,11 @@
  *   - What is freed was unlinked before by the caller, so that sections which begin later do not find it.
  *   - The memory comes back to the allocator of the CPU that called emu_free_rcu().
  *
- * How: a CPU says that it is in no section, between two system calls and when it goes to sleep, by copying the number of
- * the latest grace period to a word of its own (quiescent-state-based RCU). Grace period n is over when every CPU has
- * said n or more, or is idle. What a CPU frees while it has said n waits for the end of n + 2: n + 1 may have begun before,
- * but cannot end until this CPU has spoken again, so n + 2 begins later than the unlinking. Nobody has to run for
- * that: who frees memory looks after grace periods at its own quiescent points.
+ * How: a CPU says that it is in no section, between two system calls and when it goes to sleep (a virtual one also when
+ * it is preempted), by copying the number of the latest grace period to a word of its own (quiescent-state-based RCU).
+ * Grace period n is over when every CPU has said n or more, or is idle. What a CPU frees while it has said n waits for the
+ * end of n + 2: n + 1 may have begun before, but cannot end until this CPU has spoken again, so n + 2 begins later than
+ * the unlinking. Nobody has to run for that: who frees memory looks after grace periods at its own quiescent points.
  */
 #ifndef EMU_RCU_H
 #define EMU_RCU_H

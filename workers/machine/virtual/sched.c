@@ -486,14 +486,16 @@ static void preempt(void)
 {
 	struct run_queue *queue = &vm.queues[vm.cpu];
 	struct fiber *f = vm.fiber;
-	uint64_t start, stall_ps;
+	uint64_t start, stall_ps, rcu;
 
 	drain_stores();
 	start = vm.clock;
 	stall_ps = f->spent.stall_ps;
-	/* Nothing but this store and the switch, whatever time it is: until it is back the slice is no matter. */
+	/* Nothing but these stores and the switch, whatever time it is: until it is back the slice is no matter. */
 	queue->slice_end = UINT64_MAX;
 	set_horizon();
+	/* As in the kernel, a context switch outside read-side sections is a quiescent state. */
+	rcu = f->task->rcu_nesting ? 0 : emu_rcu_sleep();
 	machine_store(&f->task->on_cpu, 0);
 	drain_stores();
 	vm.clock += vm.cost.context_switch_ps;
@@ -501,6 +503,7 @@ static void preempt(void)
 	pass_on();
 	block();
 	machine_store(&f->task->on_cpu, 1);
+	emu_rcu_wake(rcu);
 	f->nr_watches = 0;
 	f->spent.runqueue_ps += vm.clock - start;
 	f->spent.stall_ps = stall_ps;
