@@ -153,7 +153,7 @@ def acquired(plan: Plan, times: int) -> dict[str, dict[str, int]]:
                         core.lock_stats(cpu)[:] = 0
                         core.cpu_attach(cpu)
                         assert core.list_run(number) is None
-                for lock in coordinator._gather_locks(core, cpus):
+                for lock in coordinator.totals._gather_locks(core, cpus):
                     sums[lock.name] = sums.get(lock.name, 0) + int(lock.total["acquired"])
             found[f"{place} {work.list_names[number]}"] = sums
         # Compares every line with the number of uses.

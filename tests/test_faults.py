@@ -186,9 +186,9 @@ def test_a_compiler_that_hangs_goes_with_its_children(
         f"#!/bin/sh\nsleep 61.25{1 + stopped} & {'kill -STOP $$' if stopped else 'wait'}\n"
     )
     tool.chmod(0o755)
-    monkeypatch.setattr(coordinator, "_COMPILE_S", 0.5)
+    monkeypatch.setattr(coordinator.tools, "_COMPILE_S", 0.5)
     with pytest.raises(InputError, match="was not done after"):
-        coordinator._compile(str(tool), tmp_path / "mine.c", [], tmp_path)
+        coordinator.tools._compile(str(tool), tmp_path / "mine.c", [], tmp_path)
     wait_until(lambda: not running(f"sleep 61.25{1 + stopped}"), LIMIT_S)
 
 
@@ -208,7 +208,7 @@ def test_threads_that_run_out_are_an_error_before_zeromq_needs_them(
 
     monkeypatch.setattr(threading.Thread, "start", none_left)
     with pytest.raises(InputError, match=r"no process can be started \(.*ulimit -u"):
-        coordinator._expect_threads(2)
+        coordinator.workers._expect_threads(2)
 
 
 def test_no_deadline_goes_by_the_wall_clock() -> None:
@@ -256,7 +256,7 @@ def with_first(text: str, old: str, new: str) -> str:
 def test_a_design_that_hangs_is_named(
     single: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coordinator, "_HANG_S", 1.5)
+    monkeypatch.setattr(coordinator.workers, "HANG_S", 1.5)
     sleep = "static _Atomic uint32_t never;\n\n\tfor (;;)\n\t\temu_futex_wait(&never, 0);"
     run = run_design(with_first(single, "down_write(&s->i_mmap_rwsem);", sleep), tmp_path)
     (cell,) = run.cells

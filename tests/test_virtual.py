@@ -68,7 +68,7 @@ def run_once(plan: Plan) -> dict[str, Any]:
                     core.cpu_attach(cpu)
                     assert core.list_run(number) is None
             locks: dict[tuple[str, str | None, str], int] = {}
-            for lock in coordinator._gather_locks(core, cpus):
+            for lock in coordinator.totals._gather_locks(core, cpus):
                 for site, stat in lock.sites.items():
                     locks[lock.name, lock.file, site] = int(stat["acquired"])
             maps = []
@@ -192,7 +192,7 @@ def test_more_tasks_than_cpus_share_them() -> None:
 
 
 def test_the_threads_of_a_core_are_slower_together(tmp_path: Path) -> None:
-    text = (topology._folder() / "laptop-8c.toml").read_text()
+    text = (topology.files.folder() / "laptop-8c.toml").read_text()
     rates = []
     for speed in ("1", "0.6"):
         own = f'smt_speed = {{ value = {speed}, spread = 0, confidence = "H", source = "C2C" }}'
