@@ -70,6 +70,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -191,7 +192,7 @@ CALL_DTYPE = np.dtype(
 # ---- calls and their text ----
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Call:
     """One call of a program. Addresses, lengths and offsets in bytes."""
 
@@ -299,54 +300,57 @@ def parse_call(text: str) -> Call:
     if len(arguments) != len(names):
         right = f"{op}({', '.join(names)})"
         raise CallError(f"{op} with {len(arguments)} argument(s); it is {right}")
-    call = Call(op)
+    # Programs have up to a million calls: each is made once, not copied for every argument.
+    values: dict[str, Any] = {}
     for name, value in zip(names, arguments, strict=True):
-        call = _with_argument(call, name, value)
+        values |= _argument(name, value)
     if result is not None:
-        call = _with_result(call, result)
+        values |= _result(op, result)
+    call = Call(op, **values)
     _check_call(call)
     return call
 
 
-def _with_argument(call: Call, name: str, value: str) -> Call:
+def _argument(name: str, value: str) -> dict[str, Any]:
+    """Fields of Call."""
     match name:
         case "addr":
             base, _, more = (part.strip() for part in value.partition("+"))
             if base == "last":
-                return replace(call, addr=_number(more or "0", name), stride=None)
+                return {"addr": _number(more or "0", name), "stride": None}
             addr = 0 if base == "NULL" else _number(base, name)
             if not more:
-                return replace(call, addr=addr)
+                return {"addr": addr}
             if not more.startswith("cpu*"):
                 raise CallError(f"addr is '{value}'; write it like 0x10000+cpu*0x1000 or last+4096")
-            return replace(call, addr=addr, stride=_number(more[4:], name))
+            return {"addr": addr, "stride": _number(more[4:], name)}
         case "length":
             if value.startswith("cpus*"):
-                return replace(call, length=_number(value[5:], name), times=True)
-            return replace(call, length=_number(value, name))
+                return {"length": _number(value[5:], name), "times": True}
+            return {"length": _number(value, name)}
         case "offset":
-            return replace(call, offset=_number(value, name))
+            return {"offset": _number(value, name)}
         case "prot":
-            return replace(call, prot=_bits(value, PROT, ("PROT_NONE",)))
+            return {"prot": _prot(value)}
         case "flags":
-            return replace(call, flags=_bits(value, FLAGS, IGNORED_FLAGS))
+            return {"flags": _flags(value)}
         case "time":
-            return replace(call, work_ns=parse_time(value))
+            return {"work_ns": parse_time(value)}
         case _:
             if name == "file" and value == "-1":
-                return call
+                return {}
             if not re.fullmatch(NAME_PATTERN, value, re.ASCII):
                 raise CallError(f"'{value}' is no name of {_a(name)}")
-            return replace(call, name=value)
+            return {"name": value}
 
 
-def _with_result(call: Call, result: str) -> Call:
-    if call.op in ("mmap", "brk"):
-        return replace(call, expect=_number(result, "the result"))
-    if call.op not in ("munmap", "mprotect") or result != "0":
-        right = "= 0 or nothing" if call.op in ("munmap", "mprotect") else "nothing"
-        raise CallError(f"{call.op} is followed by {right}, not '= {result}'")
-    return call
+def _result(op: str, result: str) -> dict[str, Any]:
+    if op in ("mmap", "brk"):
+        return {"expect": _number(result, "the result")}
+    if op not in ("munmap", "mprotect") or result != "0":
+        right = "= 0 or nothing" if op in ("munmap", "mprotect") else "nothing"
+        raise CallError(f"{op} is followed by {right}, not '= {result}'")
+    return {}
 
 
 NAME_PATTERN = r"[\w\[./+][\w.+@:/\-\[\]]*"
@@ -361,6 +365,16 @@ def _number(text: str, what: str) -> int:
     if not re.fullmatch(r"0x[0-9a-fA-F]{1,16}|0|[1-9]\d{0,19}", text, re.ASCII):
         raise CallError(f"{what} is '{text}'; it must be a number like 4096 or 0x1000")
     return int(text, 0)
+
+
+@lru_cache(maxsize=256)
+def _prot(text: str) -> int:
+    return _bits(text, PROT, ("PROT_NONE",))
+
+
+@lru_cache(maxsize=256)
+def _flags(text: str) -> int:
+    return _bits(text, FLAGS, IGNORED_FLAGS)
 
 
 def _bits(text: str, table: Mapping[str, int], without_effect: Iterable[str]) -> int:
@@ -509,6 +523,32 @@ class Workload:
     def counting_phase(self) -> str:
         """The phase whose operations are the run's: the first that is recorded."""
         return next(phase.name for phase in self.phases if phase.record)
+
+    @property
+    def most_vmas(self) -> int:
+        """How many VMAs a CPU's processes may have at once, waiting ones included."""
+        most, loaded = self._list_vmas(self.load_list, 0)
+        return max(most, *(self._list_vmas(phase.list, loaded)[0] for phase in self.phases))
+
+    def _list_vmas(self, number: int, own: int) -> tuple[int, int]:
+        """How many at most, and the process's at the end; each call may leave one more."""
+        waiting, most = 0, own
+        parents: list[int] = []
+        calls = self.lists[number]
+        for op, arg in zip(calls["op"].tolist(), calls["arg"].tolist(), strict=True):
+            match OPS[op]:
+                case "mmap" | "munmap" | "mprotect" | "brk":
+                    own += 1
+                case "exec":
+                    own = len(self.lists[arg])
+                case "fork":
+                    parents.append(own)
+                    waiting += own
+                case "exit" if parents:
+                    own = parents.pop()
+                    waiting -= own
+            most = max(most, own + waiting)
+        return most, own
 
     @property
     def page_table_bytes(self) -> int:
@@ -902,7 +942,8 @@ class _Reader:
         elif call.op not in WITHOUT_PROCESS:
             kind = "fault" if call.op == "fault_next" else call.op
             kind = kind if kind in _WORK_KEYS else "call"
-            call = replace(call, work_ns=self.work_ns.get(kind, 0))
+            if work_ns := self.work_ns.get(kind, 0):
+                call = replace(call, work_ns=work_ns)
         if call.op == "exec":
             if call.name not in self.images:
                 raise CallError(
@@ -924,31 +965,34 @@ class _Reader:
         return call
 
     def encode(self, section: str, calls: Sequence[Call]) -> NDArray[np.void]:
-        array = np.zeros(len(calls), dtype=CALL_DTYPE)
-        for entry, call in zip(array, calls, strict=True):
-            arg = -1
+        is_image = section.startswith("image.")
+        of_call = lru_cache(maxsize=4096)(self.uses.of_call)
+        rows: list[tuple[int, ...]] = []
+        for call in calls:
+            arg, flags, length, work_ns = -1, call.flags, call.length, call.work_ns
             if call.op == "exec":
                 arg = self.list_numbers[f"image.{call.name}"]
             elif call.op == "mmap" and call.name:
                 arg = self.file_numbers[call.name]
-            expect = NO_EXPECT if call.expect is None else call.expect
-            entry["op"], entry["prot"], entry["flags"] = OPS.index(call.op), call.prot, call.flags
-            entry["arg"], entry["addr"], entry["len"] = arg, call.addr, call.length
-            entry["offset"], entry["expect"], entry["work_ns"] = call.offset, expect, call.work_ns
             if call.op in ("exec", "fork") or (call.op == "mmap" and call.name):
-                entry["flags"] |= TOUCH_FLAGS[self.touch]
-            entry["stride"] = NO_EXPECT if call.stride is None else call.stride
-            entry["times"] = call.times
+                flags |= TOUCH_FLAGS[self.touch]
             if call.op == "pace":
-                entry["len"], entry["work_ns"] = call.work_ns, 0
-            first, number, alone_ns = self.uses.of_call(_background_ops(call), arg)
-            entry["first_use"], entry["nr_uses"] = first, number
+                length, work_ns = work_ns, 0
+            first, number, alone_ns = of_call(_background_ops(call), arg)
             self.alone_ns[section] = self.alone_ns.get(section, 0.0) + alone_ns
             if call.op == "exec":
                 alone_ns += self.alone_ns[f"image.{call.name}"]
-            if not section.startswith("image."):
-                entry["work_ns"] = max(0, int(entry["work_ns"]) - round(alone_ns))
-        return _read_only(array)
+            if not is_image:
+                work_ns = max(0, work_ns - round(alone_ns))
+            rows.append(
+                (
+                    *(OPS.index(call.op), call.prot, flags, arg, call.addr, length, call.offset),
+                    *(NO_EXPECT if call.expect is None else call.expect, work_ns),
+                    *(NO_EXPECT if call.stride is None else call.stride, call.times),
+                    *(first, number, 0),
+                )
+            )
+        return _read_only(np.array(rows, dtype=CALL_DTYPE))
 
     def check_brk(self, lists: Mapping[str, Sequence[Call]]) -> None:
         """A heap begins in one place, and every image has one if any program calls brk."""

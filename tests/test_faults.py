@@ -158,19 +158,50 @@ def test_what_a_killed_coordinator_leaves_goes_with_the_next_run() -> None:
     assert not any(path.exists() for path in mine)
 
 
+def strike_a_virtual_cell(rmap: str, number: signal.Signals) -> str:
+    """What a run says whose first cell was struck."""
+    options = ("--rmap", rmap, "--cpus", "64", "--duration", "2s", "--jobs", "1")
+    process = start("run", "--engine", "virtual", *options)
+
+    def cell() -> int | None:
+        """What was before it, the rehearsal, took no time."""
+        for pid in children(process.pid):
+            with contextlib.suppress(OSError):
+                if cpu_ticks(pid) > 20:
+                    return pid
+        return None
+
+    wait_until(lambda: cell() or process.poll() is not None)
+    victim = cell()
+    assert victim is not None
+    since = time.monotonic()
+    os.kill(victim, number)
+    _, err = end(process, since)
+    assert process.returncode == 1
+    return err
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_a_virtual_cell_that_is_killed_twice_is_not_tried_for_ever() -> None:
+    """As it is by the kernel, each time, where memory does not suffice."""
+    assert "SIGKILL" in strike_a_virtual_cell("single", signal.SIGKILL)
+    (run,) = Store().ids()
+    assert Store().missing(run) == {0}
+    err = strike_a_virtual_cell("single", signal.SIGKILL)
+    assert Store().ids() == [run]
+    assert Store().missing(run) == set()
+    (cell,) = emu.load("last").cells
+    assert cell.error is not None
+    assert cell.error in err
+    words = r"SIGKILL, for the second time, so .*single.*64.* not tried again; .* need [\d,]+ MiB"
+    assert re.search(words, cell.error)
+
+
 @pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_virtual_cell_that_is_killed_or_stopped_ends_the_run(number: signal.Signals) -> None:
-    options = ("--rmap", "single,btree", "--cpus", "64", "--duration", "2s", "--jobs", "1")
-    process = start("run", "--engine", "virtual", *options)
+    err = strike_a_virtual_cell("single,btree", number)
     cells = Store()
-    wait_until(lambda: (cells.ids() and children(process.pid)) or process.poll() is not None)
-    (child,) = children(process.pid)
-    wait_until(lambda: cpu_ticks(child) > 20)
-    since = time.monotonic()
-    os.kill(child, number)
-    _, err = end(process, since)
-    assert process.returncode == 1
     assert number.name in err
     assert err.count("\n") == 1
     assert emu.load("last").run.status == "stopped"

@@ -16,7 +16,7 @@ The only package that starts processes, but for those that `emu record` and `emu
 from __future__ import annotations
 
 from emu.coordinator.cell import run
-from emu.coordinator.plan import DesignFile, Plan, arena_overhead, set_up
+from emu.coordinator.plan import VMA_BYTES, DesignFile, Plan, arena_needed, set_up
 from emu.coordinator.processes import Child, first_ready, in_child, on_cpus, run_apart
 from emu.coordinator.rehearsal import rehearse
 from emu.coordinator.stop import CellFailed, Deadline, Interrupted, StopFlag
@@ -31,6 +31,7 @@ from emu.coordinator.totals import (
 )
 
 __all__ = [
+    "VMA_BYTES",
     "CellFailed",
     "CellTotals",
     "Child",
@@ -42,7 +43,7 @@ __all__ = [
     "Plan",
     "StopFlag",
     "WalkerTotals",
-    "arena_overhead",
+    "arena_needed",
     "commit_of",
     "compile_design",
     "count_calls",

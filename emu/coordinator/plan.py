@@ -9,9 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emu import _core
-from emu.arena import Arena
+from emu.arena import MIB, Arena
 from emu.errors import InputError
 from emu.workload import WALKER_KINDS, Workload
+
+_CPU_HEAP_BYTES = 2 * MIB
+"""Arena for a CPU's first slabs of each size."""
+VMA_BYTES = 512
+"""Arena for a VMA: the struct and its share of a slab and of trees, and a spare."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,11 @@ def _config(plan: Plan, *, strict: bool = False) -> _core.Config:
     )
 
 
-def arena_overhead(plan: Plan) -> int:
-    """Bytes that the plan's arena needs before the mm allocates anything. Loads the machine."""
-    config = _config(plan)
-    return int(_core.load(plan.machine).arena_overhead(ctypes.byref(config)))
+def arena_needed(plan: Plan) -> int:
+    """Bytes of an arena in which the plan's programs have room. Loads the machine."""
+    cpus, config = len(plan.node_of_cpu), _config(plan)
+    # Every call of a list may leave a VMA or two, and processes may wait for their children.
+    calls = sum(len(each) for each in plan.workload.lists)
+    heap = cpus * (_CPU_HEAP_BYTES + 4 * calls * VMA_BYTES + plan.workload.page_table_bytes)
+    overhead = int(_core.load(plan.machine).arena_overhead(ctypes.byref(config)))
+    return overhead + heap + plan.nr_nodes * MIB

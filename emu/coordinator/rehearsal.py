@@ -13,13 +13,14 @@ import multiprocess
 
 from emu import _core
 from emu.arena import MIB, Arena
-from emu.coordinator.plan import Plan, set_up
+from emu.coordinator.plan import Plan, arena_needed, set_up
 from emu.coordinator.processes import FORK, no_process, start
 from emu.coordinator.stop import HANG_S, StopFlag
 from emu.errors import EmuError, InputError
 from emu.workers import cpu as worker
 
 _REHEARSAL_BYTES = 256 * MIB
+"""At least: the design may be one that needs much."""
 
 
 def rehearse(plan: Plan, stop: StopFlag) -> None:
@@ -74,7 +75,7 @@ def _rehearse_alone(plan: Plan) -> str | None:
     """The first thing that goes wrong, in one line."""
     core, workload = _core.load(plan.machine), plan.workload
     alone = replace(plan, node_of_cpu=plan.node_of_cpu[:1], nr_hw_cpus=0, host_node_of_node=None)
-    with Arena.anonymous(_REHEARSAL_BYTES) as arena:
+    with Arena.anonymous(max(_REHEARSAL_BYTES, arena_needed(alone))) as arena:
         set_up(core, alone, arena, strict=True)
         core.cpu_attach(0)
         order = [workload.load_list, *(phase.list for phase in workload.phases)]

@@ -114,6 +114,8 @@ def _check_meaning(machine: Machine, path: Path) -> None:
     for key, cost in numbers.items():
         if not math.isfinite(cost.value) or (cost.value == 0 and not key.startswith("c2c.per_")):
             raise InputError(f"{path}: {key}.value is {cost.value:g}; it must be a number above 0")
+        if cost.value > (most := _most(key)):
+            raise InputError(f"{path}: {key}.value is {cost.value:g}; at most {most:g}")
         if key == "core.smt_speed" and cost.value > 1:
             raise InputError(
                 f"{path}: {key}.value is {cost.value:g}; at most 1, one thread's speed"
@@ -152,6 +154,17 @@ def _check_meaning(machine: Machine, path: Path) -> None:
             raise InputError(
                 f"{path}: [notes] has '{key}', which is no number or section{nearest(key, places)}"
             )
+
+
+def _most(key: str) -> float:
+    """What a machine's number may be: no real one comes near, and the engines' words hold it."""
+    if key.startswith(("clock.", "slit.", "measured.")):
+        return 1e12
+    if key.endswith("_kib"):
+        return 2**26
+    if key == "kernel.work_scale":
+        return 1000
+    return 1e9 if key == "kernel.time_slice_ns" else 2e6
 
 
 def _needed(machine: Machine, path: Path) -> dict[str, str]:

@@ -248,8 +248,9 @@ int emu_list_add(const struct emu_call *calls, uint32_t n)
 		    (calls[i].op == EMU_CALL_MMAP && calls[i].arg >= (int32_t)emu_nr_file_names()) ||
 		    (calls[i].op == EMU_CALL_PACE && !calls[i].len) ||
 		    calls[i].first_use > arena->nr_uses || calls[i].nr_uses > arena->nr_uses - calls[i].first_use ||
+		    /* An image comes before what it is used in: no list runs itself. */
 		    (calls[i].op == EMU_CALL_EXEC &&
-		     (calls[i].arg < 0 || calls[i].arg >= (int32_t)arena->config.nr_lists)))
+		     (calls[i].arg < 0 || calls[i].arg >= (int32_t)arena->nr_lists)))
 			return emu_set_error(-EINVAL, "call %u: operation %u with argument %d", i, calls[i].op,
 					     calls[i].arg);
 	for (uint32_t i = 0; i < n; i++)

@@ -5,6 +5,7 @@
 #define _GNU_SOURCE
 #include "internal.h"
 #include "../../mm/internal.h"
+#include "schedule.h"
 
 #include <dlfcn.h>
 #include <errno.h>
@@ -196,29 +197,6 @@ static void setup(void)
 	rcu_begin();
 }
 
-/* "a5b2c" */
-static int parse(const char *text, uint8_t *to, uint32_t max)
-{
-	uint32_t n = 0;
-
-	while (*text) {
-		uint32_t value = (uint32_t)(*text - 'a'), times = 1;
-		char *end = (char *)text + 1;
-
-		if (value > 25)
-			return emu_set_error(
-				-EINVAL, "a schedule is made of letters and numbers, as a5b2c; '%.8s' is not", text);
-		if (*end >= '0' && *end <= '9')
-			times = (uint32_t)strtoul(text + 1, &end, 10);
-		if (times > max - n)
-			return emu_set_error(-EINVAL, "a schedule of more than %u decisions", max);
-		memset(to + n, (int)value, times);
-		n += times;
-		text = end;
-	}
-	return (int)n;
-}
-
 int emu_explore_schedule(char *buf, size_t size)
 {
 	char word[16];
@@ -286,7 +264,7 @@ int emu_explore_start(const struct emu_explore_config *c)
 	oracle_wrap();
 	is_started = true;
 	if (c->policy == EMU_POLICY_REPLAY) {
-		n = parse(c->replay ? c->replay : "", found, DECISIONS_MAX);
+		n = schedule_parse(c->replay ? c->replay : "", found, DECISIONS_MAX);
 		if (n < 0)
 			return n;
 		nr_found = (uint32_t)n;
