@@ -17,8 +17,8 @@ A program is a list of system calls, one string each, written as strace writes t
       "mmap(NULL, 4096, PROT_READ|PROT_WRITE, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0)",
       "fault(last+0, 4096, PROT_WRITE)",      # last: where this CPU's latest mapping is
       "pass()",                               # hands that to the next CPU, gets one from before
-      "dontneed(0x10000+cpu*4096, 4096)",     # cpu*: so much further on each CPU
-      "fault(0x10000, cpus*4096)",            # cpus*: so many bytes for each CPU of the machine
+      "dontneed(0x10000+cpu*4096, 4096)",     # cpu*: so much further for each task
+      "fault(0x10000, cpus*4096)",            # cpus*: so many bytes for each task
       "fault_next(0x10000, cpus*4096)",       # the next page that is not there; after the last one,
                                               # all are given back by dontneed, and so on
       "fork()",                               # from here on the child runs ...

@@ -518,7 +518,7 @@ int emu_phase_body(void)
 	do {
 		uint64_t start_ns = emu_clock_ns();
 
-		err = emu_program_run(cpu->task.cpu ? arena->phase_list : arena->phase_first, arena->phase_record,
+		err = emu_program_run(cpu->task.nr ? arena->phase_list : arena->phase_first, arena->phase_record,
 				      &failed);
 		if (err)
 			break;

@@ -96,8 +96,9 @@ void emu_compute(uint64_t ns)
 	work_sink = work_loop((uint64_t)((double)ns * host.loops_per_ns));
 }
 
-void emu_tlb_flush(const _Atomic uint64_t *cpus, uint32_t nr_bits)
+void emu_tlb_flush(const struct mm_struct *mm, const _Atomic uint64_t *cpus, uint32_t nr_bits)
 {
+	(void)mm;
 	(void)cpus;
 	(void)nr_bits;
 }

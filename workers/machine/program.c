@@ -417,7 +417,7 @@ static int64_t run_micro(struct emu_cpu *cpu, uint32_t op)
 	return 0;
 }
 
-/* share_mm: one more thread of CPU 0's process, as soon as there is one. */
+/* share_mm: one more thread of task 0's process, as soon as there is one. */
 static int64_t join_process(void)
 {
 	struct emu_arena *arena = emu_arena;
@@ -425,7 +425,7 @@ static int64_t join_process(void)
 	while (!atomic_load_explicit(&arena->shared_ready, memory_order_acquire))
 		emu_futex_wait(&arena->shared_ready, 0);
 	if (!arena->shared_mm)
-		return emu_set_error(-ESRCH, "CPU 0 has not made the process that all CPUs share");
+		return emu_set_error(-ESRCH, "CPU 0 has not made the process that all threads share");
 	mmget(arena->shared_mm);
 	switch_mm(arena->shared_mm);
 	return 0;
@@ -438,24 +438,24 @@ static int64_t exec(const struct emu_call *call, const struct emu_call *end, boo
 
 	if (!arena->config.share_mm || !emu_this_cpu()->in_phase)
 		return load_elf_binary(call, end, strict);
-	if (current->cpu)
+	if (current->nr)
 		return join_process();
 	ret = load_elf_binary(call, end, strict);
 	arena->shared_mm = ret ? NULL : current->mm;
 	atomic_store_explicit(&arena->shared_ready, 1, memory_order_release);
-	emu_futex_wake(&arena->shared_ready, emu_nr_cpus());
+	emu_futex_wake(&arena->shared_ready, emu_nr_tasks());
 	return ret;
 }
 
-/* The call with this CPU's addresses. False: it is about the latest mapping, and there is none. */
+/* The call with this task's addresses. False: it is about the latest mapping, and there is none. */
 static bool resolve(struct emu_call *call)
 {
 	struct emu_cpu *cpu = emu_this_cpu();
 
 	if (call->times)
-		call->len *= emu_nr_cpus();
+		call->len *= emu_nr_tasks();
 	if (call->stride != EMU_FROM_LAST)
-		call->addr += call->stride * cpu->task.cpu;
+		call->addr += call->stride * cpu->task.nr;
 	else if (cpu->last_mmap)
 		call->addr += cpu->last_mmap;
 	else

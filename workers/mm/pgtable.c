@@ -332,7 +332,7 @@ EMU_NOINLINE void flush_tlb_range(struct mm_struct *mm, uint64_t start, uint64_t
 	EMU_CALL_SITE();
 
 	if (!mm->tables_know_cpus) {
-		emu_tlb_flush(mm->cpumask, emu_nr_cpus());
+		emu_tlb_flush(mm, mm->cpumask, emu_nr_cpus());
 		return;
 	}
 	for (uint64_t at = start, next; at < end; at = next) {
@@ -341,7 +341,7 @@ EMU_NOINLINE void flush_tlb_range(struct mm_struct *mm, uint64_t start, uint64_t
 		if (!table)
 			continue;
 		next = (at | (EMU_PMD_SIZE - 1)) + 1;
-		emu_tlb_flush(table->cpus, EMU_PT_CPU_BITS);
+		emu_tlb_flush(mm, table->cpus, EMU_PT_CPU_BITS);
 	}
 }
 

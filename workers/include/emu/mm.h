@@ -134,7 +134,7 @@ struct mm_struct {
 	/* The mm design's: index and lock. */
 	__cacheline_aligned unsigned char index[EMU_MM_SLOT];
 
-	/* CPUs that may have translations of it: a bit each. Set and cleared by the CPU itself. */
+	/* CPUs that may have translations of it: a bit each. Set by the CPU itself, and cleared unless tasks share it. */
 	__cacheline_aligned _Atomic uint64_t cpumask[];
 };
 

@@ -365,8 +365,9 @@ void emu_compute(uint64_t ns)
 }
 
 /* No TLB is modelled, and no time. */
-void emu_tlb_flush(const _Atomic uint64_t *cpus, uint32_t nr_bits)
+void emu_tlb_flush(const struct mm_struct *mm, const _Atomic uint64_t *cpus, uint32_t nr_bits)
 {
+	(void)mm;
 	(void)cpus;
 	(void)nr_bits;
 }

@@ -635,7 +635,7 @@ uint32_t emu_futex_wake(_Atomic uint32_t *word, uint32_t n)
  * Interrupts
  */
 
-void emu_tlb_flush(const _Atomic uint64_t *cpus, uint32_t nr_bits)
+void emu_tlb_flush(const struct mm_struct *mm, const _Atomic uint64_t *cpus, uint32_t nr_bits)
 {
 	const struct emu_cost_model *cost = &vm.cost;
 	uint64_t taken_ps = cost->ipi_round_trip_ps - cost->ipi_send_ps;
@@ -644,13 +644,13 @@ void emu_tlb_flush(const _Atomic uint64_t *cpus, uint32_t nr_bits)
 	if (!vm.span)
 		return;
 	for (uint32_t i = 0; i < cost->nr_cpus; i++) {
-		struct fiber *f = &vm.fibers[i];
+		struct fiber *f = vm.queues[i].running;
 		uint32_t bit = i % nr_bits;
 
 		if (i == vm.cpu || !(atomic_load_explicit(&cpus[bit / 64], memory_order_relaxed) >> bit % 64 & 1))
 			continue;
-		/* Who sleeps is idle, and looks at what it missed when it wakes. */
-		if (f->state != FIBER_READY && f->state != FIBER_PARKED)
+		/* Who sleeps or waits for the CPU looks at what it missed when it is back. */
+		if (!f || f->task->mm != mm)
 			continue;
 		f->stolen += taken_ps;
 		sent++;
