@@ -46,6 +46,8 @@ _STEPS = {"virtual": 40, "native": 100}
 _SHARED_CPUS, _SHORT_SLICE_PS = 5, 1_000_000
 """Of mm designs, every other seed on the virtual engine: so few CPUs for as many threads, and time
 slices short enough to end anywhere."""
+_COLD_PERMILLE, _READ_NS = 500, 10_000
+"""Of mm designs: so many faults in the second file sleep for their page, and so long."""
 _QUIET_TIMES = 32
 _ABOUT_WALKS = ("walk", "fork-order", "atomic", "trylock")
 _CHUNK = 25
@@ -471,6 +473,8 @@ def _run_seed(
     core.arena_format(arena.base, arena.size, ctypes.byref(config))
     for name in _FILES:
         core.file_add(name.encode(), _PAGES)
+    if kind == "mm":
+        core.file_cold(1, _COLD_PERMILLE, _READ_NS)
     core.boot()
     suite.begin(number, rule.number - 1, _STEPS[core.machine])
     lines = None

@@ -672,7 +672,9 @@ def set_up(core: _core.Core, plan: Plan, arena: Arena, *, strict: bool = False) 
     shared = len(workload.files) - workload.private_files
     for number, (name, pages) in enumerate(workload.files):
         for _ in range(1 if number < shared else len(plan.node_of_cpu)):
-            core.file_add(os.fsencode(name), pages)
+            file = core.file_add(os.fsencode(name), pages)
+            if workload.cold_permille:
+                core.file_cold(file, workload.cold_permille, workload.read_ns)
     for add, table in (
         (core.background_add, workload.uses.entry_table()),
         (core.use_add, workload.uses.use_table()),

@@ -37,6 +37,10 @@ address that the real kernel returned; a replay checks it. Flags that mean nothi
     [work.OP]       the rest of the kernel and of user space, with its source: time to compute
                     inside each exec, fork or exit; (fault) inside each page fault that a program's
                     fault() or fault_next() makes; or (call) before every other call of a program
+    [cold]          a page cache that does not hold all: the share of the faults in files that find
+                    their page missing, and sleep, holding no lock, while it is read; the time of a
+                    read and its source. As if pages were evicted as fast as they are read; each
+                    fault reads for itself
     waiting         processes that each CPU's process leaves behind when it is loaded, forked from
                     one another: they keep their mappings and do nothing until the end
     load            the program that a CPU starts with; it leaves one process, or none where no
@@ -491,6 +495,10 @@ class Workload:
     """All CPUs are threads of one process."""
     touch: str = "none"
     walkers: tuple[Walker, ...] = ()
+    cold_permille: int = 0
+    """Of a thousand faults in files so many find their page missing in the page cache."""
+    read_ns: int = 0
+    """What a fault sleeps then."""
     private_files: int = 0
     """So many of the files, the last, are each CPU's own."""
     uses: background.Uses = field(default_factory=background.Uses)
@@ -592,6 +600,12 @@ class _Work(_Table, frozen=True):
     source: str
 
 
+class _Cold(_Table, frozen=True):
+    share: float
+    read: str
+    source: str
+
+
 class _Phase(_Table, frozen=True):
     name: str
     list: str
@@ -622,6 +636,7 @@ class _File(_Table, frozen=True):
     description: str = ""
     work_jitter: float = 0.1
     work: dict[str, Any] = {}
+    cold: dict[str, Any] = {}
     share: Literal["mm"] | None = None
     touch: Literal["none", "first", "all"] | None = None
     walker: list[Any] = []
@@ -723,6 +738,7 @@ class _Reader:
         if not self.isolate:
             self.read_background(file, self.pages[:shared])
         self.read_work(file.work)
+        cold_permille, read_ns = self.read_cold(file.cold)
         self.touch = file.touch or ("first" if file.walker else "none")
         if self.touch == "none" and file.walker:
             raise self.error("touch", 'walkers have nothing to do where touch is "none"', "touch")
@@ -771,6 +787,8 @@ class _Reader:
             share_mm=file.share == "mm",
             touch=self.touch,
             walkers=tuple(self.read_walkers(file.walker)),
+            cold_permille=cold_permille,
+            read_ns=read_ns,
             private_files=len(file.private_files),
             uses=self.uses,
         )
@@ -813,6 +831,19 @@ class _Reader:
                 self.work_ns[key] = parse_time(self.table(raw, _Work, f"[work.{key}]").time)
             except CallError as error:
                 raise self.error(f"[work.{key}] time", str(error)) from None
+
+    def read_cold(self, raw: dict[str, Any]) -> tuple[int, int]:
+        """(permille of faults, ns of a read)."""
+        if not raw:
+            return 0, 0
+        cold = self.table(raw, _Cold, "[cold]")
+        if not 0.001 <= cold.share <= 1:
+            what = f"{cold.share:g} is not between 0.001 and 1 (0.1: one fault in ten)"
+            raise self.error("[cold] share", what, "share")
+        try:
+            return round(cold.share * 1000), parse_time(cold.read)
+        except CallError as error:
+            raise self.error("[cold] read", str(error), "read") from None
 
     def read_walkers(self, raw_walkers: Sequence[object]) -> Iterator[Walker]:
         for number, raw in enumerate(raw_walkers):

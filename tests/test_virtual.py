@@ -233,6 +233,35 @@ def test_threads_do_the_same_calls_on_both_engines_however_they_share_cpus(tmp_p
             assert acquired == [30] * 3
 
 
+def test_a_fault_that_must_read_its_page_sleeps_without_a_lock(tmp_path: Path) -> None:
+    """One thread changes the address space while all others are asleep in faults nearly always."""
+    text = (workload._folder() / "fault-file.toml").read_text()
+    text = text.replace('unit = "fault"\n', 'unit = "fault"\nfirst = "writer"\n')
+    text += """
+[program.writer]
+calls = [
+  "mmap(NULL, 4096, PROT_READ|PROT_WRITE, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0)",
+  "munmap(last, 4096)",
+]
+
+[cold]
+share = 0.5
+read = "1ms"
+source = "none"
+"""
+    (tmp_path / "cold.toml").write_text(text)
+    arguments = (*SHARED, "--workload", str(tmp_path / "cold.toml"), "--mm", MM_DESIGNS)
+    for cell in cells_of(*arguments, "--rmap", "single", "--cpus", "4,8", "--duration", "20ms"):
+        assert cell["error"] is None
+        faults, munmaps = (cell["latency_ns"][op] for op in ("fault", "munmap"))
+        assert munmaps["count"] > 4000, cell["mm"]
+        # Half of them sleep, for a millisecond each.
+        threads = cell["cpus"] - 1
+        assert faults["count"] == pytest.approx(threads * 20 / 0.5, rel=0.3)
+        assert faults["p90"] == pytest.approx(1e6, rel=0.2)
+        assert cell["time_stack"]["asleep"] > 0.65
+
+
 def test_the_threads_of_a_core_are_slower_together(tmp_path: Path) -> None:
     text = (topology._folder() / "laptop-8c.toml").read_text()
     rates = []

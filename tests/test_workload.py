@@ -432,6 +432,28 @@ def test_calls_of_threads_that_cannot_be(text: str, what: str) -> None:
         workload.parse_call(text)
 
 
+def test_a_page_cache_may_lack_pages(tmp_path: Path) -> None:
+    shipped = workload.load("fault-file-cold")
+    assert (shipped.cold_permille, shipped.read_ns) == (100, 85_000)
+    assert workload.load("fault-file").cold_permille == 0
+    for line, what in (
+        ("share = 2.0", "[cold] share: 2 is not between 0.001 and 1"),
+        ("share = nan", "[cold] share: nan is not between"),
+        ('share = 0.1\nreed = "1us"', "[cold]: unknown key 'reed' (did you mean 'read'?)"),
+    ):
+        file = tmp_path / "cold.toml"
+        file.write_text(
+            f'base = "fault-file"\nname = "x"\n[cold]\n{line}\nread = "1us"\nsource = "x"'
+        )
+        with pytest.raises(InputError, match=re.escape(what)):
+            workload.load(file)
+    file.write_text(
+        'base = "fault-file"\nname = "x"\n[cold]\nshare = 1.0\nread = "1"\nsource = "x"'
+    )
+    with pytest.raises(InputError, match="is no time"):
+        workload.load(file)
+
+
 def test_threads_share_what_load_makes(tmp_path: Path) -> None:
     shipped = workload.load("mixed")
     (measured,) = [phase for phase in shipped.phases if phase.record]
@@ -486,6 +508,7 @@ def test_what_the_workloads_measure() -> None:
         "malloc-threads": [("iteration", "iteration", 1.0)],
         **{name: [(name, "iteration", 1.0)] for name in MICRO},
         **{name: [(name, "fault" if name in FAULTS else "iteration", 1.0)] for name in THREADS},
+        "fault-file-cold": [("fault-file", "fault", 1.0)],
     }
     ops = np.concatenate(workload.load("shell").lists[-2:-1])["op"].tolist()
     assert [ops.count(workload.OPS.index(op)) for op in ("exec", "fork", "exit")] == [3, 3, 3]

@@ -145,6 +145,19 @@ void emu_futex_wait(_Atomic uint32_t *word, uint32_t expected)
 	spins = 0;
 }
 
+void emu_sleep(uint64_t ns)
+{
+	struct timespec left = { (time_t)(ns / 1000000000), (long)(ns % 1000000000) };
+	struct task_struct *task = current;
+	uint64_t rcu = emu_rcu_sleep();
+
+	atomic_store_explicit(&task->on_cpu, 0, memory_order_relaxed);
+	while (nanosleep(&left, &left) && errno == EINTR)
+		;
+	atomic_store_explicit(&task->on_cpu, 1, memory_order_relaxed);
+	emu_rcu_wake(rcu);
+}
+
 uint32_t emu_futex_wake(_Atomic uint32_t *word, uint32_t n)
 {
 	long woken = syscall(SYS_futex, word, FUTEX_WAKE, n > INT_MAX ? INT_MAX : (int)n, NULL, NULL, 0);

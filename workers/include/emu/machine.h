@@ -151,6 +151,9 @@ EMU_EXPORT void emu_preempt_enable(void);
 /* Computes for about `ns` nanoseconds of CPU time (native: a calibrated loop, not a wait for the clock). */
 EMU_EXPORT void emu_compute(uint64_t ns);
 
+/* Off the CPU for so many nanoseconds at least, holding no lock: a device is at work. Outside sections of RCU. */
+EMU_EXPORT void emu_sleep(uint64_t ns);
+
 /* The waiting of this task since it last said so was for a lock of this class. For lock_stat_contended(). */
 #ifdef EMU_MACHINE_NATIVE
 static inline void emu_waited_for(uint32_t class_id)
