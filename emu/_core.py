@@ -50,6 +50,8 @@ CALL_NAMES = (
     "fault_next",
     "dontneed",
     "pass",
+    "clone",
+    "thread_exit",
     "work",
     "pace",
     "barrier",

@@ -16,6 +16,8 @@ A program is a list of system calls, one string each, written as strace writes t
                                               # the phase, all do
       "mmap(NULL, 4096, PROT_READ|PROT_WRITE, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0)",
       "fault(last+0, 4096, PROT_WRITE)",      # last: where this CPU's latest mapping is
+      "clone()",                              # a thread begins: the task goes on as that one ...
+      "thread_exit()",                        # ... and, when it has ended, as the one before
       "pass()",                               # hands that to the next CPU, gets one from before
       "dontneed(0x10000+cpu*4096, 4096)",     # cpu*: so much further for each task
       "fault(0x10000, cpus*4096)",            # cpus*: so many bytes for each task
@@ -35,8 +37,9 @@ address that the real kernel returned; a replay checks it. Flags that mean nothi
     [files]         name = size in pages
     [private_files] the same, but each CPU has a file of its own by that name
     [work.OP]       the rest of the kernel and of user space, with its source: time to compute
-                    inside each exec, fork or exit; (fault) inside each page fault that a program's
-                    fault() or fault_next() makes; or (call) before every other call of a program
+                    inside each exec, fork, exit, clone or thread_exit; (fault) inside each page
+                    fault that a program's fault() or fault_next() makes; or (call) before every
+                    other call of a program
     [cold]          a page cache that does not hold all: the share of the faults in files that find
                     their page missing, and sleep, holding no lock, while it is read; the time of a
                     read and its source. As if pages were evicted as fast as they are read; each
@@ -117,7 +120,7 @@ MICRO_OPS = (
 WITHOUT_PROCESS = ("work", "pace", "barrier", *MICRO_OPS)
 OPS = (
     *("exec", "fork", "exit", "mmap", "munmap", "mprotect", "brk"),
-    *("fault", "fault_next", "dontneed", "pass", *WITHOUT_PROCESS),
+    *("fault", "fault_next", "dontneed", "pass", "clone", "thread_exit", *WITHOUT_PROCESS),
 )
 """By the number of enum emu_call_op."""
 
@@ -159,6 +162,8 @@ _SIGNATURES = {
     "fault_next": ("addr", "length", "prot"),
     "dontneed": ("addr", "length"),
     "pass": (),
+    "clone": (),
+    "thread_exit": (),
     "barrier": (),
     "work": ("time",),
     "pace": ("time",),
@@ -646,7 +651,7 @@ class _File(_Table, frozen=True):
     background: list[Any] = []
 
 
-_WORK_KEYS = ("exec", "fork", "exit", "fault", "call")
+_WORK_KEYS = ("exec", "fork", "exit", "clone", "thread_exit", "fault", "call")
 _T = TypeVar("_T", bound=_Table)
 
 
@@ -790,7 +795,7 @@ class _Reader:
             cold_permille=cold_permille,
             read_ns=read_ns,
             private_files=len(file.private_files),
-            uses=self.uses,
+            uses=self.uses.used(),
         )
 
     def read_files(self, files: dict[str, Any], table: str) -> None:
@@ -820,7 +825,7 @@ class _Reader:
             kernel = background.read_kernel(_folder(), name, parse_time)
         own = background.read(file.background, str(self.path), parse_time)
         entries = background.merge(kernel, own, str(self.path))
-        self.uses = background.Uses(entries, shared_pages)
+        self.uses = background.Uses(entries, shared_pages, file.share == "mm")
 
     def read_work(self, work: dict[str, Any]) -> None:
         for key, raw in work.items():
@@ -903,9 +908,18 @@ class _Reader:
     def read_calls(self, section: str, texts: Sequence[str]) -> list[Call]:
         calls: list[Call] = []
         forks: list[int] = []
+        clones: list[int] = []
         for index, text in enumerate(texts):
             try:
                 call = self.in_context(section, parse_call(text))
+                if call.op == "clone":
+                    clones.append(index)
+                elif call.op == "thread_exit":
+                    if not clones:
+                        raise CallError("there is no clone() before it whose thread could end")
+                    clones.pop()
+                elif clones and call.op in ("exec", "fork", "exit"):
+                    raise CallError("not between clone() and thread_exit()")
                 if call.op == "fork":
                     forks.append(index)
                 elif call.op == "exit" and not forks:
@@ -917,6 +931,9 @@ class _Reader:
             except CallError as error:
                 raise self.call_error(section, index, text, str(error)) from None
             calls.append(call)
+        if clones:
+            what = "no thread_exit() of its thread before the list ends"
+            raise self.call_error(section, clones[-1], texts[clones[-1]], what)
         if forks:
             raise self.call_error(
                 section, forks[-1], texts[forks[-1]], "no exit() of its child before the list ends"
@@ -956,6 +973,7 @@ class _Reader:
 
     def encode(self, section: str, calls: Sequence[Call]) -> NDArray[np.void]:
         array = np.zeros(len(calls), dtype=CALL_DTYPE)
+        writes = any("fault_write" in _background_ops(call) for call in calls)
         for entry, call in zip(array, calls, strict=True):
             arg = -1
             if call.op == "exec":
@@ -972,7 +990,7 @@ class _Reader:
             entry["times"] = call.times
             if call.op == "pace":
                 entry["len"], entry["work_ns"] = call.work_ns, 0
-            first, number, alone_ns = self.uses.of_call(_background_ops(call), arg)
+            first, number, alone_ns = self.uses.of_call(_background_ops(call, writes), arg)
             entry["first_use"], entry["nr_uses"] = first, number
             self.alone_ns[section] = self.alone_ns.get(section, 0.0) + alone_ns
             if call.op == "exec":
@@ -1063,8 +1081,17 @@ def _read_only(array: NDArray[np.void]) -> NDArray[np.void]:
     return array
 
 
-def _background_ops(call: Call) -> tuple[str, ...]:
-    """The kinds of call, in `times` of background entries, that this one is."""
+def _background_ops(call: Call, writes: bool = False) -> tuple[str, ...]:
+    """The kinds of call, in `times` of background entries, that this one is.
+
+    ``writes``: the program of the call writes pages.
+    """
+    if call.op in ("fault", "fault_next"):
+        if not call.prot & PROT["PROT_WRITE"]:
+            return ("fault_read",)
+        return ("fault_write", "fault_new") if call.op == "fault_next" else ("fault_write",)
+    if call.op == "munmap" and writes:
+        return ("munmap", "munmap_used")
     if call.op not in background.OPS:
         return ()
     elsewhere = call.flags & (MAP_FIXED | MAP_SPECIAL)

@@ -228,7 +228,7 @@ def test_threads_do_the_same_calls_on_both_engines_however_they_share_cpus(tmp_p
         if mm.startswith("pt-extents"):
             assert acquired == [None] * 3
         elif mm in ("spf", "per-vma-lock"):  # a fault takes it where it meets a change
-            assert all(20 <= each <= 30 for each in acquired)
+            assert all(20 <= (each or 0) <= 30 for each in acquired)
         else:
             assert acquired == [30] * 3
 

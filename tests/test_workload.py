@@ -412,6 +412,8 @@ def test_every_call_is_found_in_its_line(name: str) -> None:
         "dontneed(0x10000, 4096)",
         "pass()",
         "barrier()",
+        "clone()",
+        "thread_exit()",
     ],
 )
 def test_calls_of_threads_are_written_as_they_are_read(text: str) -> None:
@@ -425,6 +427,7 @@ def test_calls_of_threads_are_written_as_they_are_read(text: str) -> None:
         ("mmap(last, 4096, PROT_READ, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0)", "no mapping before"),
         ("fault_next(0x1000, cpus*0)", "the length is 0"),
         ("barrier(2)", "barrier with 1 argument"),
+        ("clone(4096)", "clone with 1 argument"),
     ],
 )
 def test_calls_of_threads_that_cannot_be(text: str, what: str) -> None:
@@ -464,6 +467,17 @@ def test_threads_share_what_load_makes(tmp_path: Path) -> None:
     bad.write_text(text.replace('"munmap(last, 65536)"', '"exec(threads)"'))
     with pytest.raises(InputError, match="only load begins with an exec"):
         workload.load(bad)
+    for calls, what in (
+        ('"thread_exit()",', "there is no clone() before it"),
+        ('"clone()",', "no thread_exit() of its thread"),
+        (
+            '"clone()", "fork()", "exit()", "thread_exit()",',
+            "not between clone() and thread_exit()",
+        ),
+    ):
+        bad.write_text(text.replace('"munmap(last, 65536)"', f'{calls} "munmap(last, 65536)"'))
+        with pytest.raises(InputError, match=re.escape(what)):
+            workload.load(bad)
     bad.write_text(text.replace('first = "writer"', 'first = "witer"'))
     with pytest.raises(InputError, match="did you mean 'writer'"):
         workload.load(bad)

@@ -213,9 +213,12 @@ EMU_EXPORT uint32_t set_ptes(struct page_table *table, uint32_t index, uint64_t 
  *            go of everything, wait_on_pages(vma's file), which drops it, and find the VMA again
  * A read maps up to EMU_FAULT_AROUND pages of a file. Of vma, only `anon` is written.
  */
-/* To get and clear a page takes the time that the program says. Before ptl is taken. handle_mm_fault() does it itself. */
+/* To get and clear a page takes the time, and locks of the rest of the kernel, that the program says. Before ptl is taken. handle_mm_fault() does it itself. */
+EMU_EXPORT void emu_fault_uses(void);
 static inline void take_page(void)
 {
+	if (unlikely(current->fault_call))
+		emu_fault_uses();
 	if (current->fault_work_ns)
 		emu_compute(current->fault_work_ns);
 }
