@@ -16,9 +16,11 @@ A program is a list of system calls, one string each, written as strace writes t
                                               # the phase, all do
       "mmap(NULL, 4096, PROT_READ|PROT_WRITE, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0)",
       "fault(last+0, 4096, PROT_WRITE)",      # last: where this CPU's latest mapping is
+      "clone()",                              # a thread begins: the task goes on as that one ...
+      "thread_exit()",                        # ... and, when it has ended, as the one before
       "pass()",                               # hands that to the next CPU, gets one from before
-      "dontneed(0x10000+cpu*4096, 4096)",     # cpu*: so much further on each CPU
-      "fault(0x10000, cpus*4096)",            # cpus*: so many bytes for each CPU of the machine
+      "dontneed(0x10000+cpu*4096, 4096)",     # cpu*: so much further for each task
+      "fault(0x10000, cpus*4096)",            # cpus*: so many bytes for each task
       "fault_next(0x10000, cpus*4096)",       # the next page that is not there; after the last one,
                                               # all are given back by dontneed, and so on
       "fork()",                               # from here on the child runs ...
@@ -35,8 +37,13 @@ address that the real kernel returned; a replay checks it. Flags that mean nothi
     [files]         name = size in pages
     [private_files] the same, but each CPU has a file of its own by that name
     [work.OP]       the rest of the kernel and of user space, with its source: time to compute
-                    inside each exec, fork or exit; (fault) inside each page fault that a program's
-                    fault() or fault_next() makes; or (call) before every other call of a program
+                    inside each exec, fork, exit, clone or thread_exit; (fault) inside each page
+                    fault that a program's fault() or fault_next() makes; or (call) before every
+                    other call of a program
+    [cold]          a page cache that does not hold all: the share of the faults in files that find
+                    their page missing, and sleep, holding no lock, while it is read; the time of a
+                    read and its source. As if pages were evicted as fast as they are read; each
+                    fault reads for itself
     waiting         processes that each CPU's process leaves behind when it is loaded, forked from
                     one another: they keep their mappings and do nothing until the end
     load            the program that a CPU starts with; it leaves one process, or none where no
@@ -114,7 +121,7 @@ MICRO_OPS = (
 WITHOUT_PROCESS = ("work", "pace", "barrier", *MICRO_OPS)
 OPS = (
     *("exec", "fork", "exit", "mmap", "munmap", "mprotect", "brk"),
-    *("fault", "fault_next", "dontneed", "pass", *WITHOUT_PROCESS),
+    *("fault", "fault_next", "dontneed", "pass", "clone", "thread_exit", *WITHOUT_PROCESS),
 )
 """By the number of enum emu_call_op."""
 
@@ -156,6 +163,8 @@ _SIGNATURES = {
     "fault_next": ("addr", "length", "prot"),
     "dontneed": ("addr", "length"),
     "pass": (),
+    "clone": (),
+    "thread_exit": (),
     "barrier": (),
     "work": ("time",),
     "pace": ("time",),
@@ -505,6 +514,10 @@ class Workload:
     """All CPUs are threads of one process."""
     touch: str = "none"
     walkers: tuple[Walker, ...] = ()
+    cold_permille: int = 0
+    """Of a thousand faults in files so many find their page missing in the page cache."""
+    read_ns: int = 0
+    """What a fault sleeps then."""
     private_files: int = 0
     """So many of the files, the last, are each CPU's own."""
     uses: background.Uses = field(default_factory=background.Uses)
@@ -632,6 +645,12 @@ class _Work(_Table, frozen=True):
     source: str
 
 
+class _Cold(_Table, frozen=True):
+    share: float
+    read: str
+    source: str
+
+
 class _Phase(_Table, frozen=True):
     name: str
     list: str
@@ -662,6 +681,7 @@ class _File(_Table, frozen=True):
     description: str = ""
     work_jitter: float = 0.1
     work: dict[str, Any] = {}
+    cold: dict[str, Any] = {}
     share: Literal["mm"] | None = None
     touch: Literal["none", "first", "all"] | None = None
     walker: list[Any] = []
@@ -671,7 +691,7 @@ class _File(_Table, frozen=True):
     background: list[Any] = []
 
 
-_WORK_KEYS = ("exec", "fork", "exit", "fault", "call")
+_WORK_KEYS = ("exec", "fork", "exit", "clone", "thread_exit", "fault", "call")
 _T = TypeVar("_T", bound=_Table)
 
 
@@ -763,6 +783,7 @@ class _Reader:
         if not self.isolate:
             self.read_background(file, self.pages[:shared])
         self.read_work(file.work)
+        cold_permille, read_ns = self.read_cold(file.cold)
         self.touch = file.touch or ("first" if file.walker else "none")
         if self.touch == "none" and file.walker:
             raise self.error("touch", 'walkers have nothing to do where touch is "none"', "touch")
@@ -811,8 +832,10 @@ class _Reader:
             share_mm=file.share == "mm",
             touch=self.touch,
             walkers=tuple(self.read_walkers(file.walker)),
+            cold_permille=cold_permille,
+            read_ns=read_ns,
             private_files=len(file.private_files),
-            uses=self.uses,
+            uses=self.uses.used(),
         )
 
     def read_files(self, files: dict[str, Any], table: str) -> None:
@@ -842,7 +865,7 @@ class _Reader:
             kernel = background.read_kernel(_folder(), name, parse_time)
         own = background.read(file.background, str(self.path), parse_time)
         entries = background.merge(kernel, own, str(self.path))
-        self.uses = background.Uses(entries, shared_pages)
+        self.uses = background.Uses(entries, shared_pages, file.share == "mm")
 
     def read_work(self, work: dict[str, Any]) -> None:
         for key, raw in work.items():
@@ -853,6 +876,19 @@ class _Reader:
                 self.work_ns[key] = parse_time(self.table(raw, _Work, f"[work.{key}]").time)
             except CallError as error:
                 raise self.error(f"[work.{key}] time", str(error)) from None
+
+    def read_cold(self, raw: dict[str, Any]) -> tuple[int, int]:
+        """(permille of faults, ns of a read)."""
+        if not raw:
+            return 0, 0
+        cold = self.table(raw, _Cold, "[cold]")
+        if not 0.001 <= cold.share <= 1:
+            what = f"{cold.share:g} is not between 0.001 and 1 (0.1: one fault in ten)"
+            raise self.error("[cold] share", what, "share")
+        try:
+            return round(cold.share * 1000), parse_time(cold.read)
+        except CallError as error:
+            raise self.error("[cold] read", str(error), "read") from None
 
     def read_walkers(self, raw_walkers: Sequence[object]) -> Iterator[Walker]:
         for number, raw in enumerate(raw_walkers):
@@ -912,9 +948,18 @@ class _Reader:
     def read_calls(self, section: str, texts: Sequence[str]) -> list[Call]:
         calls: list[Call] = []
         forks: list[int] = []
+        clones: list[int] = []
         for index, text in enumerate(texts):
             try:
                 call = self.in_context(section, parse_call(text))
+                if call.op == "clone":
+                    clones.append(index)
+                elif call.op == "thread_exit":
+                    if not clones:
+                        raise CallError("there is no clone() before it whose thread could end")
+                    clones.pop()
+                elif clones and call.op in ("exec", "fork", "exit"):
+                    raise CallError("not between clone() and thread_exit()")
                 if call.op == "fork":
                     forks.append(index)
                 elif call.op == "exit" and not forks:
@@ -926,6 +971,9 @@ class _Reader:
             except CallError as error:
                 raise self.call_error(section, index, text, str(error)) from None
             calls.append(call)
+        if clones:
+            what = "no thread_exit() of its thread before the list ends"
+            raise self.call_error(section, clones[-1], texts[clones[-1]], what)
         if forks:
             raise self.call_error(
                 section, forks[-1], texts[forks[-1]], "no exit() of its child before the list ends"
@@ -967,6 +1015,7 @@ class _Reader:
     def encode(self, section: str, calls: Sequence[Call]) -> NDArray[np.void]:
         is_image = section.startswith("image.")
         of_call = lru_cache(maxsize=4096)(self.uses.of_call)
+        writes = any("fault_write" in _background_ops(call) for call in calls)
         rows: list[tuple[int, ...]] = []
         for call in calls:
             arg, flags, length, work_ns = -1, call.flags, call.length, call.work_ns
@@ -978,7 +1027,7 @@ class _Reader:
                 flags |= TOUCH_FLAGS[self.touch]
             if call.op == "pace":
                 length, work_ns = work_ns, 0
-            first, number, alone_ns = of_call(_background_ops(call), arg)
+            first, number, alone_ns = of_call(_background_ops(call, writes), arg)
             self.alone_ns[section] = self.alone_ns.get(section, 0.0) + alone_ns
             if call.op == "exec":
                 alone_ns += self.alone_ns[f"image.{call.name}"]
@@ -1076,8 +1125,17 @@ def _read_only(array: NDArray[np.void]) -> NDArray[np.void]:
     return array
 
 
-def _background_ops(call: Call) -> tuple[str, ...]:
-    """The kinds of call, in `times` of background entries, that this one is."""
+def _background_ops(call: Call, writes: bool = False) -> tuple[str, ...]:
+    """The kinds of call, in `times` of background entries, that this one is.
+
+    ``writes``: the program of the call writes pages.
+    """
+    if call.op in ("fault", "fault_next"):
+        if not call.prot & PROT["PROT_WRITE"]:
+            return ("fault_read",)
+        return ("fault_write", "fault_new") if call.op == "fault_next" else ("fault_write",)
+    if call.op == "munmap" and writes:
+        return ("munmap", "munmap_used")
     if call.op not in background.OPS:
         return ()
     elsewhere = call.flags & (MAP_FIXED | MAP_SPECIAL)

@@ -65,10 +65,12 @@ def set_up(core: _core.Core, plan: Plan, arena: Arena, *, strict: bool = False) 
     shared = len(workload.files) - workload.private_files
     for number, (name, pages) in enumerate(workload.files):
         for _ in range(1 if number < shared else len(plan.node_of_cpu)):
-            core.file_add(os.fsencode(name), pages)
+            file = core.file_add(os.fsencode(name), pages)
+            if workload.cold_permille:
+                core.file_cold(file, workload.cold_permille, workload.read_ns)
     for add, table in (
         (core.background_add, workload.uses.entry_table()),
-        (core.use_add, workload.uses.use_table()),
+        (core.use_add, workload.uses.use_table(plan.nr_hw_cpus or len(plan.node_of_cpu))),
     ):
         for number in range(len(table)):
             add(table.ctypes.data + number * table.itemsize)
@@ -105,7 +107,7 @@ def _config(plan: Plan, *, strict: bool = False) -> _core.Config:
         penalty_ns=plan.penalty_ns,
         host_node_of_node=plan.host_node_of_node,
         nr_backgrounds=len(workload.uses.entries),
-        nr_uses=len(workload.uses.use_table()),
+        nr_uses=workload.uses.nr_uses,
         nr_background_classes=workload.uses.lock_classes,
         nr_private_files=workload.private_files,
     )

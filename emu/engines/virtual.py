@@ -154,12 +154,6 @@ class VirtualEngine:
         rehearsed = set()
         for cell in cells:
             stop.check()
-            cpus = self._topologies[cell.topology].nr_cpus
-            if cell.cpus > cpus and self._workloads[cell.workload].share_mm:
-                raise InputError(
-                    f"--cpus {cell.cpus}: {cell.workload} has a thread on each CPU, and "
-                    f"{cell.topology} has {cpus} CPUs"
-                )
             self._check_memory(cell)
             key = (cell.workload, cell.rmap, cell.mm)
             if key not in rehearsed:

@@ -365,9 +365,19 @@ void emu_compute(uint64_t ns)
 	x.clock_ns += ns;
 }
 
-/* No TLB is modelled, and no time. */
-void emu_tlb_flush(const _Atomic uint64_t *cpus, uint32_t nr_bits)
+/* Others may go on as between any two accesses: that is long enough. */
+void emu_sleep(uint64_t ns)
 {
+	uint64_t rcu = emu_rcu_sleep();
+
+	x.clock_ns += ns;
+	emu_rcu_wake(rcu);
+}
+
+/* No TLB is modelled, and no time. */
+void emu_tlb_flush(const struct mm_struct *mm, const _Atomic uint64_t *cpus, uint32_t nr_bits)
+{
+	(void)mm;
 	(void)cpus;
 	(void)nr_bits;
 }
