@@ -188,7 +188,7 @@ int emu_explore_outcome(uint32_t n, uint64_t values[8], uint64_t *count)
 
 static void setup(void)
 {
-	if (x.scenario->kind == EMU_SCENARIO_MM)
+	if (rcu_is_modelled())
 		emu_rcu = emu_zalloc(emu_rcu_bytes(x.nr_cpus), 0);
 	rcu_begin();
 	if (x.scenario->setup)
