@@ -81,21 +81,27 @@ def test_names_come_from_the_system_s_own_chance(monkeypatch: pytest.MonkeyPatch
 # ---- planted ----
 
 
-def test_a_link_in_the_place_of_shared_memory_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_what_is_in_the_place_of_shared_memory_is_refused(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A link the C library refuses by itself; a file that somebody else made, and has open, we."""
     victim = tmp_path / "victim"
     victim.write_text("mine")
     name = f"emu-{os.getpid()}-{'0' * 16}"
     monkeypatch.setattr(arena, "_random_name", lambda: name)
     planted = Path("/dev/shm") / name
-    planted.symlink_to(victim)
+    if kind == "link":
+        planted.symlink_to(victim)
+    else:
+        planted.write_text("theirs")
     try:
         with pytest.raises(InputError, match="no shared memory can be made"):
             arena.Arena.create(1 << 20)
-        assert planted.is_symlink()
+        assert planted.is_symlink() == (kind == "link")
+        assert planted.read_text() == ("mine" if kind == "link" else "theirs")
     finally:
-        planted.unlink()
+        planted.unlink(missing_ok=True)
     assert victim.read_text() == "mine"
 
 

@@ -814,7 +814,7 @@ def test_recording_without_strace_names_the_package(
 
 def test_an_incomplete_recording_is_refused() -> None:
     with pytest.raises(EmuError, match=r"not complete: process 7: 1000-2000 .* only in the real"):
-        record._compare([], ["1000-2000 r--p 00000000 x"], "process 7")
+        record.verify._compare([], ["1000-2000 r--p 00000000 x"], "process 7")
 
 
 # ---- what a workload takes from another ----

@@ -13,13 +13,19 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import msgspec
+
 from emu import _core, live
 from emu.arena import Arena, run_directory
 from emu.coordinator.plan import Plan, set_up
+from emu.coordinator.processes import on_cpus
 from emu.coordinator.stop import CellFailed, StopFlag
 from emu.coordinator.totals import CellTotals, PhaseTotals, count_calls, gather
 from emu.coordinator.workers import Workers
 from emu.errors import InputError
+
+_DRAINED_S = 60
+"""More than looking at the emptiest of the largest arenas takes on a busy host."""
 
 
 def run(
@@ -72,23 +78,49 @@ def run(
                 memory = arena.used_bytes() + _private_bytes([os.getpid(), *workers.pids])
                 workers.phase("drain", workload.drain_list, once=True)
                 calls += count_calls(core, plan)
-                try:
-                    core.check_drained()
-                except _core.CoreError as error:
-                    raise CellFailed(f"after the drain phase {error}") from None
+                rmap_memory = _check_drained(core)
                 workers.finish()
                 return CellTotals(
                     phases=phases,
                     calls=calls,
                     start_s=start_s,
                     memory_bytes=memory,
-                    rmap_memory=core.memory(),
+                    rmap_memory=rmap_memory,
                     batches=core.design_batches(),
                 )
     except _core.CoreError as error:
         raise CellFailed(str(error)) from None
     finally:
         core.design_unload()
+
+
+def _check_drained(core: _core.Core) -> dict[str, int]:
+    """See that nothing is left; ``Core.memory()``. Raises CellFailed.
+
+    In a process of its own: trees that a CPU, or anybody, has damaged may have no end, or lead
+    anywhere.
+    """
+    reader, writer = os.pipe()
+
+    def look() -> None:
+        try:
+            core.check_drained()
+            answer: dict[str, int] | str = core.memory()
+        except _core.CoreError as error:
+            answer = str(error)
+        os.write(writer, msgspec.json.encode(answer))
+
+    try:
+        on_cpus(core, 1, look, progress=lambda: None, doing=lambda _: None, hang_s=_DRAINED_S)
+        said = msgspec.json.decode(os.read(reader, 65536), type=dict[str, int] | str)
+    except CellFailed as error:
+        raise CellFailed(f"after the drain phase the arena cannot be looked at: {error}") from None
+    finally:
+        os.close(reader)
+        os.close(writer)
+    if isinstance(said, str):
+        raise CellFailed(f"after the drain phase {said}")
+    return said
 
 
 def _private_bytes(pids: Iterable[int]) -> int:

@@ -264,7 +264,10 @@ class Workers:
         state = self._core.cpu_state(cpu).contents
         if self._phase == "start":
             return "while the workers were starting"
-        call = self._plan.workload.describe_call(state.list, state.index)
+        try:
+            call = self._plan.workload.describe_call(state.list, state.index)
+        except IndexError:
+            return f"in {self._phase}, and nobody can say where: its state in the arena is damaged"
         where = f"{call.text} ({call.place})"
         if state.op == len(_core.CALL_NAMES):
             return f"in {self._phase} between two calls, the last was {where}"

@@ -200,6 +200,9 @@ class NativeEngine:
         except CellFailed as error:
             result.status, result.error = "failed", str(error)
             go_on = not error.outside
+        except (ArithmeticError, LookupError, ValueError) as error:
+            result.status = "failed"
+            result.error = f"what the CPUs left in the arena is damaged: {error!r}"
         result.host.wall_s = time.monotonic() - began
         return result, go_on
 

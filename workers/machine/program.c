@@ -635,7 +635,7 @@ int emu_program_run(uint32_t list_nr, bool record, uint32_t *failed)
 		cpu->result.counts[call->op]++;
 		if (record && op < EMU_LAT_NR)
 			emu_hist_record(&cpu->hists[op], emu_clock_ns() - start_ns);
-		if (call->flags & (EMU_MAP_TOUCH | EMU_MAP_TOUCH_ALL)) {
+		if (call->flags & (EMU_MAP_TOUCH | EMU_MAP_TOUCH_ALL) && current->mm) {
 			bool one = call->op == EMU_CALL_MMAP;
 
 			ret = touch_mappings(cpu, one ? (uint64_t)ret : 0,
