@@ -19,8 +19,9 @@ static const char *const op_names[EMU_LAT_NR] = { "iteration", "exec",	   "fork"
 						  "munmap",    "mprotect", "brk",  "fault", "walk", "micro" };
 static const char *const call_names[EMU_CALL_NR] = { "exec",	 "fork", "exit", "mmap", "munmap",
 						     "mprotect", "brk",	 "fault", "fault_next", "dontneed", "pass",
-						     "clone", "thread_exit", "work", "pace", "barrier", "line_write", "line_fetch_add",
-						     "line_ping_pong", "rwsem_write", "rwsem_read", "rwsem_mixed" };
+						     "clone", "thread_exit", "work", "pace", "barrier",
+						     "line_write", "line_fetch_add", "line_ping_pong", "rwsem_write",
+						     "rwsem_read", "rwsem_mixed" };
 
 static const uint32_t latency_op[EMU_CALL_NR] = {
 	[EMU_CALL_EXEC] = EMU_LAT_EXEC,		[EMU_CALL_FORK] = EMU_LAT_FORK,	    [EMU_CALL_EXIT] = EMU_LAT_EXIT,

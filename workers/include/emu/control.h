@@ -111,7 +111,10 @@ struct emu_background {
 	uint32_t reserved;
 };
 
-/* A call, or a page fault that it makes, uses an entry times_ppm / 1000000 times; what is left of one goes to the CPU's next such call. */
+/*
+ * A call, or a page fault that it makes, uses an entry times_ppm / 1000000 times; what is left of one goes to the CPU's next
+ * such call.
+ */
 struct emu_use {
 	uint32_t entry;
 	int32_t file; /* EMU_PER_FILE */

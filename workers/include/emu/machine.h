@@ -81,9 +81,9 @@ EMU_EXPORT void emu_waited(uint32_t class_id, uint64_t wait_ns);
 #define current emu_current
 
 /*
- * This CPU's number and NUMA node (0-based), and how many of each this machine has; how many tasks run on it. A task keeps its CPU, but others may
- * run there between any two of its instructions where tasks outnumber CPUs: per-CPU data is changed by read-modify-writes
- * or between emu_preempt_disable() and emu_preempt_enable().
+ * This CPU's number and NUMA node (0-based), and how many of each this machine has; how many tasks run on it. A task keeps
+ * its CPU, but others may run there between any two of its instructions where tasks outnumber CPUs: per-CPU data is changed
+ * by read-modify-writes or between emu_preempt_disable() and emu_preempt_enable().
  */
 EMU_EXPORT uint32_t emu_cpu_id(void);
 EMU_EXPORT uint32_t emu_node_id(void);

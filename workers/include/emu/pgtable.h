@@ -205,15 +205,9 @@ static inline void pte_unmap_unlock(struct page_table *table)
 EMU_EXPORT uint32_t set_ptes(struct page_table *table, uint32_t index, uint64_t pte, uint32_t nr);
 
 /*
- * A fault of this kind at addr, inside vma, which nobody changes meanwhile. With ptl of addr's table held
- * (handle_pte_fault), or not (handle_mm_fault). 0: the page is there.
- *   -EFAULT  the VMA does not allow it (SIGSEGV)
- *   -EIO     the file ends before (SIGBUS)
- *   -EAGAIN  a walker has the page, or it must be read into the page cache first. The file is kept by a reference: let
- *            go of everything, wait_on_pages(vma's file), which drops it, and find the VMA again
- * A read maps up to EMU_FAULT_AROUND pages of a file. Of vma, only `anon` is written.
+ * To get and clear a page takes the time, and locks of the rest of the kernel, that the program says. Before ptl is taken.
+ * handle_mm_fault() does it itself.
  */
-/* To get and clear a page takes the time, and locks of the rest of the kernel, that the program says. Before ptl is taken. handle_mm_fault() does it itself. */
 EMU_EXPORT void emu_fault_uses(void);
 static inline void take_page(void)
 {
@@ -222,6 +216,16 @@ static inline void take_page(void)
 	if (current->fault_work_ns)
 		emu_compute(current->fault_work_ns);
 }
+
+/*
+ * A fault of this kind at addr, inside vma, which nobody changes meanwhile. With ptl of addr's table held
+ * (handle_pte_fault), or not (handle_mm_fault). 0: the page is there.
+ *   -EFAULT  the VMA does not allow it (SIGSEGV)
+ *   -EIO     the file ends before (SIGBUS)
+ *   -EAGAIN  a walker has the page, or it must be read into the page cache first. The file is kept by a reference: let
+ *            go of everything, wait_on_pages(vma's file), which drops it, and find the VMA again
+ * A read maps up to EMU_FAULT_AROUND pages of a file. Of vma, only `anon` is written.
+ */
 EMU_EXPORT int handle_pte_fault(struct page_table *table, struct vm_area_struct *vma, uint64_t addr, bool write);
 EMU_EXPORT int handle_mm_fault(struct vm_area_struct *vma, uint64_t addr, bool write);
 EMU_EXPORT void wait_on_pages(struct address_space *mapping);
