@@ -190,6 +190,26 @@ class Kernel(_Table, frozen=True):
     """Time of a workload's computing against the box that its [work] is from; without: the same."""
 
 
+class Idle(_Table, frozen=True):
+    """States of an idle CPU, in pairs: until it runs again, and how long it must be idle for them.
+
+    C1 and C1E only stop the clock. C3 and C6 (AMD's C2) also empty the core's own caches.
+    """
+
+    c1_exit_ns: Cost | None = None
+    c1_residency_ns: Cost | None = None
+    c1e_exit_ns: Cost | None = None
+    c1e_residency_ns: Cost | None = None
+    c3_exit_ns: Cost | None = None
+    c3_residency_ns: Cost | None = None
+    c6_exit_ns: Cost | None = None
+    c6_residency_ns: Cost | None = None
+
+
+IDLE_STATES = ("c1", "c1e", "c3", "c6")
+"""Shallow to deep, as in Idle."""
+
+
 class Measured(_Table, frozen=True):
     """What a real kernel takes on this machine, for comparison; no engine uses it."""
 
@@ -215,6 +235,7 @@ class Costs(_Table, frozen=True, kw_only=True):
     kernel: Kernel
     notes: dict[str, str]
     sources: dict[str, str]
+    idle: Idle = Idle()
     measured: Measured = Measured()
 
     def numbers(self) -> dict[str, Cost]:
@@ -242,7 +263,18 @@ class Machine(Costs, frozen=True, kw_only=True):
     layout: Layout | None = None
 
 
-_SECTIONS = ("clock", "slit", "c2c", "dram", "cache", "atomic", "core", "kernel", "measured")
+_SECTIONS = (
+    "clock",
+    "slit",
+    "c2c",
+    "dram",
+    "cache",
+    "atomic",
+    "core",
+    "kernel",
+    "idle",
+    "measured",
+)
 _COMMON = ("core", "kernel")
 """Sections that machines share, from _common-costs.toml."""
 
@@ -786,6 +818,11 @@ def _check_meaning(machine: Machine, path: Path) -> None:
             raise InputError(
                 f"{path}: {key}.value is {cost.value:g}; a whole number from 1 to {MAX_STORES}"
             )
+        if key.startswith("idle."):
+            state, _, kind = key.removesuffix("_ns").rpartition("_")
+            other = f"{state}_{'residency' if kind == 'exit' else 'exit'}_ns"
+            if other not in numbers:
+                raise InputError(f"{path}: {key} without {other}: a state has both")
         if key.startswith("slit.") and not (
             cost.value == int(cost.value) and 10 <= cost.value <= 254
         ):

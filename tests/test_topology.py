@@ -285,6 +285,11 @@ SMT = 'smt_ns = { value = 12, spread = 0.2, confidence = "L", source = "KC" }'
         ),
         ("[notes]", f"[core]\noutstanding_stores = {cost(0.5)}\n[notes]", "is 0.5; a whole number"),
         ("[notes]", f"[core]\nsmt = {cost(1)}\n[notes]", "unknown key 'smt' in [core]"),
+        (
+            "[notes]",
+            f"[idle]\nc3_residency_ns = {cost(9)}\n[notes]",
+            "idle.c3_residency_ns without idle.c3_exit_ns",
+        ),
     ],
 )
 def test_bad_files_are_refused_with_place_and_remedy(
