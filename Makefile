@@ -12,9 +12,10 @@ SOURCES := pyproject.toml $(wildcard README.md) LICENSE docs/emu.1 \
 	$(shell find emu workers topologies -type f -not -path '*/__pycache__/*' 2>/dev/null)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
+SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-c test-aarch64 asan tsan lint fix bench build man wheel test-wheel clean
+.PHONY: help run test test-c test-aarch64 asan tsan fuzz lint fix bench build man wheel test-wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +37,18 @@ tsan: $(INSTALLED) $(TOOLS) ## the tests in C under the thread sanitizer
 
 test-aarch64: $(INSTALLED) $(TOOLS) ## the tests in C, built for aarch64 and run by QEMU: minutes; needs a cross compiler
 	@AARCH64=all $(BIN)/pytest tests/test_c.py -k on_aarch64 $(ARGS)
+
+fuzz: $(TOOLS) ## libFuzzer on the C that reads what others wrote, SECONDS each; needs clang
+	@mkdir -p build/fuzz/found
+	@{ $(BIN)/cmake -S workers -B build/fuzz -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
+		-DCMAKE_C_COMPILER=clang -DEMU_SANITIZE=address -DEMU_CHECKED=ON -DEMU_WERROR=ON -DEMU_FUZZ=ON \
+		&& $(BIN)/cmake --build build/fuzz; } > build/fuzz.log 2>&1 || { cat build/fuzz.log; exit 1; }
+	@for each in build/fuzz/bin/fuzz_*; do echo "== $${each##*/}"; \
+		mkdir -p build/fuzz/corpus/$${each##*/}; \
+		EMU_DESIGNS=build/fuzz/designs $$each -max_total_time=$(SECONDS) -max_len=4096 -timeout=20 -rss_limit_mb=2048 \
+		-print_final_stats=1 -artifact_prefix=build/fuzz/found/ $(ARGS) build/fuzz/corpus/$${each##*/} \
+		2> build/fuzz/$${each##*/}.log || { tail -60 build/fuzz/$${each##*/}.log; exit 1; }; \
+		grep -E "number_of_executed_units|DONE" build/fuzz/$${each##*/}.log; done
 
 lint: $(INSTALLED) $(TOOLS) ## ruff (lint and format) and mypy --strict
 	@$(BIN)/ruff check

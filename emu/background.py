@@ -4,16 +4,22 @@
     [[background]]
     name = "pcpu_lock"          # of the lock class, or of the line
     kind = "spinlock"           # or rwsem, mutex (for writing), atomic (no lock: a shared word)
-    per = "machine"             # or node, file: one instance for each
+    per = "machine"             # or node, file: one instance for each; process: left out but where
+                                # threads share one, since nobody else is there to meet
     times = { exec = 2, exit = 2 }   # uses in each such call; 0.1: in one of ten
     lines = 6                   # shared lines that a holder reads and writes; of an atomic: words
     hold = "100ns"              # computing meanwhile
     holds = ""                  # another entry, used once while this one is held
+    batch = "percpu"            # a CPU counts by itself and comes here once in max(32, 2 x CPUs)
     source = "where the numbers come from, or the reasoning"
 
-A call is of the kinds exec, fork, exit, mmap, munmap, mprotect, brk; and "open" is an mmap of a
-file from its first page that may go where the kernel likes, which programs do after each open(2)
-and the kernel with a program and its loader. Only open and mmap have a file. Of `per = "file"` an
+A call is of the kinds exec, fork, exit, mmap, munmap, mprotect, brk, clone, thread_exit; and "open"
+is an mmap of a file from its first page that may go where the kernel likes, which programs do after
+each open(2) and the kernel with a program and its loader; "munmap_used" a munmap in a program that
+writes pages by fault() or fault_next(). "fault_read" and "fault_write" are the page faults of these
+two, each by itself, with the mm design's lock held; "fault_new" those for writing of fault_next(),
+which keeps its pages until it has been through all of them. What a fault uses must not sleep: a
+spinlock or an atomic. Only open and mmap have a file. Of `per = "file"` an
 instance has no more lines than the file has pages, and files that are a CPU's own have none.
 
 What a use takes when nobody else wants it is part of what the workload's [work] says already, and
@@ -40,12 +46,18 @@ from emu.errors import InputError
 
 MAX_LINES = 2000
 """So that an instance is an object that the arena can allocate."""
-OPS = ("exec", "fork", "exit", "mmap", "munmap", "mprotect", "brk", "open")
+OPS = (
+    *("exec", "fork", "exit", "mmap", "munmap", "mprotect", "brk", "open"),
+    *("munmap_used", "fault_read", "fault_write", "fault_new", "clone", "thread_exit"),
+)
 """What `times` may name."""
 _OF_FILE = ("mmap", "open")
+_OF_FAULT = ("fault_read", "fault_write", "fault_new")
+_PERCPU_BATCH = 32
+"""Of per-CPU counters, at least: lib/percpu_counter.c compute_batch_value()."""
 _KINDS = {"spinlock": 0, "rwsem": 1, "mutex": 1, "atomic": 2}
 """Number of enum emu_background_kind. A kernel mutex waits as a writer of an rwsem does."""
-_PER = {"machine": 0, "node": 1, "file": 2}
+_PER = {"machine": 0, "process": 0, "node": 1, "file": 2}
 LOCK_NS, GUARDED_LINE_NS, ATOMIC_LINE_NS = 15, 2, 6
 """What an uncontended lock with its unlock, and a line that is in the cache, take on a middling
 machine: subtracted from [work] for each use."""
@@ -62,7 +74,7 @@ BACKGROUND_DTYPE = np.dtype(
     ]
 )
 """struct emu_background."""
-USE_DTYPE = np.dtype([("entry", np.uint32), ("file", np.int32), ("times_permille", np.uint64)])
+USE_DTYPE = np.dtype([("entry", np.uint32), ("file", np.int32), ("times_ppm", np.uint64)])
 """struct emu_use."""
 
 
@@ -71,9 +83,10 @@ class _Raw(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kind: Literal["spinlock", "rwsem", "mutex", "atomic"]
     source: Annotated[str, msgspec.Meta(min_length=1)]
     times: dict[str, Annotated[float, msgspec.Meta(gt=0, le=1000)]] = {}
-    per: Literal["machine", "node", "file"] = "machine"
+    per: Literal["machine", "process", "node", "file"] = "machine"
     lines: Annotated[int, msgspec.Meta(ge=0, le=MAX_LINES)] = 0
     hold: str = "0ns"
+    batch: Literal["", "percpu"] = ""
     holds: str = ""
 
 
@@ -89,6 +102,8 @@ class Entry:
     hold_ns: int
     holds: str
     source: str
+    batch: str = ""
+    """"percpu": of so many uses one, see ``Uses.use_table``."""
 
     def alone_ns(self, lines: int) -> float:
         """What a use takes when nobody else wants it, without what it `holds`."""
@@ -122,6 +137,8 @@ def read(raw: Sequence[object], where: str, parse_time: Callable[[str], int]) ->
                 raise InputError(
                     f"{place} times: no {what} '{op}'{hint}; there are: {', '.join(valid_ops)}"
                 )
+        if entry.kind in ("rwsem", "mutex") and set(entry.times).intersection(_OF_FAULT):
+            raise InputError(f"{place} times: a fault must not sleep for a {entry.kind}")
         if entry.kind == "atomic" and not entry.lines:
             raise InputError(f"{place}: an atomic without lines; lines = 1 is one shared word")
         if entry.name in (before.name for before in entries):
@@ -136,6 +153,7 @@ def read(raw: Sequence[object], where: str, parse_time: Callable[[str], int]) ->
                 hold_ns,
                 entry.holds,
                 entry.source,
+                entry.batch,
             )
         )
     return entries
@@ -170,6 +188,8 @@ def merge(kernel: Sequence[Entry], own: Sequence[Entry], where: str) -> list[Ent
         inner = by_name.get(entry.holds)
         if inner is None:
             raise InputError(f"{place}: no entry '{entry.holds}'; there are: {', '.join(by_name)}")
+        if inner.kind in ("rwsem", "mutex") and set(entry.times).intersection(_OF_FAULT):
+            raise InputError(f"{place}: a fault must not sleep for a {inner.kind}")
         if entry.kind == "atomic" or inner.holds or inner.per == "file":
             raise InputError(
                 f"{place}: a lock may hold one that holds nothing itself and is of no file"
@@ -184,6 +204,8 @@ class Uses:
     entries: Sequence[Entry] = ()
     shared_pages: Sequence[int] = ()
     """Pages of each file that all CPUs share; a file with a higher number is a CPU's own."""
+    threads: bool = False
+    """All CPUs share one process."""
     _rows: list[tuple[int, int, int]] = field(default_factory=list)
     _known: dict[tuple[tuple[int, int, int], ...], int] = field(default_factory=dict)
 
@@ -195,12 +217,15 @@ class Uses:
             times = sum(entry.times.get(op, 0) for op in ops)
             if not times or (entry.per == "file" and not 0 <= file < len(self.shared_pages)):
                 continue
+            if entry.per == "process" and not self.threads:
+                continue
             of_file = file if entry.per == "file" else -1
-            rows.append((number, of_file, round(times * 1000)))
+            rows.append((number, of_file, round(times * 1_000_000)))
             lines = min(entry.lines, self.shared_pages[file]) if of_file >= 0 else entry.lines
             inner = next((each for each in self.entries if each.name == entry.holds), None)
             inside_ns = inner.alone_ns(inner.lines) if inner else 0.0
-            alone_ns += times * (entry.alone_ns(lines) + inside_ns)
+            batch = _PERCPU_BATCH if entry.batch else 1
+            alone_ns += times / batch * (entry.alone_ns(lines) + inside_ns)
         if not rows:
             return 0, 0, 0.0
         key = tuple(rows)
@@ -208,6 +233,18 @@ class Uses:
             self._known[key] = len(self._rows)
             self._rows.extend(rows)
         return self._known[key], len(rows), alone_ns
+
+    def used(self) -> Uses:
+        """Without the entries that no call uses."""
+        numbers = {number for number, _, _ in self._rows}
+        held = {self.entries[number].holds for number in numbers}
+        kept = [
+            number
+            for number, entry in enumerate(self.entries)
+            if number in numbers or entry.name in held
+        ]
+        rows = [(kept.index(number), file, times) for number, file, times in self._rows]
+        return replace(self, entries=[self.entries[number] for number in kept], _rows=rows)
 
     def scaled(self, factor: float) -> Uses:
         """With all holds `factor` times as long."""
@@ -225,9 +262,18 @@ class Uses:
             row["inner"] = names.index(entry.holds) if entry.holds else -1
         return table
 
-    def use_table(self) -> NDArray[np.void]:
-        """Of USE_DTYPE."""
-        return np.array(self._rows, dtype=USE_DTYPE)
+    def use_table(self, cpus: int) -> NDArray[np.void]:
+        """Of USE_DTYPE, on a machine of so many CPUs."""
+        table = np.array(self._rows, dtype=USE_DTYPE)
+        for row in table:
+            if self.entries[row["entry"]].batch:
+                row["times_ppm"] //= max(_PERCPU_BATCH, 2 * cpus)
+        return table
+
+    @property
+    def nr_uses(self) -> int:
+        """Rows of ``use_table``."""
+        return len(self._rows)
 
     @property
     def lock_classes(self) -> int:

@@ -43,6 +43,11 @@ _MACHINE = "generic:sockets=2,nodes=2,l3=1,cores=4,smt=1"
 _NATIVE_CPUS, _NATIVE_NODES = 12, 4
 _STEPS = {"virtual": 40, "native": 100}
 """What each CPU does for a seed: as much as shows every broken design within a few seeds."""
+_SHARED_CPUS, _SHORT_SLICE_PS = 5, 1_000_000
+"""Of mm designs, every other seed on the virtual engine: so few CPUs for as many threads, and time
+slices short enough to end anywhere."""
+_COLD_PERMILLE, _READ_NS = 500, 10_000
+"""Of mm designs: so many faults in the second file sleep for their page, and so long."""
 _QUIET_TIMES = 32
 _ABOUT_WALKS = ("walk", "fork-order", "atomic", "trylock")
 _CHUNK = 25
@@ -453,9 +458,12 @@ def _run_seed(
     else:
         node_of_cpu = [cpu * _NATIVE_NODES // _NATIVE_CPUS for cpu in range(_NATIVE_CPUS)]
     cpus = len(node_of_cpu)
+    hw_cpus = _SHARED_CPUS if on_virtual and kind == "mm" and seed % 2 == 0 else cpus
+    node_of_cpu = [node_of_cpu[cpu % hw_cpus] for cpu in range(cpus)]
     config = _core.make_config(
         node_of_cpu=node_of_cpu,
-        nr_nodes=max(node_of_cpu) + 1,
+        nr_nodes=_machine().nr_nodes if on_virtual else _NATIVE_NODES,
+        nr_hw_cpus=hw_cpus,
         nr_files=len(_FILES),
         nr_lists=0,
         nr_calls=0,
@@ -465,11 +473,15 @@ def _run_seed(
     core.arena_format(arena.base, arena.size, ctypes.byref(config))
     for name in _FILES:
         core.file_add(name.encode(), _PAGES)
+    if kind == "mm":
+        core.file_cold(1, _COLD_PERMILLE, _READ_NS)
     core.boot()
     suite.begin(number, rule.number - 1, _STEPS[core.machine])
     lines = None
     if on_virtual:
-        model = virtual.cost_model(_machine(), cpus)
+        model = virtual.cost_model(_machine(), hw_cpus)
+        if hw_cpus < cpus:
+            model.time_slice_ps = _SHORT_SLICE_PS
         model.event_limit = _EVENT_LIMIT
         core.virtual_config(ctypes.byref(model))
         try:

@@ -417,7 +417,7 @@ def report(
             metavar="|".join(_REPORTS),
             help="A page with plots; a mail of 72 columns; a plot for a paper; locks as "
             "/proc/lock_stat; cache lines as perf c2c; stacks of waiting for flamegraph.pl and "
-            "speedscope; a row a cell; percentiles.",
+            "speedscope; a row a cell; HdrHistogram's percentiles and log.",
         ),
     ],
     output: Annotated[
@@ -430,7 +430,9 @@ def report(
     ] = None,
     op: Annotated[
         str | None,
-        typer.Option(metavar="OP", help="One operation, as exec (hgrm only).  Default: all"),
+        typer.Option(
+            metavar="OP", help="One operation, as exec (hgrm and hlog only).  Default: all"
+        ),
     ] = None,
     which: Annotated[
         str | None,
@@ -454,8 +456,9 @@ def report(
         raise unknown("format", form, _REPORTS)
     if which is not None and form not in plot.FORMATS:
         raise InputError(f"--plot {which}: only --format {' and '.join(plot.FORMATS)} have plots")
-    if op is not None and form != "hgrm":
-        raise InputError(f"--op {op}: only --format hgrm has operations to choose from")
+    if op is not None and form not in text.OF_ONE_OPERATION:
+        of_one = " and ".join(text.OF_ONE_OPERATION)
+        raise InputError(f"--op {op}: only --format {of_one} have operations to choose from")
     result = Store(store).load(name)
     cells = text.choose(result, cell)
     if form in plot.FORMATS:
@@ -472,7 +475,8 @@ def report(
         result.cells = [each for _, each in cells]
         written = mail.text(result) if form == "text" else html.page(result)
     else:
-        written = text.hgrm(cells, op) if form == "hgrm" else text.FORMATS[form](cells)
+        layout = text.OF_ONE_OPERATION.get(form)
+        written = layout(cells, op) if layout else text.FORMATS[form](cells)
     if form != "html":
         written = printable(written)
     if not written:

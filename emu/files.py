@@ -8,8 +8,8 @@ from pathlib import Path
 from emu.errors import InputError
 
 MIB = 1 << 20
-MAX_BYTES = 64 * MIB
-"""Of a description of anything; the largest that come with mm-emu have some 100 KiB."""
+MAX_BYTES = 128 * MIB
+"""Of a description of anything: room for a program of a million calls."""
 
 
 def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:

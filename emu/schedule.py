@@ -46,9 +46,6 @@ _OTHERS_S = 0.3
 """How often to look whether another process has finished its cells."""
 _LEASE_S = 60.0
 """What a claim lasts beyond the cell's time-out, where nobody can look."""
-_CPU_BYTES = 2 * MIB
-"""Memory of a virtual cell for each of its CPUs: 0.75 MiB measured with execl."""
-_CELL_BYTES = 64 * MIB
 
 
 @dataclass(frozen=True)
@@ -393,6 +390,9 @@ class _Scheduler:
                         self.watchers.notice(job.notice)
                 except CellFailed as error:
                     result, again = job.fail(error), error.outside
+                if again and self.store.times_again(self.run_id, number):
+                    again = False
+                    self._give_up(by_number[number], result)
                 if again:  # those that run may end, and no other begins
                     waiting.clear()
                     go_on = False
@@ -400,10 +400,18 @@ class _Scheduler:
                 self._save(by_number[number], result, again)
             self._tell([_of_job(by_number[n].cell, job) for n, (job, _) in self.jobs.items()])
 
+    @staticmethod
+    def _give_up(task: _Task, result: CellResult) -> None:
+        """It was killed or stopped for the second time: nobody wants it to be tried for ever."""
+        needed, available = _bytes_of(task) // MIB, memory_available() // MIB
+        result.error = (
+            f"{result.error}, for the second time, so {task.cell} is not tried again; where memory "
+            f"runs out the kernel kills so: it may need {needed:,} MiB, {available:,} are available"
+        )
+
     def _has_room(self, waiting: list[int], by_number: Mapping[int, _Task]) -> bool:
         """Is there memory for one more beside those that run? One alone may always try."""
-        cpus = by_number[waiting[0]].cell.cpus
-        return not self.jobs or memory_available() > _CELL_BYTES + cpus * _CPU_BYTES
+        return not self.jobs or memory_available() > _bytes_of(by_number[waiting[0]])
 
     def _run_single(self, task: _Task) -> bool:
         from emu.coordinator import Deadline
@@ -479,6 +487,13 @@ class _Scheduler:
             share = 1 - shares.get(cell, 0.0)
             seconds += share * _weight(cell) * spent_s / weight / at_once
         return seconds
+
+
+def _bytes_of(task: _Task) -> int:
+    from emu.engines import ManyAtOnce
+
+    assert isinstance(task.machine, ManyAtOnce)
+    return task.machine.bytes_of(task.cell)
 
 
 def _weight(cell: Cell) -> float:

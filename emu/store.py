@@ -55,7 +55,7 @@ CREATE TABLE cell (
     rmap TEXT NOT NULL, mm TEXT NOT NULL, topology TEXT NOT NULL, cpus INTEGER NOT NULL,
     workload TEXT NOT NULL, engine TEXT NOT NULL, seed INTEGER NOT NULL, repeat INTEGER NOT NULL,
     status TEXT,                    -- NULL: still to be run
-    again INTEGER NOT NULL DEFAULT 0,   -- it did not fail by itself: run it again
+    again INTEGER NOT NULL DEFAULT 0,   -- so often it did not fail by itself: run it again
     ops_per_s REAL,
     finished_s REAL,                -- seconds since 1970
     document BLOB,                  -- CellResult as JSON, without the histograms
@@ -326,6 +326,13 @@ class Store:
                     return number
         return None
 
+    def times_again(self, run: str, number: int) -> int:
+        """How often somebody killed or stopped a process of this cell, and it is to run again."""
+        with self._open() as connection:
+            query = "SELECT again FROM cell WHERE run = ? AND number = ?"
+            row = connection.execute(query, (run, number)).fetchone()
+            return int(row[0]) if row else 0
+
     def save(self, run: str, number: int, result: CellResult, *, again: bool = False) -> None:
         """Keep a result and give the claim back. A cell that has finished is left as it is."""
         document = msgspec.to_builtins(result)
@@ -338,8 +345,9 @@ class Store:
             latency["hdr"] = ""
         with self._open(write=True) as connection:
             changed = connection.execute(
-                "UPDATE cell SET status = ?, again = ?, ops_per_s = ?, finished_s = ?, document = ?"
-                f" WHERE run = ? AND number = ? AND {_UNFINISHED}",
+                "UPDATE cell SET status = ?, again = iif(?, again + 1, 0), ops_per_s = ?, "
+                "finished_s = ?, document = ? "
+                f"WHERE run = ? AND number = ? AND {_UNFINISHED}",
                 (
                     *(result.status, again, result.ops_per_s, time.time()),
                     *(msgspec.json.encode(document), run, number),

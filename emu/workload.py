@@ -16,9 +16,11 @@ A program is a list of system calls, one string each, written as strace writes t
                                               # the phase, all do
       "mmap(NULL, 4096, PROT_READ|PROT_WRITE, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0)",
       "fault(last+0, 4096, PROT_WRITE)",      # last: where this CPU's latest mapping is
+      "clone()",                              # a thread begins: the task goes on as that one ...
+      "thread_exit()",                        # ... and, when it has ended, as the one before
       "pass()",                               # hands that to the next CPU, gets one from before
-      "dontneed(0x10000+cpu*4096, 4096)",     # cpu*: so much further on each CPU
-      "fault(0x10000, cpus*4096)",            # cpus*: so many bytes for each CPU of the machine
+      "dontneed(0x10000+cpu*4096, 4096)",     # cpu*: so much further for each task
+      "fault(0x10000, cpus*4096)",            # cpus*: so many bytes for each task
       "fault_next(0x10000, cpus*4096)",       # the next page that is not there; after the last one,
                                               # all are given back by dontneed, and so on
       "fork()",                               # from here on the child runs ...
@@ -35,8 +37,13 @@ address that the real kernel returned; a replay checks it. Flags that mean nothi
     [files]         name = size in pages
     [private_files] the same, but each CPU has a file of its own by that name
     [work.OP]       the rest of the kernel and of user space, with its source: time to compute
-                    inside each exec, fork or exit; (fault) inside each page fault that a program's
-                    fault() or fault_next() makes; or (call) before every other call of a program
+                    inside each exec, fork, exit, clone or thread_exit; (fault) inside each page
+                    fault that a program's fault() or fault_next() makes; or (call) before every
+                    other call of a program
+    [cold]          a page cache that does not hold all: the share of the faults in files that find
+                    their page missing, and sleep, holding no lock, while it is read; the time of a
+                    read and its source. As if pages were evicted as fast as they are read; each
+                    fault reads for itself
     waiting         processes that each CPU's process leaves behind when it is loaded, forked from
                     one another: they keep their mappings and do nothing until the end
     load            the program that a CPU starts with; it leaves one process, or none where no
@@ -70,6 +77,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -113,7 +121,7 @@ MICRO_OPS = (
 WITHOUT_PROCESS = ("work", "pace", "barrier", *MICRO_OPS)
 OPS = (
     *("exec", "fork", "exit", "mmap", "munmap", "mprotect", "brk"),
-    *("fault", "fault_next", "dontneed", "pass", *WITHOUT_PROCESS),
+    *("fault", "fault_next", "dontneed", "pass", "clone", "thread_exit", *WITHOUT_PROCESS),
 )
 """By the number of enum emu_call_op."""
 
@@ -155,6 +163,8 @@ _SIGNATURES = {
     "fault_next": ("addr", "length", "prot"),
     "dontneed": ("addr", "length"),
     "pass": (),
+    "clone": (),
+    "thread_exit": (),
     "barrier": (),
     "work": ("time",),
     "pace": ("time",),
@@ -191,7 +201,7 @@ CALL_DTYPE = np.dtype(
 # ---- calls and their text ----
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Call:
     """One call of a program. Addresses, lengths and offsets in bytes."""
 
@@ -299,54 +309,57 @@ def parse_call(text: str) -> Call:
     if len(arguments) != len(names):
         right = f"{op}({', '.join(names)})"
         raise CallError(f"{op} with {len(arguments)} argument(s); it is {right}")
-    call = Call(op)
+    # Programs have up to a million calls: each is made once, not copied for every argument.
+    values: dict[str, Any] = {}
     for name, value in zip(names, arguments, strict=True):
-        call = _with_argument(call, name, value)
+        values |= _argument(name, value)
     if result is not None:
-        call = _with_result(call, result)
+        values |= _result(op, result)
+    call = Call(op, **values)
     _check_call(call)
     return call
 
 
-def _with_argument(call: Call, name: str, value: str) -> Call:
+def _argument(name: str, value: str) -> dict[str, Any]:
+    """Fields of Call."""
     match name:
         case "addr":
             base, _, more = (part.strip() for part in value.partition("+"))
             if base == "last":
-                return replace(call, addr=_number(more or "0", name), stride=None)
+                return {"addr": _number(more or "0", name), "stride": None}
             addr = 0 if base == "NULL" else _number(base, name)
             if not more:
-                return replace(call, addr=addr)
+                return {"addr": addr}
             if not more.startswith("cpu*"):
                 raise CallError(f"addr is '{value}'; write it like 0x10000+cpu*0x1000 or last+4096")
-            return replace(call, addr=addr, stride=_number(more[4:], name))
+            return {"addr": addr, "stride": _number(more[4:], name)}
         case "length":
             if value.startswith("cpus*"):
-                return replace(call, length=_number(value[5:], name), times=True)
-            return replace(call, length=_number(value, name))
+                return {"length": _number(value[5:], name), "times": True}
+            return {"length": _number(value, name)}
         case "offset":
-            return replace(call, offset=_number(value, name))
+            return {"offset": _number(value, name)}
         case "prot":
-            return replace(call, prot=_bits(value, PROT, ("PROT_NONE",)))
+            return {"prot": _prot(value)}
         case "flags":
-            return replace(call, flags=_bits(value, FLAGS, IGNORED_FLAGS))
+            return {"flags": _flags(value)}
         case "time":
-            return replace(call, work_ns=parse_time(value))
+            return {"work_ns": parse_time(value)}
         case _:
             if name == "file" and value == "-1":
-                return call
+                return {}
             if not re.fullmatch(NAME_PATTERN, value, re.ASCII):
                 raise CallError(f"'{value}' is no name of {_a(name)}")
-            return replace(call, name=value)
+            return {"name": value}
 
 
-def _with_result(call: Call, result: str) -> Call:
-    if call.op in ("mmap", "brk"):
-        return replace(call, expect=_number(result, "the result"))
-    if call.op not in ("munmap", "mprotect") or result != "0":
-        right = "= 0 or nothing" if call.op in ("munmap", "mprotect") else "nothing"
-        raise CallError(f"{call.op} is followed by {right}, not '= {result}'")
-    return call
+def _result(op: str, result: str) -> dict[str, Any]:
+    if op in ("mmap", "brk"):
+        return {"expect": _number(result, "the result")}
+    if op not in ("munmap", "mprotect") or result != "0":
+        right = "= 0 or nothing" if op in ("munmap", "mprotect") else "nothing"
+        raise CallError(f"{op} is followed by {right}, not '= {result}'")
+    return {}
 
 
 NAME_PATTERN = r"[\w\[./+][\w.+@:/\-\[\]]*"
@@ -361,6 +374,16 @@ def _number(text: str, what: str) -> int:
     if not re.fullmatch(r"0x[0-9a-fA-F]{1,16}|0|[1-9]\d{0,19}", text, re.ASCII):
         raise CallError(f"{what} is '{text}'; it must be a number like 4096 or 0x1000")
     return int(text, 0)
+
+
+@lru_cache(maxsize=256)
+def _prot(text: str) -> int:
+    return _bits(text, PROT, ("PROT_NONE",))
+
+
+@lru_cache(maxsize=256)
+def _flags(text: str) -> int:
+    return _bits(text, FLAGS, IGNORED_FLAGS)
 
 
 def _bits(text: str, table: Mapping[str, int], without_effect: Iterable[str]) -> int:
@@ -491,6 +514,10 @@ class Workload:
     """All CPUs are threads of one process."""
     touch: str = "none"
     walkers: tuple[Walker, ...] = ()
+    cold_permille: int = 0
+    """Of a thousand faults in files so many find their page missing in the page cache."""
+    read_ns: int = 0
+    """What a fault sleeps then."""
     private_files: int = 0
     """So many of the files, the last, are each CPU's own."""
     uses: background.Uses = field(default_factory=background.Uses)
@@ -509,6 +536,32 @@ class Workload:
     def counting_phase(self) -> str:
         """The phase whose operations are the run's: the first that is recorded."""
         return next(phase.name for phase in self.phases if phase.record)
+
+    @property
+    def most_vmas(self) -> int:
+        """How many VMAs a CPU's processes may have at once, waiting ones included."""
+        most, loaded = self._list_vmas(self.load_list, 0)
+        return max(most, *(self._list_vmas(phase.list, loaded)[0] for phase in self.phases))
+
+    def _list_vmas(self, number: int, own: int) -> tuple[int, int]:
+        """How many at most, and the process's at the end; each call may leave one more."""
+        waiting, most = 0, own
+        parents: list[int] = []
+        calls = self.lists[number]
+        for op, arg in zip(calls["op"].tolist(), calls["arg"].tolist(), strict=True):
+            match OPS[op]:
+                case "mmap" | "munmap" | "mprotect" | "brk":
+                    own += 1
+                case "exec":
+                    own = len(self.lists[arg])
+                case "fork":
+                    parents.append(own)
+                    waiting += own
+                case "exit" if parents:
+                    own = parents.pop()
+                    waiting -= own
+            most = max(most, own + waiting)
+        return most, own
 
     @property
     def page_table_bytes(self) -> int:
@@ -592,6 +645,12 @@ class _Work(_Table, frozen=True):
     source: str
 
 
+class _Cold(_Table, frozen=True):
+    share: float
+    read: str
+    source: str
+
+
 class _Phase(_Table, frozen=True):
     name: str
     list: str
@@ -622,6 +681,7 @@ class _File(_Table, frozen=True):
     description: str = ""
     work_jitter: float = 0.1
     work: dict[str, Any] = {}
+    cold: dict[str, Any] = {}
     share: Literal["mm"] | None = None
     touch: Literal["none", "first", "all"] | None = None
     walker: list[Any] = []
@@ -631,7 +691,7 @@ class _File(_Table, frozen=True):
     background: list[Any] = []
 
 
-_WORK_KEYS = ("exec", "fork", "exit", "fault", "call")
+_WORK_KEYS = ("exec", "fork", "exit", "clone", "thread_exit", "fault", "call")
 _T = TypeVar("_T", bound=_Table)
 
 
@@ -723,6 +783,7 @@ class _Reader:
         if not self.isolate:
             self.read_background(file, self.pages[:shared])
         self.read_work(file.work)
+        cold_permille, read_ns = self.read_cold(file.cold)
         self.touch = file.touch or ("first" if file.walker else "none")
         if self.touch == "none" and file.walker:
             raise self.error("touch", 'walkers have nothing to do where touch is "none"', "touch")
@@ -771,8 +832,10 @@ class _Reader:
             share_mm=file.share == "mm",
             touch=self.touch,
             walkers=tuple(self.read_walkers(file.walker)),
+            cold_permille=cold_permille,
+            read_ns=read_ns,
             private_files=len(file.private_files),
-            uses=self.uses,
+            uses=self.uses.used(),
         )
 
     def read_files(self, files: dict[str, Any], table: str) -> None:
@@ -802,7 +865,7 @@ class _Reader:
             kernel = background.read_kernel(_folder(), name, parse_time)
         own = background.read(file.background, str(self.path), parse_time)
         entries = background.merge(kernel, own, str(self.path))
-        self.uses = background.Uses(entries, shared_pages)
+        self.uses = background.Uses(entries, shared_pages, file.share == "mm")
 
     def read_work(self, work: dict[str, Any]) -> None:
         for key, raw in work.items():
@@ -813,6 +876,19 @@ class _Reader:
                 self.work_ns[key] = parse_time(self.table(raw, _Work, f"[work.{key}]").time)
             except CallError as error:
                 raise self.error(f"[work.{key}] time", str(error)) from None
+
+    def read_cold(self, raw: dict[str, Any]) -> tuple[int, int]:
+        """(permille of faults, ns of a read)."""
+        if not raw:
+            return 0, 0
+        cold = self.table(raw, _Cold, "[cold]")
+        if not 0.001 <= cold.share <= 1:
+            what = f"{cold.share:g} is not between 0.001 and 1 (0.1: one fault in ten)"
+            raise self.error("[cold] share", what, "share")
+        try:
+            return round(cold.share * 1000), parse_time(cold.read)
+        except CallError as error:
+            raise self.error("[cold] read", str(error), "read") from None
 
     def read_walkers(self, raw_walkers: Sequence[object]) -> Iterator[Walker]:
         for number, raw in enumerate(raw_walkers):
@@ -872,9 +948,18 @@ class _Reader:
     def read_calls(self, section: str, texts: Sequence[str]) -> list[Call]:
         calls: list[Call] = []
         forks: list[int] = []
+        clones: list[int] = []
         for index, text in enumerate(texts):
             try:
                 call = self.in_context(section, parse_call(text))
+                if call.op == "clone":
+                    clones.append(index)
+                elif call.op == "thread_exit":
+                    if not clones:
+                        raise CallError("there is no clone() before it whose thread could end")
+                    clones.pop()
+                elif clones and call.op in ("exec", "fork", "exit"):
+                    raise CallError("not between clone() and thread_exit()")
                 if call.op == "fork":
                     forks.append(index)
                 elif call.op == "exit" and not forks:
@@ -886,6 +971,9 @@ class _Reader:
             except CallError as error:
                 raise self.call_error(section, index, text, str(error)) from None
             calls.append(call)
+        if clones:
+            what = "no thread_exit() of its thread before the list ends"
+            raise self.call_error(section, clones[-1], texts[clones[-1]], what)
         if forks:
             raise self.call_error(
                 section, forks[-1], texts[forks[-1]], "no exit() of its child before the list ends"
@@ -902,7 +990,8 @@ class _Reader:
         elif call.op not in WITHOUT_PROCESS:
             kind = "fault" if call.op == "fault_next" else call.op
             kind = kind if kind in _WORK_KEYS else "call"
-            call = replace(call, work_ns=self.work_ns.get(kind, 0))
+            if work_ns := self.work_ns.get(kind, 0):
+                call = replace(call, work_ns=work_ns)
         if call.op == "exec":
             if call.name not in self.images:
                 raise CallError(
@@ -924,31 +1013,35 @@ class _Reader:
         return call
 
     def encode(self, section: str, calls: Sequence[Call]) -> NDArray[np.void]:
-        array = np.zeros(len(calls), dtype=CALL_DTYPE)
-        for entry, call in zip(array, calls, strict=True):
-            arg = -1
+        is_image = section.startswith("image.")
+        of_call = lru_cache(maxsize=4096)(self.uses.of_call)
+        writes = any("fault_write" in _background_ops(call) for call in calls)
+        rows: list[tuple[int, ...]] = []
+        for call in calls:
+            arg, flags, length, work_ns = -1, call.flags, call.length, call.work_ns
             if call.op == "exec":
                 arg = self.list_numbers[f"image.{call.name}"]
             elif call.op == "mmap" and call.name:
                 arg = self.file_numbers[call.name]
-            expect = NO_EXPECT if call.expect is None else call.expect
-            entry["op"], entry["prot"], entry["flags"] = OPS.index(call.op), call.prot, call.flags
-            entry["arg"], entry["addr"], entry["len"] = arg, call.addr, call.length
-            entry["offset"], entry["expect"], entry["work_ns"] = call.offset, expect, call.work_ns
             if call.op in ("exec", "fork") or (call.op == "mmap" and call.name):
-                entry["flags"] |= TOUCH_FLAGS[self.touch]
-            entry["stride"] = NO_EXPECT if call.stride is None else call.stride
-            entry["times"] = call.times
+                flags |= TOUCH_FLAGS[self.touch]
             if call.op == "pace":
-                entry["len"], entry["work_ns"] = call.work_ns, 0
-            first, number, alone_ns = self.uses.of_call(_background_ops(call), arg)
-            entry["first_use"], entry["nr_uses"] = first, number
+                length, work_ns = work_ns, 0
+            first, number, alone_ns = of_call(_background_ops(call, writes), arg)
             self.alone_ns[section] = self.alone_ns.get(section, 0.0) + alone_ns
             if call.op == "exec":
                 alone_ns += self.alone_ns[f"image.{call.name}"]
-            if not section.startswith("image."):
-                entry["work_ns"] = max(0, int(entry["work_ns"]) - round(alone_ns))
-        return _read_only(array)
+            if not is_image:
+                work_ns = max(0, work_ns - round(alone_ns))
+            rows.append(
+                (
+                    *(OPS.index(call.op), call.prot, flags, arg, call.addr, length, call.offset),
+                    *(NO_EXPECT if call.expect is None else call.expect, work_ns),
+                    *(NO_EXPECT if call.stride is None else call.stride, call.times),
+                    *(first, number, 0),
+                )
+            )
+        return _read_only(np.array(rows, dtype=CALL_DTYPE))
 
     def check_brk(self, lists: Mapping[str, Sequence[Call]]) -> None:
         """A heap begins in one place, and every image has one if any program calls brk."""
@@ -1032,8 +1125,17 @@ def _read_only(array: NDArray[np.void]) -> NDArray[np.void]:
     return array
 
 
-def _background_ops(call: Call) -> tuple[str, ...]:
-    """The kinds of call, in `times` of background entries, that this one is."""
+def _background_ops(call: Call, writes: bool = False) -> tuple[str, ...]:
+    """The kinds of call, in `times` of background entries, that this one is.
+
+    ``writes``: the program of the call writes pages.
+    """
+    if call.op in ("fault", "fault_next"):
+        if not call.prot & PROT["PROT_WRITE"]:
+            return ("fault_read",)
+        return ("fault_write", "fault_new") if call.op == "fault_next" else ("fault_write",)
+    if call.op == "munmap" and writes:
+        return ("munmap", "munmap_used")
     if call.op not in background.OPS:
         return ()
     elsewhere = call.flags & (MAP_FIXED | MAP_SPECIAL)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Feeds every parser with damaged input: python tests/fuzz.py --minutes 10 [PARSER...]
 
-Real files and texts are cut, repeated, truncated, and get other values in the place of theirs. A
+Real files and texts are cut, repeated, truncated, lose bits, and get other values for theirs. A
 parser may accept what it gets or refuse it with one line (InputError). Anything else is a bug:
 another exception, several lines, no end within ten seconds. What led to it is shrunk by hypothesis
 and shown; the exit status is then 1. tests/test_fuzz.py has a short form.
@@ -81,7 +81,20 @@ _TOKEN = re.compile(rb'"[^"\n]*"|[\w.+-]+|[\[\](){}=,]')
 Edit = tuple[str, float, float, bytes]
 EDITS: st.SearchStrategy[list[Edit]] = st.lists(
     st.tuples(
-        st.sampled_from(["value", "value", "value", "swap", "cut", "repeat", "insert", "truncate"]),
+        st.sampled_from(
+            [
+                "value",
+                "value",
+                "value",
+                "swap",
+                "cut",
+                "repeat",
+                "insert",
+                "truncate",
+                "flip",
+                "flip",
+            ]
+        ),
         st.floats(0, 1),
         st.floats(0, 1),
         st.one_of(st.sampled_from(VALUES), st.binary(max_size=8)),
@@ -104,6 +117,11 @@ def edited(data: bytes, edits: list[Edit]) -> bytes:
                 data = data[:b] + data[a:b][:4000] + data[b:]
             case "insert":
                 data = data[:a] + payload + data[a:]
+            case "flip":  # a bit, as a bad disk does
+                at = min(int(first * len(data)), len(data) - 1)
+                if data:
+                    bit = bytes([data[at] ^ 1 << min(int(second * 8), 7)])
+                    data = data[:at] + bit + data[at + 1 :]
             case _:
                 tokens = list(_TOKEN.finditer(data))
                 if not tokens:
@@ -206,11 +224,11 @@ def _option_texts() -> list[bytes]:
 
 def _strace(file: Path) -> None:
     """All of record() that comes after strace, without maps and executables."""
-    events, threads = record._join_threads(record._parse_log(_text(file).splitlines()))
-    extents = record._extents(events)
-    builder = record._Builder(Path(), None, {}, False, threads, extents)
+    events, threads = record.log.join_threads(record.log.parse_log(_text(file).splitlines()))
+    extents = record.log.extents(events)
+    builder = record.build.Builder(Path(), None, {}, False, threads, extents)
 
-    def image(event: record._Event) -> str:
+    def image(event: record.log.Event) -> str:
         """One mapping, which ends where the log says that the heap begins."""
         own = next(own for own in events.values() if any(each is event for each in own))
         heap = next((e.result for e in own if e.call == "brk" and e.order > event.order), "0x3000")
@@ -219,15 +237,15 @@ def _strace(file: Path) -> None:
         call = workload.Call("mmap", start, 4096, 1, 0x12 | workload.MAP_BRK, name, 0, start)
         builder.image_paths[name] = name
         builder.files[name] = 1
-        builder.images[name] = [record._Step(call)]
+        builder.images[name] = [record.build.Step(call)]
         return name
 
     with mock.patch.object(builder, "image", image):
         stream = builder.linearize(events)
-    record._verify(stream, builder, {})
-    programs = record._cut(stream, "run")
+    record.verify.verify(stream, builder, {})
+    programs = record.write.cut(stream, "run")
     target = file.with_name("recorded.toml")
-    target.write_text(record._toml("x", "", "", builder, programs), encoding="utf-8")
+    target.write_text(record.write.workload_text("x", "", "", builder, programs), encoding="utf-8")
     workload.load(target)
 
 

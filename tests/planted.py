@@ -522,6 +522,36 @@ LOCKS = [
         "percpu-rwsem",
         DEADLOCK,
     ),
+    lock(
+        "RCU: the number is read before the CPU is online",
+        "rcu.c",
+        "\tatomic_exchange_explicit(&this_cpu()->seen, 1, memory_order_acq_rel);\n"
+        "\tsay(this_cpu());\n",
+        "\tatomic_exchange_explicit(&this_cpu()->seen,\n"
+        "\t\tatomic_load_explicit(&emu_rcu->started, memory_order_acquire),"
+        " memory_order_acq_rel);\n",
+        "rcu-slept",
+        MEMORY,
+        RACE,
+    ),
+    lock(
+        "RCU: a CPU that is online again knows an old number",
+        "rcu.c",
+        "memory_order_acq_rel);\n\tsay(this_cpu());\n",
+        "memory_order_acq_rel);\n",
+        "rcu-slept",
+        MEMORY,
+        RACE,
+    ),
+    lock(
+        "RCU: an idle CPU is looked at and not told",
+        "rcu.c",
+        "\t\tseen = atomic_fetch_add_explicit(&cpu->seen, 0, memory_order_acq_rel);",
+        "\t\tseen = atomic_load_explicit(&cpu->seen, memory_order_acquire);",
+        "rcu-slept",
+        MEMORY,
+        RACE,
+    ),
     Bug("futex word repeats (ABA)", "aba.c", (), "aba", (DEADLOCK,)),
     Bug("freed before readers are done", "rcu.c", (), "rcu-free", (MEMORY, RACE)),
 ]
@@ -775,6 +805,11 @@ def _text(name: str) -> str:
     return re.sub(r'#include "(?=\w+\.h")', f'#include "{file.parent}/', file.read_text())
 
 
+def _of_library(text: str) -> str:
+    """Without definitions of the designs in use and RCU's state: the copy uses the library's."""
+    return re.sub(r"^(const )?struct \w+ \*emu_\w+;$", "", text, flags=re.MULTILINE)
+
+
 def _edit(text: str, bug: Bug) -> str:
     for old, new in bug.edits:
         assert text.count(old) >= 1, f"{bug.name}: {old!r} is not there any more"
@@ -793,9 +828,7 @@ def source(bug: Bug, directory: Path) -> Path:
         # With all that frees and changes VMAs, so that they call each other.
         files = {name: _text(name) for name in ("sync/rcu.c", "mm/vma.c", "mm/mmap.c")}
         files[bug.part] = _edit(files[bug.part], bug)
-        text = "".join([*files.values(), text])
-        # The designs and RCU's state are the library's.
-        text = re.sub(r"^(const )?struct \w+ \*emu_\w+;$", "", text, flags=re.MULTILINE)
+        text = _of_library("".join([*files.values(), text]))
         path.write_text(text.replace("const struct emu_scenario emu_mm_scenarios", EXPORTED))
         return path
     if bug.part.endswith(".c"):
@@ -809,6 +842,7 @@ def source(bug: Bug, directory: Path) -> Path:
     if bug.name == "trylock walk that starts half-way":
         text = text.replace("\twhile (locked--)", "out:\n\twhile (locked--)", 1)
     if not bug.is_design:
+        text = _of_library(text)
         if bug.base == "sync/task.c":
             # Who parks must use the copy too.
             text += (WORKERS / "sync" / "rwsem.c").read_text()

@@ -153,7 +153,7 @@ def acquired(plan: Plan, times: int) -> dict[str, dict[str, int]]:
                         core.lock_stats(cpu)[:] = 0
                         core.cpu_attach(cpu)
                         assert core.list_run(number) is None
-                for lock in coordinator._gather_locks(core, cpus):
+                for lock in coordinator.totals._gather_locks(core, cpus):
                     sums[lock.name] = sums.get(lock.name, 0) + int(lock.total["acquired"])
             found[f"{place} {work.list_names[number]}"] = sums
         # Compares every line with the number of uses.
@@ -218,6 +218,101 @@ def test_what_uses_take_alone_is_subtracted_from_the_work(small: Path) -> None:
     scaled = whole.scaled(0.5)
     assert scaled.lists[number]["work_ns"][0] == round((10_000 - in_exec) / 2)
     assert [entry.hold_ns for entry in scaled.uses.entries] == [0, 50, 0, 0]
+
+
+THREADS = """
+name = "threads"
+load = "load"
+share = "mm"
+
+[image.own]
+mmap_base = 0x7ffff7fff000
+calls = [
+  "mmap(0x10000000, cpus*40960, PROT_READ|PROT_WRITE, MAP_PRIVATE|MAP_FIXED|MAP_ANONYMOUS, -1, 0)",
+]
+
+[files]
+lib = 3
+
+[program.load]
+calls = ["exec(own)"]
+
+[program.once]
+calls = [
+  "fault(0x10000000+cpu*40960, 20480, PROT_WRITE)",
+  "fault_next(0x10000000+cpu*40960, 40960, PROT_WRITE)",
+  "clone()",
+  "thread_exit()",
+  "dontneed(0x10000000+cpu*40960, 40960)",
+  "mmap(NULL, 4096, PROT_READ, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0)",
+  "munmap(last, 4096)",
+]
+
+[work.fault]
+time = "1us"
+source = "none"
+
+[[phase]]
+name = "once"
+list = "once"
+kind = "once"
+
+[[background]]
+name = "written"
+kind = "spinlock"
+per = "process"
+times = { fault_write = 1, fault_new = 2 }
+lines = 1
+hold = "50ns"
+source = "none"
+
+[[background]]
+name = "counter"
+kind = "spinlock"
+per = "process"
+times = { fault_write = 16 }
+batch = "percpu"
+source = "none"
+
+[[background]]
+name = "freed"
+kind = "rwsem"
+times = { munmap_used = 3, clone = 1, thread_exit = 2 }
+source = "none"
+"""
+
+
+@pytest.mark.parametrize("where", [("native", "host"), ("virtual", "generic:cores=4")])
+def test_faults_and_threads_use_what_the_workload_says(
+    where: tuple[str, str], tmp_path: Path
+) -> None:
+    path = tmp_path / "threads.toml"
+    path.write_text(THREADS)
+    designs = ("--mm", "mmap-sem-rbtree,spf,per-vma-lock,pt-extents", "--rmap", "single")
+    arguments = ("--topology", where[1], "--workload", str(path), "--cpus", "4", *designs)
+    for extra in ((), ("--isolate",)):
+        done = emu("run", "--engine", where[0], *arguments, *extra, "--repeats", "1", "--json", "-")
+        assert done.returncode == 0, done.stderr
+        for cell in json.loads(done.stdout)["cells"]:
+            locks = {lock["name"]: lock["acquired"] for lock in cell["locks"]}
+            # Six faults of each thread are for writing, the last one of fault_next().
+            found = tuple(locks.get(name, 0) for name in ("written", "counter", "freed"))
+            assert found == (
+                (0, 0, 0) if extra else (4 * (6 + 2), 4 * 6 * 16 // 32, 4 * (3 + 1 + 2))
+            )
+
+
+def test_what_threads_share_is_left_out_where_there_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "threads.toml"
+    path.write_text(THREADS)
+    assert [e.name for e in workload.load(path).uses.entries] == ["written", "counter", "freed"]
+    path.write_text(THREADS.replace('share = "mm"\n', ""))
+    assert [e.name for e in workload.load(path).uses.entries] == ["freed"]
+    assert not {e.name for e in workload.load("execl").uses.entries} & {"siglock", "lru_lock_few"}
+    uses = workload.load("fault:kernel=linux").uses
+    assert not workload.load("fault").uses.entries
+    (spill,) = [row for row in uses.use_table(512) if uses.entries[row["entry"]].batch]
+    assert spill["times_ppm"] == 1_000_000 // 1024
 
 
 @pytest.mark.parametrize("name", ["execl", "spawn", "exec-static"])
@@ -300,6 +395,8 @@ def test_every_entry_of_the_kernels_says_where_it_is_from() -> None:
         ('hold = "100ns"', 'hold = "100"', "'inner' hold: '100' is no time"),
         ('hold = "100ns"', 'hold = "1s"', "1s is too long"),
         ('name = "refs"', 'name = "inner"', "this name is taken"),
+        ("times = { exec = 2 }", "times = { fault_new = 2 }", "a fault must not sleep for a mutex"),
+        ("times = { exec = 1, fork = 3 }", "times = { fork = 3 }\nbatch = 3", "'inner': Expected"),
         ('hold = "100ns"', 'holt = "100ns"', "unknown field `holt`"),
         ("own = 10", "lib = 10", "[private_files]: 'lib' is in [files] already"),
         ('load = "exec"', 'load = "exec"\nkernel = "lunix"', "no kernel 'lunix'"),

@@ -54,6 +54,8 @@ SEEN = {
     "leaks-processes": r"the arena leaks \d+ objects",
     "locks-late": r"CPU \d+: mmap gives 0x\w+, which CPU \d+ was given and has not given back",
     "old-copy": r"CPU \d+: after munmap has returned the page table still has page \d+ of file \d",
+    "sleeps-and-trusts": r"CPU \d+: after munmap has returned the page table still has page \d+ of|"
+    r"PTEs from 0x\w+ on are left",
     "old-flags": r"CPU \d+: after mprotect has forbidden writing the page table still allows it",
 }
 

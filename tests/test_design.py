@@ -35,14 +35,14 @@ def mine(tmp_path: Path) -> Path:
 def compilations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Grows by a word each time that the compiler makes an object file."""
     made: list[str] = []
-    compiler = coordinator._compile
+    compiler = coordinator.tools._compile
 
     def counting(command: str, source: Path, arguments: list[str], folder: Path) -> str:
         if "-c" in arguments:
             made.append(source.name)
         return compiler(command, source, arguments, folder)
 
-    monkeypatch.setattr(coordinator, "_compile", counting)
+    monkeypatch.setattr(coordinator.tools, "_compile", counting)
     return made
 
 

@@ -10,6 +10,8 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,48 @@ def test_help_of_every_command_has_an_example_of_it(name: str) -> None:
 def test_the_man_page_says_what_the_commands_say() -> None:
     assert MANUAL["PAGE"].read_text() == MANUAL["page"](), "out of date: make man"
     assert f"mm\\-emu {__version__}" in MANUAL["page"]()
+
+
+def mapped() -> Iterator[str]:
+    """Files that the map of ARCHITECTURE.md names, patterns among them; folders end in "/"."""
+    text = (ROOT / "docs" / "ARCHITECTURE.md").read_text()
+    block = re.search(r"^## The map\n.*?^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert block is not None
+    folders: list[tuple[int, str]] = []
+    for line in block[1].splitlines():
+        indent = len(line) - len(line.lstrip())
+        words = line.split()
+        while folders and folders[-1][0] >= indent and indent <= 8:
+            folders.pop()
+        where = folders[-1][1] if folders else ""
+        if words[0].endswith("/"):
+            folders.append((indent, where + words[0]))
+            where += words.pop(0)
+        yield from (
+            where + word
+            for word in (word.strip(",;:") for word in words)
+            if word == "*" or re.fullmatch(r"[\w*]+(\.[\w*]+)+", word)
+        )
+
+
+def test_the_map_is_the_tree() -> None:
+    """Both ways: each file is in the map, and what the map names is there."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+    )
+    if listed.returncode:
+        pytest.skip("no git here")
+    files = {line for line in listed.stdout.splitlines() if "/" in line and line[0] != "."}
+    files = {line for line in files if (ROOT / line).is_file()}
+    names = set(mapped())
+    of_name = {name: {f for f in files if is_named(f, name)} for name in names}
+    assert {name for name, found in of_name.items() if not found} == set()
+    assert files - set().union(*of_name.values()) == set()
+
+
+def is_named(path: str, name: str) -> bool:
+    folder, _, pattern = name.rpartition("/")
+    return path.rpartition("/")[0] == folder and fnmatch(path.rpartition("/")[2], pattern)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)

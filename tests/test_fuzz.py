@@ -36,6 +36,8 @@ def test_edits_change_the_data() -> None:
     assert edited(data, [("value", 0.0, 0.0, b"7")]) == b'7 = 1\nb = "x"\n'
     assert edited(data, [("swap", 0.0, 1.0, b"")]) == b'"x" = 1\nb = "x"\n'
     assert edited(data, [("truncate", 0.5, 1.0, b"")]) == b"a = 1\nb"
+    assert edited(data, [("flip", 0.0, 0.99, b"")]) == b'\xe1 = 1\nb = "x"\n'
+    assert edited(b"", [("flip", 1.0, 1.0, b"")]) == b""
     assert edited(data, [("cut", 0.0, 0.5, b"")]) == b' = "x"\n'
 
 
@@ -75,7 +77,7 @@ def test_a_family_with_leading_zeros_is_a_number(tmp_path: Path) -> None:
 
 
 def test_an_empty_log_is_no_recording() -> None:
-    builder = record._Builder(Path(), None, {}, False, 0, {})
+    builder = record.build.Builder(Path(), None, {}, False, 0, {})
     with pytest.raises(EmuError, match="does not begin with an execve"):
         builder.linearize({})
 

@@ -24,7 +24,7 @@ CLONE = "clone3({flags=CLONE_VM|CLONE_FS|CLONE_SIGHAND|CLONE_THREAD|CLONE_SETTLS
 
 def joined(*lines: str) -> tuple[dict[int, list[str]], int]:
     """The calls by process, and how many threads there were."""
-    events, threads = record._join_threads(record._parse_log(lines))
+    events, threads = record.log.join_threads(record.log.parse_log(lines))
     return {pid: [f"{e.call}({e.arguments})" for e in own] for pid, own in events.items()}, threads
 
 
@@ -154,7 +154,7 @@ def test_what_page_faults_keep_apart_is_compared_as_one() -> None:
         "6000-7000 rw-p 00000000",
         "7000-8000 r--p 00000000",
     ]
-    assert record._joined(apart) == ["1000-3000 rw-p 00000000", *apart[2:]]
+    assert record.verify._joined(apart) == ["1000-3000 rw-p 00000000", *apart[2:]]
 
 
 @NEEDS_STRACE

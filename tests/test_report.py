@@ -9,11 +9,13 @@ import re
 import sys
 import xml.etree.ElementTree
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 from emu_command import emu
+from hdrh.log import HistogramLogReader
 
 import emu as package
 from emu.errors import InputError
@@ -475,6 +477,31 @@ def test_hgrm_of_one_operation(real: Run) -> None:
     assert heads == ["exec"] * 4
 
 
+def test_hlog_read_back(real: Run, tmp_path: Path) -> None:
+    path = tmp_path / "run.hlog"
+    path.write_text(text.hlog(text.choose(real, None)))
+    reader = HistogramLogReader(str(path), new_hdr())
+    with closing(reader):
+        end_s = 0.0
+        for number, cell in enumerate(real.cells):
+            for name, latency in cell.latency_ns.items():
+                if not latency.hdr:
+                    continue
+                read = reader.get_next_interval_histogram()
+                assert read.get_tag() == f"{number}:{name}"
+                assert read.get_total_count() == latency.count - latency.overflow > 0
+                assert read.get_value_at_percentile(50) == latency.p50
+                assert read.get_start_time_stamp() == pytest.approx(end_s * 1000, abs=1e-3)
+                length_ms = read.get_end_time_stamp() - read.get_start_time_stamp()
+                assert length_ms == pytest.approx(cell.seconds * 1000, abs=1e-3)
+            end_s += cell.seconds
+        assert reader.get_next_interval_histogram() is None
+    (line,) = text.hlog(text.choose(real, "1"), "fork").splitlines()[3:]
+    assert line.startswith("Tag=1:fork,0.000000,")
+    slowest_ms = float(line.split(",")[3])
+    assert slowest_ms == pytest.approx(real.cells[1].latency_ns["fork"].max / 1e6)
+
+
 # ---- the command ----
 
 
@@ -512,7 +539,7 @@ def test_nothing_to_show_is_said(made: Path, tmp_path: Path) -> None:
         (["--format", "cvs"], ["no format 'cvs'", "did you mean 'csv'", "lockstat"]),
         (["--format", "csv", "--cell", "3"], ["--cell 3", "3 cells"]),
         (["--format", "csv", "--cell", "single"], ["'single'", "outer-inner"]),
-        (["--format", "csv", "--op", "exec"], ["--op exec", "hgrm"]),
+        (["--format", "csv", "--op", "exec"], ["--op exec", "hgrm and hlog"]),
         (["--format", "hgrm", "--op", "exce"], ["did you mean 'exec'", "fork"]),
         (["--format", "csv", "-o", "/nonexistent/x"], ["/nonexistent/x", "No such file"]),
         (["--format", "csv", "-o", "/"], ["/: "]),

@@ -16,7 +16,7 @@ from emu.cli_topology import app
 from emu.errors import EmuError, InputError
 
 GOLDEN = Path(__file__).parent / "topology"
-FOLDER = topology._folder()
+FOLDER = topology.files.folder()
 
 # Sockets, NUMA nodes, CPUs, as published.
 MACHINES = {
@@ -206,7 +206,7 @@ def test_rendering_is_as_recorded(name: str) -> None:
 
 @pytest.mark.parametrize("file", sorted(FOLDER.glob("*.toml")), ids=lambda file: file.stem)
 def test_files_name_themselves_and_cite_all_that_they_list(file: Path) -> None:
-    raw = topology._read_toml(file)
+    raw = topology.files._read_toml(file)
     if file.stem != "_common-costs":
         assert raw["name"] == file.stem
     cited = set(re.findall(r'source = "(.*?)"', file.read_text(encoding="utf-8")))
@@ -216,7 +216,7 @@ def test_files_name_themselves_and_cite_all_that_they_list(file: Path) -> None:
 def test_a_key_of_sources_means_the_same_in_every_file() -> None:
     meaning: dict[str, str] = {}
     for file in FOLDER.glob("*.toml"):
-        for key, text in topology._read_toml(file)["sources"].items():
+        for key, text in topology.files._read_toml(file)["sources"].items():
             assert meaning.setdefault(key, text) == text
 
 
@@ -549,7 +549,7 @@ def test_this_host_loads() -> None:
 
 
 def test_every_known_cpu_refers_to_a_machine() -> None:
-    assert {name for _, _, _, name in topology._KNOWN_CPUS} <= set(MACHINES)
+    assert {name for _, _, _, name in topology.this_machine._KNOWN_CPUS} <= set(MACHINES)
 
 
 # ---- command line ----

@@ -68,7 +68,7 @@ def run_once(plan: Plan) -> dict[str, Any]:
                     core.cpu_attach(cpu)
                     assert core.list_run(number) is None
             locks: dict[tuple[str, str | None, str], int] = {}
-            for lock in coordinator._gather_locks(core, cpus):
+            for lock in coordinator.totals._gather_locks(core, cpus):
                 for site, stat in lock.sites.items():
                     locks[lock.name, lock.file, site] = int(stat["acquired"])
             maps = []
@@ -191,8 +191,79 @@ def test_more_tasks_than_cpus_share_them() -> None:
     assert again == cells
 
 
+MM_DESIGNS = "mmap-sem-rbtree,mmap-lock-maple,spf,per-vma-lock,pt-extents,pt-extents-percpu"
+
+
+def test_threads_of_one_process_may_outnumber_the_cpus() -> None:
+    """Also those that wait for each other: who waits for one without a CPU gives up its own."""
+    workloads = "mmap-page,mmap-global,mmap-pipeline"
+    arguments = ("--workload", workloads, "--mm", "per-vma-lock,pt-extents-percpu")
+    cells = cells_of(*SHARED, *arguments, "--rmap", "single", "--cpus", "4,10", "--duration", "6ms")
+    for own, shared in itertools.product(cells, cells):
+        if (own["cpus"], shared["cpus"]) != (4, 10) or any(
+            own[key] != shared[key] for key in ("workload", "mm")
+        ):
+            continue
+        check_time_stack(shared, 4)
+        assert shared["oversubscribed"] and shared["time_stack"]["runqueue"] > 0.03
+        # That of a lock with spinning hangs on who is preempted while he has it.
+        if (shared["workload"], shared["mm"]) != ("mmap-page", "per-vma-lock"):
+            assert shared["ops_per_s"] == pytest.approx(own["ops_per_s"], rel=0.15)
+
+
+def test_threads_do_the_same_calls_on_both_engines_however_they_share_cpus(tmp_path: Path) -> None:
+    """Once through a program, ten threads: operations and acquisitions of the mm's own lock."""
+    once = '[[phase]]\nname = "once"\nlist = "mmap-page"\nunit = "fault"\nkind = "once"\n'
+    (tmp_path / "once.toml").write_text(f'base = "mmap-page"\nname = "once"\n{once}')
+    arguments = ("--workload", str(tmp_path / "once.toml"), "--mm", MM_DESIGNS, "--cpus", "10")
+    found: dict[str, list[int | None]] = {}
+    for engine in (("--engine", "native"), SHARED, (*SHARED[:-1], "generic:cores=10")):
+        for cell in cells_of(*engine, *arguments, "--rmap", "single", "--repeats", "1"):
+            counts = {op: of["count"] for op, of in cell["latency_ns"].items() if of["count"]}
+            assert counts == {"iteration": 10, "mmap": 10, "munmap": 10, "fault": 10}
+            locks = {lock["name"]: lock["acquired"] for lock in cell["locks"]}
+            found.setdefault(cell["mm"], []).append(locks.get("mmap_lock"))
+    for mm, acquired in found.items():
+        assert len(acquired) == 3
+        if mm.startswith("pt-extents"):
+            assert acquired == [None] * 3
+        elif mm in ("spf", "per-vma-lock"):  # a fault takes it where it meets a change
+            assert all(20 <= (each or 0) <= 30 for each in acquired)
+        else:
+            assert acquired == [30] * 3
+
+
+def test_a_fault_that_must_read_its_page_sleeps_without_a_lock(tmp_path: Path) -> None:
+    """One thread changes the address space while all others are asleep in faults nearly always."""
+    text = (workload._folder() / "fault-file.toml").read_text()
+    text = text.replace('unit = "fault"\n', 'unit = "fault"\nfirst = "writer"\n')
+    text += """
+[program.writer]
+calls = [
+  "mmap(NULL, 4096, PROT_READ|PROT_WRITE, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0)",
+  "munmap(last, 4096)",
+]
+
+[cold]
+share = 0.5
+read = "1ms"
+source = "none"
+"""
+    (tmp_path / "cold.toml").write_text(text)
+    arguments = (*SHARED, "--workload", str(tmp_path / "cold.toml"), "--mm", MM_DESIGNS)
+    for cell in cells_of(*arguments, "--rmap", "single", "--cpus", "4,8", "--duration", "20ms"):
+        assert cell["error"] is None
+        faults, munmaps = (cell["latency_ns"][op] for op in ("fault", "munmap"))
+        assert munmaps["count"] > 4000, cell["mm"]
+        # Half of them sleep, for a millisecond each.
+        threads = cell["cpus"] - 1
+        assert faults["count"] == pytest.approx(threads * 20 / 0.5, rel=0.3)
+        assert faults["p90"] == pytest.approx(1e6, rel=0.2)
+        assert cell["time_stack"]["asleep"] > 0.65
+
+
 def test_the_threads_of_a_core_are_slower_together(tmp_path: Path) -> None:
-    text = (topology._folder() / "laptop-8c.toml").read_text()
+    text = (topology.files.folder() / "laptop-8c.toml").read_text()
     rates = []
     for speed in ("1", "0.6"):
         own = f'smt_speed = {{ value = {speed}, spread = 0, confidence = "H", source = "C2C" }}'

@@ -412,6 +412,8 @@ def test_every_call_is_found_in_its_line(name: str) -> None:
         "dontneed(0x10000, 4096)",
         "pass()",
         "barrier()",
+        "clone()",
+        "thread_exit()",
     ],
 )
 def test_calls_of_threads_are_written_as_they_are_read(text: str) -> None:
@@ -425,11 +427,34 @@ def test_calls_of_threads_are_written_as_they_are_read(text: str) -> None:
         ("mmap(last, 4096, PROT_READ, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0)", "no mapping before"),
         ("fault_next(0x1000, cpus*0)", "the length is 0"),
         ("barrier(2)", "barrier with 1 argument"),
+        ("clone(4096)", "clone with 1 argument"),
     ],
 )
 def test_calls_of_threads_that_cannot_be(text: str, what: str) -> None:
     with pytest.raises(workload.CallError, match=re.escape(what)):
         workload.parse_call(text)
+
+
+def test_a_page_cache_may_lack_pages(tmp_path: Path) -> None:
+    shipped = workload.load("fault-file-cold")
+    assert (shipped.cold_permille, shipped.read_ns) == (100, 85_000)
+    assert workload.load("fault-file").cold_permille == 0
+    for line, what in (
+        ("share = 2.0", "[cold] share: 2 is not between 0.001 and 1"),
+        ("share = nan", "[cold] share: nan is not between"),
+        ('share = 0.1\nreed = "1us"', "[cold]: unknown key 'reed' (did you mean 'read'?)"),
+    ):
+        file = tmp_path / "cold.toml"
+        file.write_text(
+            f'base = "fault-file"\nname = "x"\n[cold]\n{line}\nread = "1us"\nsource = "x"'
+        )
+        with pytest.raises(InputError, match=re.escape(what)):
+            workload.load(file)
+    file.write_text(
+        'base = "fault-file"\nname = "x"\n[cold]\nshare = 1.0\nread = "1"\nsource = "x"'
+    )
+    with pytest.raises(InputError, match="is no time"):
+        workload.load(file)
 
 
 def test_threads_share_what_load_makes(tmp_path: Path) -> None:
@@ -442,6 +467,17 @@ def test_threads_share_what_load_makes(tmp_path: Path) -> None:
     bad.write_text(text.replace('"munmap(last, 65536)"', '"exec(threads)"'))
     with pytest.raises(InputError, match="only load begins with an exec"):
         workload.load(bad)
+    for calls, what in (
+        ('"thread_exit()",', "there is no clone() before it"),
+        ('"clone()",', "no thread_exit() of its thread"),
+        (
+            '"clone()", "fork()", "exit()", "thread_exit()",',
+            "not between clone() and thread_exit()",
+        ),
+    ):
+        bad.write_text(text.replace('"munmap(last, 65536)"', f'{calls} "munmap(last, 65536)"'))
+        with pytest.raises(InputError, match=re.escape(what)):
+            workload.load(bad)
     bad.write_text(text.replace('first = "writer"', 'first = "witer"'))
     with pytest.raises(InputError, match="did you mean 'writer'"):
         workload.load(bad)
@@ -486,6 +522,7 @@ def test_what_the_workloads_measure() -> None:
         "malloc-threads": [("iteration", "iteration", 1.0)],
         **{name: [(name, "iteration", 1.0)] for name in MICRO},
         **{name: [(name, "fault" if name in FAULTS else "iteration", 1.0)] for name in THREADS},
+        "fault-file-cold": [("fault-file", "fault", 1.0)],
     }
     ops = np.concatenate(workload.load("shell").lists[-2:-1])["op"].tolist()
     assert [ops.count(workload.OPS.index(op)) for op in ("exec", "fork", "exit")] == [3, 3, 3]
@@ -777,7 +814,7 @@ def test_recording_without_strace_names_the_package(
 
 def test_an_incomplete_recording_is_refused() -> None:
     with pytest.raises(EmuError, match=r"not complete: process 7: 1000-2000 .* only in the real"):
-        record._compare([], ["1000-2000 r--p 00000000 x"], "process 7")
+        record.verify._compare([], ["1000-2000 r--p 00000000 x"], "process 7")
 
 
 # ---- what a workload takes from another ----

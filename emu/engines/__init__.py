@@ -55,6 +55,9 @@ class ManyAtOnce(Engine, Protocol):
     watched: Path | None
     """Cells tell how it looks inside of them while somebody watches this directory."""
 
+    def bytes_of(self, cell: Cell) -> int:
+        """How much memory should be free before the cell starts beside others."""
+
     def start(self, cell: Cell) -> Job:
         """Start a cell."""
 

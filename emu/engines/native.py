@@ -43,10 +43,6 @@ from emu.topology import Topology
 
 _WORKER_BYTES = 4 * MIB
 """What a worker costs besides the arena: 3.2 MiB measured at 384 CPUs."""
-CPU_HEAP_BYTES = 2 * MIB
-"""Arena for a CPU's first slabs of each size."""
-VMA_BYTES = 512
-"""Arena for a VMA: the struct and its share of a slab, and a spare."""
 
 
 def place_cpus(node_of_cpu: Sequence[int], host: Topology) -> list[int]:
@@ -101,7 +97,7 @@ class NativeEngine:
         }
         self._cleanup = contextlib.ExitStack()
         self._designs: dict[tuple[str, str], DesignFile] = {}
-        self._overheads: dict[tuple[str, str, int], int] = {}
+        self._arena_bytes: dict[tuple[str, str, int], int] = {}
 
     def _cpus(self, machine: Topology) -> tuple[int, ...]:
         wanted = self._experiment.cpus or (min(machine.nr_cpus, self._host.nr_cpus),)
@@ -157,21 +153,17 @@ class NativeEngine:
         )
         if plan.arena_bytes:
             return plan
-        # Every call of a list may leave a VMA or two, and processes may wait for their children.
-        calls = sum(len(each) for each in plan.workload.lists)
-        heap = cell.cpus * (CPU_HEAP_BYTES + 4 * calls * VMA_BYTES)
-        heap += cell.cpus * plan.workload.page_table_bytes
         # In a child: this process stays free of the machine until the first cell runs, so that the
         # virtual engine, if it goes first, can fork its cells.
         key = (cell.topology, cell.workload, cell.cpus)
-        if key not in self._overheads:
+        if key not in self._arena_bytes:
             # With the core here already no child is needed, and a child would be more than a fork.
-            self._overheads[key] = (
-                coordinator.arena_overhead(plan)
+            self._arena_bytes[key] = (
+                coordinator.arena_needed(plan)
                 if _core.is_loaded("native")
-                else coordinator.in_child(coordinator.arena_overhead, plan, stop=stop)
+                else coordinator.in_child(coordinator.arena_needed, plan, stop=stop)
             )
-        return replace(plan, arena_bytes=self._overheads[key] + heap + plan.nr_nodes * MIB)
+        return replace(plan, arena_bytes=self._arena_bytes[key])
 
     def _check_memory(self, plan: Plan) -> None:
         cpus = len(plan.node_of_cpu)
@@ -208,6 +200,9 @@ class NativeEngine:
         except CellFailed as error:
             result.status, result.error = "failed", str(error)
             go_on = not error.outside
+        except (ArithmeticError, LookupError, ValueError) as error:
+            result.status = "failed"
+            result.error = f"what the CPUs left in the arena is damaged: {error!r}"
         result.host.wall_s = time.monotonic() - began
         return result, go_on
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from emu import _core, coordinator, live, topology
 from emu import workload as workloads
-from emu.arena import MIB, Arena
+from emu.arena import MIB, Arena, memory_available
 from emu.coordinator import CellFailed, CellTotals, Child, DesignFile, PhaseTotals, Plan, StopFlag
 from emu.engines import _sites, native
 from emu.engines._designs import find_design
@@ -32,6 +32,11 @@ from emu.report import trace
 from emu.results import ByCpu, CellResult, Latency, Line, Wait, find_bottleneck
 from emu.topology import MAX_CPUS, Topology
 
+_CELL_BYTES = 64 * MIB
+_CPU_BYTES = 2 * MIB
+"""Memory of a cell for each of its CPUs: 0.75 MiB measured with execl."""
+_MAX_DURATION_NS = 240 * 10**9
+"""The clock has 48 bits of ps, 281 s; warm-up, load and drain need some, too."""
 _EVENT_LIMIT = 20_000_000_000
 """Accesses of a phase after which it counts as hung; ten minutes of the host's time."""
 
@@ -123,6 +128,11 @@ class VirtualEngine:
                 "--numa-penalty on: the virtual engine models the way of every line; "
                 "the penalty is for the native engine"
             )
+        if experiment.duration_ns > _MAX_DURATION_NS:
+            raise InputError(
+                f"--duration {experiment.duration_ns / 1e9:g}s: the clock of the virtual engine "
+                f"goes to 281 s, so at most {_MAX_DURATION_NS / 1e9:g}s can be asked for"
+            )
         self._experiment = experiment
         self._topologies = {name: topology.load(name) for name in experiment.topology}
         self._workloads = {
@@ -152,16 +162,29 @@ class VirtualEngine:
         rehearsed = set()
         for cell in cells:
             stop.check()
-            cpus = self._topologies[cell.topology].nr_cpus
-            if cell.cpus > cpus and self._workloads[cell.workload].share_mm:
-                raise InputError(
-                    f"--cpus {cell.cpus}: {cell.workload} has a thread on each CPU, and "
-                    f"{cell.topology} has {cpus} CPUs"
-                )
+            self._check_memory(cell)
             key = (cell.workload, cell.rmap, cell.mm)
             if key not in rehearsed:
                 coordinator.rehearse(self._plan(cell), stop)
                 rehearsed.add(key)
+
+    def bytes_of(self, cell: Cell) -> int:
+        """See ``engines.ManyAtOnce``."""
+        return _CELL_BYTES + cell.cpus * _CPU_BYTES + self._bytes_of_vmas(cell)
+
+    def _bytes_of_vmas(self, cell: Cell) -> int:
+        return cell.cpus * self._workloads[cell.workload].most_vmas * coordinator.VMA_BYTES
+
+    def _check_memory(self, cell: Cell) -> None:
+        """An arena's memory is taken as it is used: only what must be used is asked for."""
+        needed, available = self._bytes_of_vmas(cell), memory_available()
+        if needed > available:
+            vmas = self._workloads[cell.workload].most_vmas
+            raise InputError(
+                f"{cell.workload} has up to {vmas:,} VMAs a CPU; on {cell.cpus} they need "
+                f"{needed // MIB:,} MiB of memory, and {available // MIB:,} are available; "
+                "fewer --cpus"
+            )
 
     def close(self) -> None:
         """Remove compiled designs."""
@@ -325,12 +348,7 @@ def run_cell(
     core = _core.load("virtual")
     workload = plan.workload
     cpus = len(plan.node_of_cpu)
-    size = plan.arena_bytes
-    if not size:
-        calls = sum(len(each) for each in workload.lists)
-        heap = cpus * (native.CPU_HEAP_BYTES + 4 * calls * native.VMA_BYTES)
-        heap += cpus * workload.page_table_bytes
-        size = coordinator.arena_overhead(plan) + heap + plan.nr_nodes * MIB
+    size = plan.arena_bytes or coordinator.arena_needed(plan)
     began = time.monotonic()
     with Arena.anonymous(size) as arena:
         coordinator.set_up(core, replace(plan, arena_bytes=size), arena)

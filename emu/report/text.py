@@ -3,7 +3,7 @@
 
 ``lockstat`` follows /proc/lock_stat, ``c2c`` perf c2c's table of cache lines, ``cpus`` is where the
 time of each node and CPU went; ``folded`` is read by
-flamegraph.pl and speedscope, ``hgrm`` by HdrHistogram's plotter, ``csv`` by anything.
+flamegraph.pl and speedscope, ``hgrm`` and ``hlog`` by HdrHistogram's tools, ``csv`` by anything.
 
 Every format is a function from the chosen cells to the text. Locks and sites are those of the
 phase whose operations are counted, latencies and cache lines those of all phases, as in the JSON.
@@ -15,6 +15,8 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from hdrh.histogram import HdrHistogram
 
 from emu.errors import InputError
 from emu.experiment import unknown
@@ -30,6 +32,10 @@ _CSV_LATENCY = ("mean", "p50", "p90", "p99", "p999", "max")
 _SHOWN_SITES = 5
 _SHOWN_WAITS = 20
 _SHOWN_NODES = 16
+_LOG_HEAD = (
+    "#[Histogram log format version 1.3]",
+    '"StartTimestamp","Interval_Length","Interval_Max","Interval_Compressed_Histogram"',
+)
 _TELLING = ("engine", "topology", "workload", "mm")
 
 
@@ -111,19 +117,33 @@ def hgrm(cells: Cells, op: str | None = None) -> str:
 
     Raises InputError when no cell has the operation or its buckets cannot be read.
     """
-    if op is not None:
-        known = list(dict.fromkeys(name for _, cell in cells for name in cell.latency_ns))
-        if op not in known:
-            raise unknown("operation", op, known)
     out: list[str] = []
-    for number, cell in cells:
-        for name, latency in cell.latency_ns.items():
-            if latency.hdr and op in (None, name):
-                out += ["", f"#[{name} of cell {number}: {cell_name(cell)}, ns]"]
-                out += [_distribution(latency, f"{name} of cell {number}")]
-                if latency.overflow:
-                    out.append(f"#[Beyond the range = {latency.overflow}]")
+    for number, cell, name, latency in _recorded(cells, op):
+        out += ["", f"#[{name} of cell {number}: {cell_name(cell)}, ns]"]
+        out += [_distribution(latency, f"{name} of cell {number}")]
+        if latency.overflow:
+            out.append(f"#[Beyond the range = {latency.overflow}]")
     return _joined(out[1:])
+
+
+def hlog(cells: Cells, op: str | None = None) -> str:
+    """An HdrHistogram log: an interval for each operation of each cell, tagged "CELL:OPERATION".
+
+    The histograms are of ns; times of intervals are seconds and their largest values ms, as the
+    format has them. Cells stand one after another, each as long as its measured time. Raises
+    InputError as hgrm().
+    """
+    out: list[str] = []
+    start_s = end_s = 0.0
+    last = -1
+    for number, cell, name, latency in _recorded(cells, op):
+        if number != last:
+            out.append(f"#[Cell {number}: {cell_name(cell)}, ns]")
+            start_s, end_s, last = end_s, end_s + cell.seconds, number
+        _read(latency, f"{name} of cell {number}")
+        times = f"{start_s:.6f},{cell.seconds:.6f},{latency.max / 1e6:.6f}"
+        out.append(f"Tag={number}:{name},{times},{latency.hdr}")
+    return _joined([*_LOG_HEAD, *out]) if out else ""
 
 
 FORMATS: dict[str, Callable[[Cells], str]] = {
@@ -133,7 +153,22 @@ FORMATS: dict[str, Callable[[Cells], str]] = {
     "folded": folded,
     "csv": comma_separated,
     "hgrm": hgrm,
+    "hlog": hlog,
 }
+OF_ONE_OPERATION = {"hgrm": hgrm, "hlog": hlog}
+"""Formats that take an operation."""
+
+
+def _recorded(cells: Cells, op: str | None) -> Iterator[tuple[int, CellResult, str, Latency]]:
+    """Number, cell, operation and latencies of all that has any, or of one operation."""
+    if op is not None:
+        known = list(dict.fromkeys(name for _, cell in cells for name in cell.latency_ns))
+        if op not in known:
+            raise unknown("operation", op, known)
+    for number, cell in cells:
+        for name, latency in cell.latency_ns.items():
+            if latency.hdr and op in (None, name):
+                yield number, cell, name, latency
 
 
 def _joined(lines: Iterable[str]) -> str:
@@ -304,10 +339,15 @@ def row(number: int, cell: CellResult) -> dict[str, object]:
     return row
 
 
-def _distribution(latency: Latency, of: str) -> str:
-    out = io.BytesIO()
+def _read(latency: Latency, of: str) -> HdrHistogram:
+    """The histogram, whole; raises InputError."""
     try:
-        decode(latency.hdr).output_percentile_distribution(out, 1)
+        return decode(latency.hdr)
     except Exception as error:  # the package has no class that all of its errors share
         raise InputError(f"{of}: its histogram cannot be read: {error}") from None
+
+
+def _distribution(latency: Latency, of: str) -> str:
+    out = io.BytesIO()
+    _read(latency, of).output_percentile_distribution(out, 1)
     return out.getvalue().decode().rstrip("\n")

@@ -92,6 +92,21 @@ static void freed_memory_serves_again(void)
 	munmap(base, ARENA_BYTES);
 }
 
+/* A CPU whose node has no more takes from the next one, and again what it gave back there. */
+static void freed_memory_of_another_node_serves_again(void)
+{
+	enum { N = 600 };
+	void *objects[N], *base = arena_new(ARENA_BYTES);
+
+	for (uint32_t i = 0; i < N; i++)
+		objects[i] = emu_alloc(16000, 0);
+	for (uint32_t i = 0; i < 10 * N; i++) {
+		emu_free(objects[i % N]);
+		objects[i % N] = emu_alloc(16000, 0);
+	}
+	munmap(base, ARENA_BYTES);
+}
+
 #ifdef EMU_CHECKED
 static void free_twice(void)
 {
@@ -263,6 +278,7 @@ int main(void)
 {
 	TEST(objects_do_not_overlap_and_come_back);
 	TEST(freed_memory_serves_again);
+	TEST(freed_memory_of_another_node_serves_again);
 	TEST(misuse_is_caught);
 	TEST(a_full_arena_ends_the_cpu_with_a_reason);
 	TEST(a_small_arena_is_refused);

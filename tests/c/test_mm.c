@@ -37,7 +37,7 @@ enum { LIST_FORK, LIST_EXIT, LIST_EXEC, LIST_IMAGE, NR_LISTS };
 #ifdef EMU_TEST_THREADS
 static uint32_t calls_per_cpu = 2500; /* under the thread sanitizer each takes some ten times as long */
 #else
-static uint32_t calls_per_cpu = 8000;
+static uint32_t calls_per_cpu = 5000;
 #endif
 static const char *mm_design = "mmap-sem-rbtree";
 static void *arena_base;

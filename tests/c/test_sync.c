@@ -20,7 +20,7 @@
 
 /* Turns a CPU; few enough for sanitizers on two cores. */
 #ifndef ITERATIONS
-#define ITERATIONS 20000u
+#define ITERATIONS 10000u
 #endif
 
 /* What the tests share. Cleared before each. */

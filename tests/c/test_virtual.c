@@ -759,6 +759,48 @@ static void overflow(void *arg)
 		recurse(&start);
 }
 
+static struct flush {
+	_Atomic uint64_t cpus;
+	uint64_t ns[3]; /* of one to the first, the second, the third mm */
+} *flush;
+
+#define MM(n) ((struct mm_struct *)(UINT64_C(0x1000) * ((n) + 1)))
+
+static void flush_from_cpu_0(void *arg)
+{
+	(void)arg;
+	emu_compute(current->nr ? 100000 : 10000);
+	if (current->nr)
+		return;
+	atomic_load(&flush->cpus);
+	for (uint64_t i = 0; i < ARRAY_SIZE(flush->ns); i++) {
+		uint64_t start_ns = emu_clock_ns();
+
+		emu_tlb_flush(MM(i), &flush->cpus, 4);
+		flush->ns[i] = emu_clock_ns() - start_ns;
+	}
+}
+
+/* Four CPUs, two tasks each: 1 and 2 run the first mm, 3 the second; of the third there are tasks in run queues alone. */
+static void a_flush_interrupts_cpus_that_run_the_mm(void)
+{
+	static const uint64_t mm_of_task[8] = { 0, 0, 0, 1, 2, 2, 0, 0 };
+
+	machine_share(&small, 4, 8, 1);
+	flush = machine_zalloc(sizeof(*flush), 0);
+	atomic_init(&flush->cpus, 0xf);
+	for (uint32_t i = 0; i < 8; i++) {
+		emu_cpu_attach(i);
+		current->mm = MM(mm_of_task[i]);
+	}
+	emu_current = NULL;
+	ASSERT(!emu_virtual_run(flush_from_cpu_0, NULL), "%s", emu_error());
+	ASSERT(flush->ns[0] >= 2800 && flush->ns[0] < 2820, "%llu ns", (unsigned long long)flush->ns[0]);
+	ASSERT(flush->ns[1] >= 2300 && flush->ns[1] < 2320, "%llu ns", (unsigned long long)flush->ns[1]);
+	ASSERT(flush->ns[2] < 20, "%llu ns", (unsigned long long)flush->ns[2]);
+	machine_end();
+}
+
 static void go_wild(void *arg)
 {
 	emu_compute(1000);
@@ -809,6 +851,7 @@ int main(void)
 	TEST(tasks_of_a_cpu_take_turns);
 	TEST(no_slice_ends_for_one_alone);
 	TEST(need_resched_ends_spinning);
+	TEST(a_flush_interrupts_cpus_that_run_the_mm);
 	TEST(a_preempted_owner_releases_its_spinner);
 	TEST(a_sleeping_owner_releases_its_spinner);
 	TEST(locks_exclude_each_other_on_a_shared_machine);

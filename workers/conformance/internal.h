@@ -71,7 +71,8 @@ struct check_cpu {
 };
 
 struct check {
-	uint32_t kind, rule, steps, nr_cpus;
+	uint32_t kind, rule, steps;
+	uint32_t nr_cpus; /* tasks: those of mm.c may share CPUs */
 	uint32_t declared; /* files of which walks are refused */
 	int64_t bytes_at_begin;
 	int64_t used_file_bytes, mm_bytes, vma_millibytes;
@@ -90,7 +91,7 @@ extern EMU_EXPORT const struct rmap_ops *emu_rmap;
 
 static inline struct check_cpu *check_here(void)
 {
-	return &check->cpus[emu_cpu_id()];
+	return &check->cpus[current->nr];
 }
 
 /* suite.c */

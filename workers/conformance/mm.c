@@ -7,7 +7,7 @@
  * page table must not allow more. Other rules have tests of their own kind: free addresses, forks, an index that many
  * changes rebuild under the faults, and what memory is left.
  *
- * Here the small mm calls the design, as in a run.
+ * Here the small mm calls the design, as in a run. Several tasks may share a CPU: a CPU of these rules is a task.
  */
 #include "internal.h"
 
@@ -68,7 +68,7 @@ static uint32_t owners(void)
 
 static bool is_owner(void)
 {
-	return emu_cpu_id() < owners();
+	return current->nr < owners();
 }
 
 static bool maps_b(uint32_t state)
@@ -131,7 +131,7 @@ static int64_t fault(uint64_t addr, bool write)
 /* An owner's region becomes something else. All of it at once, or in pieces. */
 static void change_region(bool protect)
 {
-	uint32_t region = below(REGIONS), me = emu_cpu_id(), to = UNMAPPED + below(NR_STATES - UNMAPPED);
+	uint32_t region = below(REGIONS), me = current->nr, to = UNMAPPED + below(NR_STATES - UNMAPPED);
 	_Atomic uint32_t *state = &check->threads->state[me][region];
 	uint32_t old = atomic_load(state), was = old % NR_STATES, step = below(2) ? REGION_PAGES : 1 + below(3);
 	uint64_t addr = region_addr(me, region);
@@ -233,7 +233,7 @@ static void fault_in_region(uint32_t ask)
 static void borrow_addresses(void)
 {
 	struct threads *t = check->threads;
-	uint32_t pages = 1 + below(20), me = emu_cpu_id() % 255 + 1;
+	uint32_t pages = 1 + below(20), me = current->nr % 255 + 1;
 	uint64_t hint = below(4) ? 0 : MMAP_BASE - (uint64_t)(21 + below(200)) * EMU_PAGE_SIZE, first;
 	int64_t addr;
 
@@ -265,7 +265,7 @@ static void borrow_addresses(void)
 /* A mapping in two page tables comes or goes. */
 static void map_pair(void)
 {
-	uint64_t addr = PAIR_ADDR(emu_cpu_id() % OWNERS);
+	uint64_t addr = PAIR_ADDR(current->nr % OWNERS);
 
 	if (below(2))
 		map(addr, 4, EMU_PROT_READ, 0, 0);
@@ -311,7 +311,7 @@ static void map_steady(void)
 static void change_amidst(void)
 {
 	/* Each CPU has places of its own, so that one that it has mapped is there. */
-	uint32_t places = STEADY / check->nr_cpus, n = emu_cpu_id() + check->nr_cpus * below(places ? places : 1);
+	uint32_t places = STEADY / check->nr_cpus, n = current->nr + check->nr_cpus * below(places ? places : 1);
 	uint64_t addr = STEADY_ADDR(n % STEADY) + 2 * EMU_PAGE_SIZE;
 
 	map(addr, 1, EMU_PROT_READ, n % FILES, STEADY + n % STEADY);
@@ -383,7 +383,7 @@ static void enter(void)
 	struct threads *t = check->threads;
 
 	emu_rcu_online();
-	if (emu_cpu_id() == 0) {
+	if (current->nr == 0) {
 		exec_mmap(MMAP_BASE);
 		for (uint32_t owner = 0; owner < OWNERS; owner++)
 			for (uint32_t region = 0; region < REGIONS; region++)
@@ -392,7 +392,7 @@ static void enter(void)
 		atomic_store(&t->mm, current->mm);
 	}
 	meet();
-	if (emu_cpu_id()) {
+	if (current->nr) {
 		mmget(atomic_load(&t->mm));
 		switch_mm(atomic_load(&t->mm));
 	}
@@ -504,7 +504,7 @@ static void rule_memory(void)
 
 	emu_rcu_idle();
 	barrier();
-	if (emu_cpu_id() == 0)
+	if (current->nr == 0)
 		measure();
 	barrier();
 	run_threads(&m);

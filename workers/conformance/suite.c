@@ -46,7 +46,7 @@ void conformance_begin(uint32_t kind, uint32_t n, uint32_t steps)
 	check->kind = kind;
 	check->rule = n;
 	check->steps = steps;
-	check->nr_cpus = emu_nr_cpus();
+	check->nr_cpus = emu_nr_tasks();
 	check->cpus = emu_zalloc(check->nr_cpus * sizeof(*check->cpus), 0);
 	atomic_store(&check->busy, check->nr_cpus);
 	if (kind)
@@ -167,8 +167,8 @@ void broken(const char *fmt, ...)
 	va_start(ap, fmt);
 	vsnprintf(text, sizeof(text), fmt, ap);
 	va_end(ap);
-	fprintf(stderr, "emu: CPU %u: %s\n", emu_cpu_id(), text);
-	emu_fail("CPU %u: %s", emu_cpu_id(), text);
+	fprintf(stderr, "emu: CPU %u: %s\n", current->nr, text);
+	emu_fail("CPU %u: %s", current->nr, text);
 }
 
 void barrier(void)

@@ -102,40 +102,38 @@ static void *pop(struct emu_free_list *list)
 	return ptr;
 }
 
-/* nr chunks in a row, from the node or, when it has no more, from the next that has. Pool locks are not held. */
-static struct chunk *chunks_take(uint32_t node, uint32_t nr, uint32_t size_class)
+_Noreturn static void arena_is_full(void)
 {
-	uint32_t nr_nodes = emu_arena->config.nr_nodes;
-
-	for (uint32_t i = 0; i < nr_nodes; i++) {
-		uint32_t n = (node + i) % nr_nodes;
-		struct emu_pool *pool = &emu_arena->pools[n];
-		struct chunk *chunk = NULL;
-
-		emu_raw_lock(&pool->locked);
-		for (struct chunk **link = (struct chunk **)&pool->large; *link; link = &(*link)->next_large) {
-			if ((*link)->nr_chunks == nr) {
-				chunk = *link;
-				*link = chunk->next_large;
-				break;
-			}
-		}
-		if (!chunk && pool->next_chunk + nr * EMU_CHUNK_BYTES <= pool->end_chunk) {
-			chunk = (struct chunk *)((char *)emu_arena + pool->next_chunk);
-			pool->next_chunk += nr * EMU_CHUNK_BYTES;
-		}
-		emu_raw_unlock(&pool->locked);
-		if (chunk) {
-			*chunk = (struct chunk){ CHUNK_MAGIC, size_class, n, nr, NULL };
-			return chunk;
-		}
-	}
 	emu_fail("the arena of %llu MiB is full; --arena-size gives more",
 		 (unsigned long long)(emu_arena->bytes >> 20));
 }
 
-/* Fills `list` with objects of the node; the caller owns the list. */
-static void refill(struct emu_free_list *list, uint32_t node, uint32_t size_class)
+/* nr chunks in a row of the node; NULL: it has no more. Pool locks are not held. */
+static struct chunk *chunks_take(uint32_t node, uint32_t nr, uint32_t size_class)
+{
+	struct emu_pool *pool = &emu_arena->pools[node];
+	struct chunk *chunk = NULL;
+
+	emu_raw_lock(&pool->locked);
+	for (struct chunk **link = (struct chunk **)&pool->large; *link; link = &(*link)->next_large) {
+		if ((*link)->nr_chunks == nr) {
+			chunk = *link;
+			*link = chunk->next_large;
+			break;
+		}
+	}
+	if (!chunk && pool->next_chunk + nr * EMU_CHUNK_BYTES <= pool->end_chunk) {
+		chunk = (struct chunk *)((char *)emu_arena + pool->next_chunk);
+		pool->next_chunk += nr * EMU_CHUNK_BYTES;
+	}
+	emu_raw_unlock(&pool->locked);
+	if (chunk)
+		*chunk = (struct chunk){ CHUNK_MAGIC, size_class, node, nr, NULL };
+	return chunk;
+}
+
+/* Fills `list`, which the caller owns, with objects of the node, if it has any. */
+static void refill_from(struct emu_free_list *list, uint32_t node, uint32_t size_class)
 {
 	struct emu_pool *pool = &emu_arena->pools[node];
 	uint32_t bytes = class_bytes[size_class];
@@ -149,6 +147,8 @@ static void refill(struct emu_free_list *list, uint32_t node, uint32_t size_clas
 		return;
 
 	chunk = chunks_take(node, 1, size_class);
+	if (!chunk)
+		return;
 	/* From the end down, so that the list hands them out in order of address. */
 	for (uint64_t n = (EMU_CHUNK_BYTES - EMU_CACHELINE) / bytes; n-- > 0;) {
 		void *ptr = (char *)chunk + EMU_CACHELINE + n * bytes;
@@ -156,6 +156,33 @@ static void refill(struct emu_free_list *list, uint32_t node, uint32_t size_clas
 		poison(ptr, bytes);
 		push(list, ptr);
 	}
+}
+
+/*
+ * With objects of the node or, when it has no more, of the next that has: first those that were freed there, which
+ * may be this CPU's own from before.
+ */
+static void refill(struct emu_free_list *list, uint32_t node, uint32_t size_class)
+{
+	uint32_t nr_nodes = emu_arena->config.nr_nodes;
+
+	for (uint32_t i = 0; i < nr_nodes && !list->first; i++)
+		refill_from(list, (node + i) % nr_nodes, size_class);
+	if (!list->first)
+		arena_is_full();
+}
+
+static struct chunk *large_take(uint32_t node, uint32_t nr)
+{
+	uint32_t nr_nodes = emu_arena->config.nr_nodes;
+
+	for (uint32_t i = 0; i < nr_nodes; i++) {
+		struct chunk *chunk = chunks_take((node + i) % nr_nodes, nr, EMU_SIZE_CLASSES);
+
+		if (chunk)
+			return chunk;
+	}
+	arena_is_full();
 }
 
 static uint32_t class_for(size_t size)
@@ -180,7 +207,7 @@ void *emu_alloc(size_t size, uint32_t node)
 
 		EMU_ASSERT(size <= 256 * 1024, "emu_alloc(%zu): 256 KiB is the most", size);
 		cpu->live_bytes += (int64_t)(nr * EMU_CHUNK_BYTES);
-		return (char *)chunks_take(node, nr, c) + EMU_CACHELINE;
+		return (char *)large_take(node, nr) + EMU_CACHELINE;
 	}
 	cpu->live_bytes += class_bytes[c];
 	if (likely(node == cpu->task.node)) {

@@ -199,6 +199,15 @@ int emu_file_add(const char *name, uint64_t nr_pages)
 	return (int)file->id;
 }
 
+int emu_file_cold(uint32_t file, uint32_t permille, uint32_t read_ns)
+{
+	if (file >= emu_arena->nr_files || permille > 1000)
+		return emu_set_error(-EINVAL, "file %u of %u, %u permille cold", file, emu_arena->nr_files, permille);
+	emu_arena->files[file].cold_permille = permille;
+	emu_arena->files[file].read_ns = read_ns;
+	return 0;
+}
+
 struct address_space *emu_file(uint32_t n)
 {
 	return &emu_arena->files[n];
@@ -248,8 +257,9 @@ int emu_list_add(const struct emu_call *calls, uint32_t n)
 		    (calls[i].op == EMU_CALL_MMAP && calls[i].arg >= (int32_t)emu_nr_file_names()) ||
 		    (calls[i].op == EMU_CALL_PACE && !calls[i].len) ||
 		    calls[i].first_use > arena->nr_uses || calls[i].nr_uses > arena->nr_uses - calls[i].first_use ||
+		    /* An image comes before what it is used in: no list runs itself. */
 		    (calls[i].op == EMU_CALL_EXEC &&
-		     (calls[i].arg < 0 || calls[i].arg >= (int32_t)arena->config.nr_lists)))
+		     (calls[i].arg < 0 || calls[i].arg >= (int32_t)arena->nr_lists)))
 			return emu_set_error(-EINVAL, "call %u: operation %u with argument %d", i, calls[i].op,
 					     calls[i].arg);
 	for (uint32_t i = 0; i < n; i++)
@@ -518,7 +528,7 @@ int emu_phase_body(void)
 	do {
 		uint64_t start_ns = emu_clock_ns();
 
-		err = emu_program_run(cpu->task.cpu ? arena->phase_list : arena->phase_first, arena->phase_record,
+		err = emu_program_run(cpu->task.nr ? arena->phase_list : arena->phase_first, arena->phase_record,
 				      &failed);
 		if (err)
 			break;
@@ -641,8 +651,12 @@ int emu_check_drained(void)
 	atomic_store(&arena->shared_ready, 0);
 	for (uint32_t i = 0; i < arena->nr_files && !err; i++) {
 		uint64_t vmas = emu_file_vmas(i);
+		uint32_t users = atomic_load(&arena->files[i].users);
 
-		if (vmas == UINT64_MAX)
+		if (users)
+			err = emu_set_error(-EBUSY, "%s has %u references of faults that are over", arena->files[i].name,
+					    users);
+		else if (vmas == UINT64_MAX)
 			err = emu_set_error(-EBUSY, "a lock of %s's i_mmap is still held", arena->files[i].name);
 		else if (vmas || emu_rmap->mapped(&arena->files[i]))
 			err = emu_set_error(-EBUSY, "%s still has %llu VMAs%s", arena->files[i].name,

@@ -96,8 +96,9 @@ void emu_compute(uint64_t ns)
 	work_sink = work_loop((uint64_t)((double)ns * host.loops_per_ns));
 }
 
-void emu_tlb_flush(const _Atomic uint64_t *cpus, uint32_t nr_bits)
+void emu_tlb_flush(const struct mm_struct *mm, const _Atomic uint64_t *cpus, uint32_t nr_bits)
 {
+	(void)mm;
 	(void)cpus;
 	(void)nr_bits;
 }
@@ -142,6 +143,19 @@ void emu_futex_wait(_Atomic uint32_t *word, uint32_t expected)
 	atomic_store_explicit(&task->on_cpu, 1, memory_order_relaxed);
 	emu_rcu_wake(rcu);
 	spins = 0;
+}
+
+void emu_sleep(uint64_t ns)
+{
+	struct timespec left = { (time_t)(ns / 1000000000), (long)(ns % 1000000000) };
+	struct task_struct *task = current;
+	uint64_t rcu = emu_rcu_sleep();
+
+	atomic_store_explicit(&task->on_cpu, 0, memory_order_relaxed);
+	while (nanosleep(&left, &left) && errno == EINTR)
+		;
+	atomic_store_explicit(&task->on_cpu, 1, memory_order_relaxed);
+	emu_rcu_wake(rcu);
 }
 
 uint32_t emu_futex_wake(_Atomic uint32_t *word, uint32_t n)

@@ -19,7 +19,7 @@ static const char *const op_names[EMU_LAT_NR] = { "iteration", "exec",	   "fork"
 						  "munmap",    "mprotect", "brk",  "fault", "walk", "micro" };
 static const char *const call_names[EMU_CALL_NR] = { "exec",	 "fork", "exit", "mmap", "munmap",
 						     "mprotect", "brk",	 "fault", "fault_next", "dontneed", "pass",
-						     "work", "pace", "barrier", "line_write", "line_fetch_add",
+						     "clone", "thread_exit", "work", "pace", "barrier", "line_write", "line_fetch_add",
 						     "line_ping_pong", "rwsem_write", "rwsem_read", "rwsem_mixed" };
 
 static const uint32_t latency_op[EMU_CALL_NR] = {
@@ -27,6 +27,7 @@ static const uint32_t latency_op[EMU_CALL_NR] = {
 	[EMU_CALL_MMAP] = EMU_LAT_MMAP,		[EMU_CALL_MUNMAP] = EMU_LAT_MUNMAP, [EMU_CALL_MPROTECT] = EMU_LAT_MPROTECT,
 	[EMU_CALL_BRK] = EMU_LAT_BRK,		[EMU_CALL_FAULT] = EMU_LAT_NR, /* each fault by itself */
 	[EMU_CALL_FAULT_NEXT] = EMU_LAT_NR,	[EMU_CALL_DONTNEED] = EMU_LAT_NR,   [EMU_CALL_PASS] = EMU_LAT_NR,
+	[EMU_CALL_CLONE] = EMU_LAT_NR,		[EMU_CALL_THREAD_EXIT] = EMU_LAT_NR,
 	[EMU_CALL_BARRIER] = EMU_LAT_NR,	[EMU_CALL_WORK] = EMU_LAT_NR,
 	[EMU_CALL_PACE] = EMU_LAT_NR,		[EMU_CALL_LINE_WRITE] = EMU_LAT_MICRO,
 	[EMU_CALL_LINE_FETCH_ADD] = EMU_LAT_MICRO, [EMU_CALL_LINE_PING_PONG] = EMU_LAT_MICRO,
@@ -70,7 +71,7 @@ static void work(uint64_t ns)
 /* Each CPU begins at another place between two uses, or all would come at once where times is below one. */
 uint64_t emu_uses_until(uint32_t use, uint32_t cpu, uint64_t occasions)
 {
-	return (occasions * emu_arena->uses[use].times_permille + cpu * UINT64_C(617) % 1000) / 1000;
+	return (occasions * emu_arena->uses[use].times_ppm + cpu * UINT64_C(617) % 1000 * 1000) / 1000000;
 }
 
 /* The call's work, and evenly spread over it what it uses of the rest of the kernel. */
@@ -101,6 +102,12 @@ static void kernel_work(const struct emu_call *call, uint64_t work_ns)
 		compute(slice);
 }
 
+/* By a fault, amid what it takes a page with: its call's uses are for each page. Nothing here sleeps. */
+void emu_fault_uses(void)
+{
+	kernel_work(current->fault_call, 0);
+}
+
 static struct address_space *file_of(const struct emu_call *call)
 {
 	return call->arg < 0 ? NULL : emu_file_named((uint32_t)call->arg);
@@ -119,10 +126,11 @@ static bool anything_mapped(const struct emu_call *call)
 	return found;
 }
 
-/* The work of exec, fork and exit is the rest of the kernel's; of other calls the program's own before them. */
+/* The work of these is the rest of the kernel's; of other calls the program's own before them. */
 static bool work_is_in_kernel(uint32_t op)
 {
-	return op == EMU_CALL_EXEC || op == EMU_CALL_FORK || op == EMU_CALL_EXIT;
+	return op == EMU_CALL_EXEC || op == EMU_CALL_FORK || op == EMU_CALL_EXIT || op == EMU_CALL_CLONE ||
+	       op == EMU_CALL_THREAD_EXIT;
 }
 
 /* Theirs is the kernel's for each page that is not there. */
@@ -417,7 +425,7 @@ static int64_t run_micro(struct emu_cpu *cpu, uint32_t op)
 	return 0;
 }
 
-/* share_mm: one more thread of CPU 0's process, as soon as there is one. */
+/* share_mm: one more thread of task 0's process, as soon as there is one. */
 static int64_t join_process(void)
 {
 	struct emu_arena *arena = emu_arena;
@@ -425,7 +433,7 @@ static int64_t join_process(void)
 	while (!atomic_load_explicit(&arena->shared_ready, memory_order_acquire))
 		emu_futex_wait(&arena->shared_ready, 0);
 	if (!arena->shared_mm)
-		return emu_set_error(-ESRCH, "CPU 0 has not made the process that all CPUs share");
+		return emu_set_error(-ESRCH, "CPU 0 has not made the process that all threads share");
 	mmget(arena->shared_mm);
 	switch_mm(arena->shared_mm);
 	return 0;
@@ -438,29 +446,40 @@ static int64_t exec(const struct emu_call *call, const struct emu_call *end, boo
 
 	if (!arena->config.share_mm || !emu_this_cpu()->in_phase)
 		return load_elf_binary(call, end, strict);
-	if (current->cpu)
+	if (current->nr)
 		return join_process();
 	ret = load_elf_binary(call, end, strict);
 	arena->shared_mm = ret ? NULL : current->mm;
 	atomic_store_explicit(&arena->shared_ready, 1, memory_order_release);
-	emu_futex_wake(&arena->shared_ready, emu_nr_cpus());
+	emu_futex_wake(&arena->shared_ready, emu_nr_tasks());
 	return ret;
 }
 
-/* The call with this CPU's addresses. False: it is about the latest mapping, and there is none. */
+/* The call with this task's addresses. False: it is about the latest mapping, and there is none. */
 static bool resolve(struct emu_call *call)
 {
 	struct emu_cpu *cpu = emu_this_cpu();
 
 	if (call->times)
-		call->len *= emu_nr_cpus();
+		call->len *= emu_nr_tasks();
 	if (call->stride != EMU_FROM_LAST)
-		call->addr += call->stride * cpu->task.cpu;
+		call->addr += call->stride * cpu->task.nr;
 	else if (cpu->last_mmap)
 		call->addr += cpu->last_mmap;
 	else
 		return false;
 	return true;
+}
+
+/* As exit_mm(): a moment with mmap_lock for reading, in designs that have one. The task goes on as another thread. */
+static EMU_NOINLINE void thread_exit_mm(void)
+{
+	EMU_CALL_SITE();
+	struct mm_range nothing = { .read = true };
+
+	emu_mm->lock(current->mm, &nothing);
+	emu_mm->unlock(current->mm, &nothing);
+	mmput(current->mm);
 }
 
 /* Programs wait for each other: in no system call. 1: that has ended. */
@@ -493,7 +512,7 @@ static int64_t run_call(const struct emu_call *call, const struct emu_call *end,
 
 	if (unlikely(!current->mm && call->op != EMU_CALL_EXEC && call->op < EMU_CALL_WORK))
 		return emu_set_error(-ESRCH, "%s without a process: exec comes first", call_names[call->op]);
-	if (call->nr_uses && !work_is_in_kernel(call->op))
+	if (call->nr_uses && !work_is_in_kernel(call->op) && !is_fault(call->op))
 		kernel_work(call, 0);
 	switch ((enum emu_call_op)call->op) {
 	case EMU_CALL_EXEC:
@@ -535,6 +554,12 @@ static int64_t run_call(const struct emu_call *call, const struct emu_call *end,
 		break;
 	case EMU_CALL_DONTNEED:
 		ret = emu_sys_madvise_dontneed(call->addr, call->len);
+		break;
+	case EMU_CALL_CLONE:
+		mmget(current->mm);
+		break;
+	case EMU_CALL_THREAD_EXIT:
+		thread_exit_mm();
 		break;
 	case EMU_CALL_PASS:
 	case EMU_CALL_BARRIER:
@@ -590,6 +615,7 @@ int emu_program_run(uint32_t list_nr, bool record, uint32_t *failed)
 			}
 		}
 		cpu->task.fault_work_ns = is_fault(call->op) ? call->work_ns : 0;
+		cpu->task.fault_call = is_fault(call->op) && call->nr_uses ? call : NULL;
 		if (!work_is_in_kernel(call->op) && !is_fault(call->op))
 			work(call->work_ns);
 		start_ns = emu_clock_ns();
@@ -609,7 +635,7 @@ int emu_program_run(uint32_t list_nr, bool record, uint32_t *failed)
 		cpu->result.counts[call->op]++;
 		if (record && op < EMU_LAT_NR)
 			emu_hist_record(&cpu->hists[op], emu_clock_ns() - start_ns);
-		if (call->flags & (EMU_MAP_TOUCH | EMU_MAP_TOUCH_ALL)) {
+		if (call->flags & (EMU_MAP_TOUCH | EMU_MAP_TOUCH_ALL) && current->mm) {
 			bool one = call->op == EMU_CALL_MMAP;
 
 			ret = touch_mappings(cpu, one ? (uint64_t)ret : 0,

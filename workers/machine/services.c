@@ -31,6 +31,11 @@ uint32_t emu_nr_cpus(void)
 	return emu_arena->config.nr_hw_cpus;
 }
 
+uint32_t emu_nr_tasks(void)
+{
+	return emu_arena->config.nr_cpus;
+}
+
 uint32_t emu_nr_nodes(void)
 {
 	return emu_arena->config.nr_nodes;

@@ -53,7 +53,7 @@ void emu_walkers_reset(struct emu_cpu *cpu)
 	for (uint32_t i = 0; i < emu_arena->nr_walkers; i++) {
 		struct emu_walker *w = &emu_arena->walkers[i];
 
-		if (w->cpu != cpu->task.cpu)
+		if (w->cpu != cpu->task.nr)
 			continue;
 		w->done = w->refused = w->lost = w->vmas = w->pages = 0;
 		memset(&w->latency, 0, sizeof(w->latency));
@@ -65,7 +65,7 @@ void emu_walkers_start(struct emu_cpu *cpu)
 	for (uint32_t i = 0; i < emu_arena->nr_walkers; i++) {
 		struct emu_walker *w = &emu_arena->walkers[i];
 
-		if (w->cpu != cpu->task.cpu)
+		if (w->cpu != cpu->task.nr)
 			continue;
 		w->due_ns = emu_arena->phase.start_ns + w->every_ns;
 		if (w->due_ns < cpu->walk_due_ns)
@@ -95,7 +95,7 @@ void emu_mm_register(struct mm_struct *mm)
 
 	if (likely(!emu_arena->nr_walkers))
 		return;
-	mm->listed_cpu = cpu->task.cpu;
+	mm->listed_cpu = cpu->task.nr;
 	mms_lock(cpu);
 	mm->prev_mm = NULL;
 	mm->next_mm = cpu->mms;
@@ -231,7 +231,7 @@ int emu_walkers_run(struct emu_cpu *cpu)
 		uint64_t now_ns;
 		int err;
 
-		if (w->cpu != cpu->task.cpu)
+		if (w->cpu != cpu->task.nr)
 			continue;
 		if (w->due_ns <= emu_clock_ns()) {
 			err = run_one(cpu, w);

@@ -100,7 +100,8 @@ void switch_mm(struct mm_struct *mm)
 
 	if (mm == old)
 		return;
-	if (old)
+	/* Where tasks share CPUs another thread may be there too: its bit stays, and who flushes looks at who runs. */
+	if (old && emu_nr_tasks() == emu_nr_cpus())
 		atomic_fetch_and_explicit(&old->cpumask[word], ~bit, memory_order_relaxed);
 	if (mm)
 		atomic_fetch_or_explicit(&mm->cpumask[word], bit, memory_order_relaxed);

@@ -8,22 +8,23 @@
 
 #define GONE(side) (UINT64_C(1) << (62 + (side)))
 
-#define BARRIER_OPENED (UINT64_C(1) << 17)
-#define BARRIER_LEFT (UINT64_C(1) << 16)
-#define BARRIER_WAITING UINT64_C(0xffff)
+#define BARRIER_OPENED (UINT32_C(1) << 17)
+#define BARRIER_LEFT (UINT32_C(1) << 16)
+#define BARRIER_WAITING UINT32_C(0xffff)
 
-/* The page that the CPU before has for this one; 0 in the upper bits: none. */
+/* The page that the task before has for this one; 0 in the upper bits: none. */
 struct box {
 	__cacheline_aligned _Atomic uint64_t page;
+	_Atomic uint32_t changes; /* of page: what its two tasks sleep on */
 };
 #define BOX_OWNER_LEFT UINT64_C(1)
 #define BOX_SENDER_LEFT UINT64_C(2)
 #define BOX_PAGE (~UINT64_C(3))
 
 struct emu_meeting {
-	/* How often the barrier has opened, whether a CPU has left, how many wait. */
-	__cacheline_aligned _Atomic uint64_t barrier;
-	struct box boxes[]; /* [nr_cpus] */
+	/* How often the barrier has opened, whether a task has left, how many wait. */
+	__cacheline_aligned _Atomic uint32_t barrier;
+	struct box boxes[]; /* [nr_tasks] */
 };
 
 struct emu_micro {
@@ -102,61 +103,111 @@ void emu_line_ping_pong_end(struct emu_micro *micro)
 
 struct emu_meeting *emu_meeting_create(void)
 {
-	return emu_zalloc(sizeof(struct emu_meeting) + emu_nr_cpus() * sizeof(struct box), 0);
+	return emu_zalloc(sizeof(struct emu_meeting) + emu_nr_tasks() * sizeof(struct box), 0);
 }
 
 void emu_meeting_reset(struct emu_meeting *meeting)
 {
-	for (uint32_t i = 0; i < emu_nr_cpus(); i++)
+	for (uint32_t i = 0; i < emu_nr_tasks(); i++)
 		atomic_store_explicit(&meeting->boxes[i].page, 0, memory_order_relaxed);
 	atomic_store_explicit(&meeting->barrier, 0, memory_order_relaxed);
 }
 
+/* Who has its CPU for itself spins; where tasks share CPUs, those that all wait for may be waiting for this one. */
+static bool waits_asleep(void)
+{
+	return emu_nr_tasks() > emu_nr_cpus();
+}
+
 bool emu_barrier(struct emu_meeting *meeting)
 {
-	uint64_t state = atomic_load_explicit(&meeting->barrier, memory_order_relaxed), next;
+	uint32_t state = atomic_load_explicit(&meeting->barrier, memory_order_relaxed), next;
 
 	/* Release: what was done before the barrier. Acquire: what others did. */
 	do {
 		if (state & BARRIER_LEFT)
 			return false;
-		next = (state & BARRIER_WAITING) + 1 == emu_nr_cpus() ? (state | BARRIER_WAITING | BARRIER_LEFT) + 1 :
-									state + 1;
+		next = (state & BARRIER_WAITING) + 1 == emu_nr_tasks() ? (state | BARRIER_WAITING | BARRIER_LEFT) + 1 :
+									 state + 1;
 	} while (!atomic_compare_exchange_weak_explicit(&meeting->barrier, &state, next, memory_order_acq_rel,
 							memory_order_relaxed));
-	next = smp_cond_load_acquire(&meeting->barrier,
-				     VAL / BARRIER_OPENED != state / BARRIER_OPENED || (VAL & BARRIER_LEFT));
+	if (!waits_asleep()) {
+		next = smp_cond_load_acquire(&meeting->barrier,
+					     VAL / BARRIER_OPENED != state / BARRIER_OPENED || (VAL & BARRIER_LEFT));
+	} else if (next / BARRIER_OPENED != state / BARRIER_OPENED) {
+		emu_futex_wake(&meeting->barrier, emu_nr_tasks());
+	} else {
+		while (next / BARRIER_OPENED == state / BARRIER_OPENED && !(next & BARRIER_LEFT)) {
+			emu_futex_wait(&meeting->barrier, next);
+			next = atomic_load_explicit(&meeting->barrier, memory_order_acquire);
+		}
+	}
 	return next / BARRIER_OPENED != state / BARRIER_OPENED;
 }
 
 static struct box *next_box(struct emu_meeting *meeting)
 {
-	return &meeting->boxes[(current->cpu + 1) % emu_nr_cpus()];
+	return &meeting->boxes[(current->nr + 1) % emu_nr_tasks()];
+}
+
+/* Until one of these bits is set, or (wanted 0) none of BOX_PAGE is, or the other side has left. */
+static uint64_t await_box(struct box *box, uint64_t wanted, uint64_t left)
+{
+	uint64_t state;
+	uint32_t changes;
+
+	if (!waits_asleep())
+		return smp_cond_load_acquire(&box->page, !(VAL & BOX_PAGE) == !wanted || (VAL & left));
+	for (;;) {
+		changes = atomic_load_explicit(&box->changes, memory_order_acquire);
+		state = atomic_load_explicit(&box->page, memory_order_acquire);
+		if (!(state & BOX_PAGE) == !wanted || (state & left))
+			return state;
+		emu_futex_wait(&box->changes, changes);
+	}
+}
+
+static void box_changed(struct box *box)
+{
+	if (!waits_asleep())
+		return;
+	/* Release: the page is what it is now. */
+	atomic_fetch_add_explicit(&box->changes, 1, memory_order_release);
+	emu_futex_wake(&box->changes, 2);
 }
 
 uint64_t emu_pass(struct emu_meeting *meeting, uint64_t addr)
 {
-	struct box *own = &meeting->boxes[current->cpu], *next = next_box(meeting);
+	struct box *own = &meeting->boxes[current->nr], *next = next_box(meeting);
 	uint64_t state;
 
-	if (emu_nr_cpus() == 1)
+	if (emu_nr_tasks() == 1)
 		return addr;
-	state = smp_cond_load_acquire(&next->page, !(VAL & BOX_PAGE) || (VAL & BOX_OWNER_LEFT));
+	state = await_box(next, 0, BOX_OWNER_LEFT);
 	if (state & BOX_OWNER_LEFT)
 		return addr;
 	/* Release: the page's first user is done with it. 0: the last one had nothing to give either. */
-	if (addr)
+	if (addr) {
 		atomic_fetch_or_explicit(&next->page, addr, memory_order_release);
-	state = smp_cond_load_acquire(&own->page, (VAL & BOX_PAGE) || (VAL & BOX_SENDER_LEFT));
+		box_changed(next);
+	}
+	state = await_box(own, BOX_PAGE, BOX_SENDER_LEFT);
 	atomic_fetch_and_explicit(&own->page, ~BOX_PAGE, memory_order_release);
+	box_changed(own);
 	return state & BOX_PAGE;
 }
 
 void emu_leave(struct emu_meeting *meeting)
 {
+	struct box *own = &meeting->boxes[current->nr], *next = next_box(meeting);
+
 	atomic_fetch_or_explicit(&meeting->barrier, BARRIER_LEFT, memory_order_release);
-	atomic_fetch_or_explicit(&meeting->boxes[current->cpu].page, BOX_OWNER_LEFT, memory_order_release);
-	atomic_fetch_or_explicit(&next_box(meeting)->page, BOX_SENDER_LEFT, memory_order_release);
+	if (waits_asleep())
+		emu_futex_wake(&meeting->barrier, emu_nr_tasks());
+	atomic_fetch_or_explicit(&own->page, BOX_OWNER_LEFT, memory_order_release);
+	box_changed(own);
+	atomic_fetch_or_explicit(&next->page, BOX_SENDER_LEFT, memory_order_release);
+	box_changed(next);
 }
 
 EMU_NOINLINE void emu_rwsem_write(struct emu_micro *micro)

@@ -30,20 +30,20 @@ void emu_line_ping_pong_end(struct emu_micro *micro);
 void emu_rwsem_write(struct emu_micro *micro);
 void emu_rwsem_read(struct emu_micro *micro);
 
-/* Where CPUs of a program wait for each other; set-up and reset as above. */
+/* Where tasks of a program wait for each other, spinning, or asleep where they share CPUs; set-up and reset as above. */
 struct emu_meeting *emu_meeting_create(void);
 void emu_meeting_reset(struct emu_meeting *meeting);
 
-/* Waits until all CPUs are here. False: one has left, so that they will never be again. */
+/* Waits until all tasks are here. False: one has left, so that they will never be again. */
 bool emu_barrier(struct emu_meeting *meeting);
 
 /*
- * Gives a page's address to the next CPU, once that has taken the one before, and waits for one of the CPU before. In a
+ * Gives a page's address to the next task, once that has taken the one before, and waits for one of the task before. In a
  * ring that others have left: the caller's own comes back, or 0 as nobody has one for it any more.
  */
 uint64_t emu_pass(struct emu_meeting *meeting, uint64_t addr);
 
-/* The CPU's part of the phase is over: nobody waits for it any more. */
+/* The task's part of the phase is over: nobody waits for it any more. */
 void emu_leave(struct emu_meeting *meeting);
 
 /* What is at an address, for reports; NULL: nothing of these. */

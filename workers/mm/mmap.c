@@ -361,8 +361,14 @@ int64_t emu_sys_madvise_dontneed(uint64_t addr, uint64_t len)
 EMU_NOINLINE int64_t emu_sys_fault(uint64_t addr, bool write)
 {
 	EMU_CALL_SITE();
+	struct task_struct *task = current;
 	int64_t err;
 
+	/* Of an earlier fault. */
+	if (unlikely(task->fault_file || task->fault_tried)) {
+		task->fault_file = NULL;
+		task->fault_missing = task->fault_tried = false;
+	}
 	do {
 		struct address_space *busy = NULL;
 

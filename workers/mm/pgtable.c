@@ -101,6 +101,21 @@ static int free_pages(const struct address_space *mapping, uint64_t page, uint64
 	return 0;
 }
 
+/* Must the page be read first? Asked once for each page of a fault: what it has slept for is there. */
+static bool page_is_missing(const struct address_space *mapping, uint64_t page)
+{
+	struct task_struct *task = current;
+
+	if (likely(!mapping->cold_permille))
+		return false;
+	if (task->fault_file != mapping || task->fault_page != page) {
+		task->fault_file = mapping;
+		task->fault_page = page;
+		task->fault_missing = emu_random() % 1000 < mapping->cold_permille;
+	}
+	return task->fault_missing;
+}
+
 static uint64_t file_pte(const struct address_space *mapping, uint64_t page, uint64_t bits)
 {
 	uint64_t generation = atomic_load_explicit(&mapping->generation, memory_order_seq_cst);
@@ -136,6 +151,8 @@ static int do_file_fault(struct page_table *table, struct vm_area_struct *vma, u
 	first = page - (at - from);
 	end = page + (to - at);
 	err = free_pages(vma->vm_file, page, &first, &end);
+	if (!err && page_is_missing(vma->vm_file, page))
+		err = -EAGAIN;
 	if (err)
 		return err;
 	if (!write) {
@@ -173,7 +190,7 @@ static void do_wp_page(struct page_table *table, struct vm_area_struct *vma, uin
 	pte_set(table, index, pte | PTE_WRITE);
 }
 
-int handle_pte_fault(struct page_table *table, struct vm_area_struct *vma, uint64_t addr, bool write)
+static int try_pte_fault(struct page_table *table, struct vm_area_struct *vma, uint64_t addr, bool write)
 {
 	uint32_t index = pte_index(addr);
 	uint64_t pte = pte_get(table, index);
@@ -191,6 +208,16 @@ int handle_pte_fault(struct page_table *table, struct vm_area_struct *vma, uint6
 	return 0;
 }
 
+int handle_pte_fault(struct page_table *table, struct vm_area_struct *vma, uint64_t addr, bool write)
+{
+	int err = try_pte_fault(table, vma, addr, write);
+
+	/* While the VMA is still what it is. Once the lock is dropped it may go, and the file with it. */
+	if (unlikely(err == -EAGAIN))
+		atomic_fetch_add_explicit(&vma->vm_file->users, 1, memory_order_relaxed);
+	return err;
+}
+
 EMU_NOINLINE int handle_mm_fault(struct vm_area_struct *vma, uint64_t addr, bool write)
 {
 	EMU_CALL_SITE();
@@ -206,8 +233,15 @@ EMU_NOINLINE int handle_mm_fault(struct vm_area_struct *vma, uint64_t addr, bool
 
 void wait_on_pages(struct address_space *mapping)
 {
-	down_read(&mapping->invalidate_lock);
-	up_read(&mapping->invalidate_lock);
+	if (current->fault_missing) {
+		emu_sleep(mapping->read_ns);
+		current->fault_missing = false;
+	} else {
+		down_read(&mapping->invalidate_lock);
+		up_read(&mapping->invalidate_lock);
+	}
+	current->fault_tried = true;
+	put_file(mapping);
 }
 
 /*
@@ -332,7 +366,7 @@ EMU_NOINLINE void flush_tlb_range(struct mm_struct *mm, uint64_t start, uint64_t
 	EMU_CALL_SITE();
 
 	if (!mm->tables_know_cpus) {
-		emu_tlb_flush(mm->cpumask, emu_nr_cpus());
+		emu_tlb_flush(mm, mm->cpumask, emu_nr_cpus());
 		return;
 	}
 	for (uint64_t at = start, next; at < end; at = next) {
@@ -341,7 +375,7 @@ EMU_NOINLINE void flush_tlb_range(struct mm_struct *mm, uint64_t start, uint64_t
 		if (!table)
 			continue;
 		next = (at | (EMU_PMD_SIZE - 1)) + 1;
-		emu_tlb_flush(table->cpus, EMU_PT_CPU_BITS);
+		emu_tlb_flush(mm, table->cpus, EMU_PT_CPU_BITS);
 	}
 }
 

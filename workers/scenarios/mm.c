@@ -324,6 +324,40 @@ static void fork_fault(uint32_t cpu)
 	leave();
 }
 
+/* Of the file that is mapped there no page is in the page cache: each fault drops its lock and sleeps. */
+static void four_cold_pages(void)
+{
+	begin();
+	map(0, 4, WRITE, libc(), 0);
+	map(6, 1, READ, data(), 0);
+	must_fault(0, true);
+	must_fault(6, false);
+	libc()->cold_permille = 1000;
+	end_setup();
+}
+
+static void fault_read(uint32_t cpu)
+{
+	enter();
+	if (cpu == 0) {
+		map(1, 1, READ, data(), 8);
+		unmap(2, 1);
+	} else if (cpu == 1) {
+		(void)fault(1, true);
+		must_fault(3, false);
+	} else {
+		(void)fault(2, false);
+	}
+	leave();
+}
+
+static void end_cold(void)
+{
+	libc()->cold_permille = 0;
+	EMU_ASSERT(!atomic_load(&libc()->users), "a fault that is over has left its reference");
+	end();
+}
+
 #define MM(NAME, SETUP, CPU, HELP)                                                                              \
 	{                                                                                                       \
 		.name = NAME, .help = HELP, .nr_cpus = 3, .kind = EMU_SCENARIO_MM, .setup = SETUP, .cpu = CPU,  \
@@ -343,5 +377,7 @@ const struct emu_scenario emu_mm_scenarios[] = {
 	MM("fixed-addresses", one_page, fixed_addresses, "free addresses, where a third maps at a fixed one"),
 	MM("fork-border", border, fork_border, "a fork copies what a second thread maps and a third uses"),
 	MM("fork-fault", four_pages, fork_fault, "a fork of a process whose threads write"),
+	{ .name = "fault-read", .help = "two threads sleep for pages where a third maps over one and unmaps another",
+	  .nr_cpus = 3, .kind = EMU_SCENARIO_MM, .setup = four_cold_pages, .cpu = fault_read, .check = end_cold },
 	{ 0 },
 };

@@ -5,7 +5,8 @@
  * Changes are serial, under mmap_lock for writing. A VMA that one is about to change is marked with the mm's sequence
  * number, after faults that use it have left; all marks end at once when the number goes up, as mmap_lock is dropped.
  * A fault finds the VMA under RCU, counts itself in and looks at the mark then: marked, gone, or without the anon_vma that
- * its first page needs, it takes mmap_lock for reading instead.
+ * its first page needs, it takes mmap_lock for reading instead; so it does when it begins again after it has slept for a
+ * page that had to be read.
  *
  *   refcount  bits 0-30   faults that use the VMA
  *             bit  31     a writer waits for them to leave: nobody comes in
@@ -130,7 +131,8 @@ static bool needs_anon_vma(struct vm_area_struct *vma, bool write)
 
 static int per_vma_fault(struct mm_struct *mm, uint64_t addr, bool write, struct address_space **busy)
 {
-	struct vm_area_struct *vma = lock_vma_under_rcu(mm, addr);
+	/* As in the kernel: a fault that has slept for a page comes again with mmap_lock. */
+	struct vm_area_struct *vma = current->fault_tried ? NULL : lock_vma_under_rcu(mm, addr);
 	int err;
 
 	if (!vma)

@@ -95,6 +95,11 @@ static int speculative_fault(struct mm_struct *mm, uint64_t addr, bool write, st
 	if (atomic_load_explicit(sequence_of(vma), memory_order_acquire) == sequence)
 		err = handle_pte_fault(table, &copy, addr, write);
 	spin_unlock(&table->ptl);
+	/* What must be read takes the other way, as whatever sleeps. */
+	if (err == -EAGAIN && current->fault_missing) {
+		put_file(copy.vm_file);
+		return -ENOENT;
+	}
 	if (err == -EAGAIN)
 		*busy = copy.vm_file;
 	return err == -EIO ? -ENOENT : err;

@@ -52,6 +52,8 @@ enum emu_call_op {
 	EMU_CALL_FAULT_NEXT, /* touch the next page of it that is not there; after the last, give all back and go round */
 	EMU_CALL_DONTNEED,   /* madvise(MADV_DONTNEED) */
 	EMU_CALL_PASS, /* hand the latest mapping to the next CPU, wait for one of the CPU before: it is the latest now */
+	EMU_CALL_CLONE, /* a thread begins: the task goes on as that one */
+	EMU_CALL_THREAD_EXIT, /* it ends: the task goes on as the one before. work_ns as of EXEC */
 	EMU_CALL_WORK, /* nothing but work_ns; from here on no process is needed */
 	EMU_CALL_PACE, /* waits, computing, for the next whole multiple of len ns since the start line */
 	EMU_CALL_BARRIER, /* waits for all CPUs; ends the CPU's part of the phase where one has ended its own */
@@ -95,6 +97,7 @@ enum emu_background_kind {
 
 enum emu_background_per {
 	EMU_PER_MACHINE,
+	EMU_PER_PROCESS = EMU_PER_MACHINE, /* the one that threads share */
 	EMU_PER_NODE, /* the user's */
 	EMU_PER_FILE, /* the one that the use names */
 };
@@ -108,11 +111,11 @@ struct emu_background {
 	uint32_t reserved;
 };
 
-/* A call uses an entry times_permille / 1000 times; what is left of one goes to the CPU's next such call. */
+/* A call, or a page fault that it makes, uses an entry times_ppm / 1000000 times; what is left of one goes to the CPU's next such call. */
 struct emu_use {
 	uint32_t entry;
 	int32_t file; /* EMU_PER_FILE */
-	uint64_t times_permille;
+	uint64_t times_ppm;
 };
 
 /* What a cell is made with. `bytes` = sizeof of this struct as the caller knows it; checked. */
@@ -199,6 +202,8 @@ EMU_EXPORT int emu_design_params(uint32_t kind, char *buf, size_t size);
 EMU_EXPORT uint64_t emu_arena_overhead(const struct emu_config *config);
 EMU_EXPORT int emu_arena_format(void *base, uint64_t bytes, const struct emu_config *config);
 EMU_EXPORT int emu_file_add(const char *name, uint64_t nr_pages);
+/* So much of the file is not in the page cache, see struct address_space; after emu_file_add(). */
+EMU_EXPORT int emu_file_cold(uint32_t file, uint32_t permille, uint32_t read_ns);
 /* File number n, for the system calls of emu/mm.h. */
 EMU_EXPORT struct address_space *emu_file(uint32_t n);
 /* Their numbers, in order from 0; before the lists whose calls use them. inner is an entry that comes later. */

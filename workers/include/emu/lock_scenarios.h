@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * lock_scenarios.h - scenarios of locks, for `emu check`; and for whoever changes a lock: a file that has a copy of
+ * lock_scenarios.h - scenarios of locks and RCU, for `emu check`; and for whoever changes a lock: a file that has a copy of
  * rwsem.c and then `EMU_EXPORT LOCK_SCENARIOS(emu_scenarios);` tries the copy (emu check --scenario ./FILE.c).
  *
  * The words behind the lock are ordinary ones, so a lock that lets two in, or orders too little, is a data race.
@@ -9,6 +9,7 @@
 #define EMU_LOCK_SCENARIOS_H
 
 #include <emu/percpu_rwsem.h>
+#include <emu/rcu.h>
 #include <emu/scenario.h>
 
 struct guarded {
@@ -16,6 +17,7 @@ struct guarded {
 	struct percpu_rwsem percpu;
 	struct qspinlock spin;
 	struct osq_lock osq;
+	__cacheline_aligned _Atomic(uint64_t *) object;
 	__cacheline_aligned uint64_t a, b;
 };
 
@@ -210,6 +212,47 @@ static void percpu_tried(uint32_t cpu)
 	}
 }
 
+static void rcu_setup(void)
+{
+	uint64_t *object = emu_zalloc(sizeof(*object), 0);
+
+	lock_setup();
+	rcu_assign_pointer(&guarded->object, object);
+}
+
+/* What a sleep does, and a preemption outside sections. */
+static void rcu_switched(void)
+{
+	emu_rcu_wake(emu_rcu_sleep());
+}
+
+/* One replaces and frees, one has grace periods begin and end, one reads; and each was away before. */
+static void rcu_slept(uint32_t cpu)
+{
+	const uint64_t *object;
+
+	rcu_switched();
+	if (cpu == 0) {
+		emu_free_rcu(atomic_exchange_explicit(&guarded->object, NULL, memory_order_acq_rel));
+		emu_rcu_quiescent();
+		rcu_switched();
+		emu_rcu_quiescent();
+	} else if (cpu == 1) {
+		emu_free_rcu(emu_alloc(sizeof(*object), 0));
+		emu_rcu_quiescent();
+		emu_rcu_quiescent();
+	} else {
+		rcu_read_lock();
+		object = rcu_dereference(&guarded->object);
+		/* More work between the two, as a reader has. */
+		(void)rcu_dereference(&guarded->object);
+		if (object)
+			EMU_ASSERT(!*object, "a reader finds %#llx", (unsigned long long)*object);
+		rcu_read_unlock();
+		emu_rcu_quiescent();
+	}
+}
+
 #define LOCK(NAME, CPUS, SETUP, CPU, CHECK, HELP)                                                                   \
 	{                                                                                                           \
 		.name = NAME, .help = HELP, .nr_cpus = CPUS, .kind = EMU_SCENARIO_LOCK, .setup = SETUP, .cpu = CPU, \
@@ -231,6 +274,13 @@ static void percpu_tried(uint32_t cpu)
 		LOCK("percpu-rwsem-writers", 3, lock_setup, percpu_writers, NULL, "two writers and a reader"),      \
 		LOCK("percpu-rwsem-trylock", 3, lock_setup, percpu_tried, NULL,                                     \
 		     "a trylock beside a writer and a reader"),                                                     \
+		{ .name = "rcu-slept",                                                                              \
+		  .help = "one frees, one reads, after they slept",                                                 \
+		  .nr_cpus = 3,                                                                                     \
+		  .kind = EMU_SCENARIO_LOCK,                                                                        \
+		  .setup = rcu_setup,                                                                               \
+		  .cpu = rcu_slept,                                                                                 \
+		  .rcu = true },                                                                                    \
 		{ 0 },                                                                                              \
 	}
 

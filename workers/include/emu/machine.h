@@ -81,13 +81,14 @@ EMU_EXPORT void emu_waited(uint32_t class_id, uint64_t wait_ns);
 #define current emu_current
 
 /*
- * This CPU's number and NUMA node (0-based), and how many of each this machine has. A task keeps its CPU, but others may
+ * This CPU's number and NUMA node (0-based), and how many of each this machine has; how many tasks run on it. A task keeps its CPU, but others may
  * run there between any two of its instructions where tasks outnumber CPUs: per-CPU data is changed by read-modify-writes
  * or between emu_preempt_disable() and emu_preempt_enable().
  */
 EMU_EXPORT uint32_t emu_cpu_id(void);
 EMU_EXPORT uint32_t emu_node_id(void);
 EMU_EXPORT uint32_t emu_nr_cpus(void);
+EMU_EXPORT uint32_t emu_nr_tasks(void);
 EMU_EXPORT uint32_t emu_nr_nodes(void);
 EMU_EXPORT uint32_t emu_cpu_to_node(uint32_t cpu);
 
@@ -150,6 +151,9 @@ EMU_EXPORT void emu_preempt_enable(void);
 /* Computes for about `ns` nanoseconds of CPU time (native: a calibrated loop, not a wait for the clock). */
 EMU_EXPORT void emu_compute(uint64_t ns);
 
+/* Off the CPU for so many nanoseconds at least, holding no lock: a device is at work. Outside sections of RCU. */
+EMU_EXPORT void emu_sleep(uint64_t ns);
+
 /* The waiting of this task since it last said so was for a lock of this class. For lock_stat_contended(). */
 #ifdef EMU_MACHINE_NATIVE
 static inline void emu_waited_for(uint32_t class_id)
@@ -162,11 +166,12 @@ EMU_EXPORT void emu_waited_for(uint32_t class_id);
 
 /*
  * Makes other CPUs forget their translations of an address space; returns when they have. CPU n is one of them if bit
- * n % nr_bits of `cpus` is set. Native: nothing to do and nothing charged, as emulated page tables have no TLB. Virtual: an
- * interrupt to each that is awake: the sender's cost for each, and the way there and back; the others lose the time that
- * they spend in the interrupt.
+ * n % nr_bits of `cpus` is set and the task that it runs is in mm: of tasks that share it, those in the run queue do not
+ * count. Native: nothing to do and nothing charged, as emulated page tables have no TLB. Virtual: an interrupt to each: the
+ * sender's cost for each, and the way there and back; the others lose the time that they spend in the interrupt.
  */
-EMU_EXPORT void emu_tlb_flush(const _Atomic uint64_t *cpus, uint32_t nr_bits);
+struct mm_struct;
+EMU_EXPORT void emu_tlb_flush(const struct mm_struct *mm, const _Atomic uint64_t *cpus, uint32_t nr_bits);
 
 /*
  * Ends the cell with an operating failure (not a bug): one line to the coordinator, exit of this CPU. Like printf.

@@ -65,6 +65,8 @@ struct address_space {
 	uint32_t id;
 	_Atomic uint32_t generation; /* times that pages of this file were migrated */
 	uint64_t nr_pages;
+	/* Of a thousand faults so many find that their page is not in the page cache; how long a read of it takes. */
+	uint32_t cold_permille, read_ns;
 
 	/*
 	 * The pages [taken_first, taken_end) are a walker's: no fault maps one of them, or finds it in the page cache.
@@ -73,6 +75,8 @@ struct address_space {
 	_Atomic uint64_t taken_first, taken_end;
 	char name[96];
 
+	/* Faults that sleep for a page and keep the file meanwhile, holding no lock: the kernel's f_count. */
+	__cacheline_aligned _Atomic uint32_t users;
 	struct rw_semaphore invalidate_lock; /* a walker holds it for writing; a fault that meets one waits for it */
 
 	/* The rmap design's: trees and locks, or a pointer to them. */
@@ -134,7 +138,7 @@ struct mm_struct {
 	/* The mm design's: index and lock. */
 	__cacheline_aligned unsigned char index[EMU_MM_SLOT];
 
-	/* CPUs that may have translations of it: a bit each. Set and cleared by the CPU itself. */
+	/* CPUs that may have translations of it: a bit each. Set by the CPU itself, and cleared unless tasks share it. */
 	__cacheline_aligned _Atomic uint64_t cpumask[];
 };
 

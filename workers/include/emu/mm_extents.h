@@ -30,7 +30,7 @@ struct extents {
 	struct rb_root vmas; /* in order; written with `changing` and ptl held */
 };
 
-/* Free addresses of a CPU: that CPU's alone. */
+/* Free addresses of a CPU: that CPU's alone, whose tasks use them with preemption off. */
 #define FREE_PIECES 16u
 struct free_cpu {
 	struct {
@@ -101,7 +101,7 @@ static inline int64_t addresses_take(struct mm_extents *me, uint64_t len, uint64
 	return found;
 }
 
-/* This CPU's, if the mm has several threads and the design gives CPUs any. */
+/* This CPU's, if the mm has several threads and the design gives CPUs any. With preemption off. */
 static inline struct free_cpu *free_cpu(struct mm_struct *mm)
 {
 	struct mm_extents *me = mm_private(mm, struct mm_extents);
@@ -182,23 +182,31 @@ static inline bool free_cpu_fill(struct mm_extents *me, struct free_cpu *own, ui
 static inline int64_t propose(struct mm_struct *mm, uint64_t len, uint64_t low, uint64_t high)
 {
 	struct mm_extents *me = mm_private(mm, struct mm_extents);
-	struct free_cpu *own = free_cpu(mm);
 	int64_t found = -ENOMEM;
+	struct free_cpu *own;
 
+	emu_preempt_disable();
+	own = free_cpu(mm);
 	if (own && len <= me->chunk / 4) {
 		found = free_cpu_take(own, len, low, high);
 		if (found < 0 && free_cpu_fill(me, own, low, high))
 			found = free_cpu_take(own, len, low, high);
 	}
+	emu_preempt_enable();
 	return found < 0 ? addresses_take(me, len, low, high) : found;
 }
 
 static inline void give_back(struct mm_struct *mm, uint64_t start, uint64_t end)
 {
 	struct mm_extents *me = mm_private(mm, struct mm_extents);
-	struct free_cpu *own = free_cpu(mm);
+	struct free_cpu *own;
+	bool given;
 
-	if (!own || end - start > me->chunk / 4 || !free_cpu_give(own, start, end))
+	emu_preempt_disable();
+	own = free_cpu(mm);
+	given = own && end - start <= me->chunk / 4 && free_cpu_give(own, start, end);
+	emu_preempt_enable();
+	if (!given)
 		addresses_set(me, start, end, false);
 }
 

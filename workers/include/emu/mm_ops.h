@@ -83,7 +83,7 @@ struct mm_ops {
 	/*
 	 * A page fault: find the VMA, keep it as it is and hand it to handle_mm_fault() or its parts, whose results these
 	 * are. -EFAULT where there is none. -EAGAIN: *busy is the file whose pages the caller is to wait for before it tries
-	 * again. Nothing is held, before and after. Required.
+	 * again; it has a reference. No lock is held, before and after. Required.
 	 */
 	int (*fault)(struct mm_struct *mm, uint64_t addr, bool write, struct address_space **busy);
 };

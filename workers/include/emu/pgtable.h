@@ -209,18 +209,27 @@ EMU_EXPORT uint32_t set_ptes(struct page_table *table, uint32_t index, uint64_t 
  * (handle_pte_fault), or not (handle_mm_fault). 0: the page is there.
  *   -EFAULT  the VMA does not allow it (SIGSEGV)
  *   -EIO     the file ends before (SIGBUS)
- *   -EAGAIN  a walker has the page: let go of everything, wait_on_pages(vma's file), find the VMA again
+ *   -EAGAIN  a walker has the page, or it must be read into the page cache first. The file is kept by a reference: let
+ *            go of everything, wait_on_pages(vma's file), which drops it, and find the VMA again
  * A read maps up to EMU_FAULT_AROUND pages of a file. Of vma, only `anon` is written.
  */
-/* To get and clear a page takes the time that the program says. Before ptl is taken. handle_mm_fault() does it itself. */
+/* To get and clear a page takes the time, and locks of the rest of the kernel, that the program says. Before ptl is taken. handle_mm_fault() does it itself. */
+EMU_EXPORT void emu_fault_uses(void);
 static inline void take_page(void)
 {
+	if (unlikely(current->fault_call))
+		emu_fault_uses();
 	if (current->fault_work_ns)
 		emu_compute(current->fault_work_ns);
 }
 EMU_EXPORT int handle_pte_fault(struct page_table *table, struct vm_area_struct *vma, uint64_t addr, bool write);
 EMU_EXPORT int handle_mm_fault(struct vm_area_struct *vma, uint64_t addr, bool write);
 EMU_EXPORT void wait_on_pages(struct address_space *mapping);
+/* For who will not wait: the reference that came with -EAGAIN. */
+static inline void put_file(struct address_space *file)
+{
+	atomic_fetch_sub_explicit(&file->users, 1, memory_order_release);
+}
 
 /* Clears the PTEs of [start, end); returns how many were not 0. */
 EMU_EXPORT uint64_t unmap_page_range(struct mm_struct *mm, uint64_t start, uint64_t end);

@@ -33,6 +33,7 @@ struct emu_scenario {
 	void (*setup)(void); /* may be NULL */
 	void (*cpu)(uint32_t number);
 	void (*check)(void); /* may be NULL */
+	bool rcu; /* RCU's own words take part in the exploration; of kind MM: always */
 };
 
 /* File 0 is "libc.so.6", file 1 "data": both 64 pages. */

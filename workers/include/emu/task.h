@@ -14,6 +14,8 @@
 #include <emu/machine.h>
 
 struct mm_struct;
+struct address_space;
+struct emu_call;
 
 /* A timed hold of a lock that this task has now (see stat.h). lock == NULL: free slot. */
 struct emu_hold {
@@ -56,6 +58,12 @@ struct task_struct {
 	uint64_t wait_ns;	      /* all waiting for locks so far, spinning or asleep */
 	struct emu_hold holds[EMU_HOLDS];
 	uint64_t fault_work_ns;	      /* what a page fault costs beside locks and tables */
+	const struct emu_call *fault_call; /* whose uses of the rest of the kernel a fault makes; NULL: none */
+	/* The page that the fault under way has asked the page cache for; NULL: none so far. */
+	const struct address_space *fault_file;
+	uint64_t fault_page;
+	bool fault_missing; /* it must be read yet */
+	bool fault_tried;   /* the fault has slept for a page, with nothing held, and begins again */
 	uint32_t rcu_nesting;	      /* read-side sections of RCU that this task is in */
 };
 

@@ -133,18 +133,14 @@ void check_plain_against(const struct location *l, uintptr_t addr, uint32_t size
 	}
 }
 
-/* Against ordinary accesses of the same bytes that are not ordered with us. */
-static void check_against_plain(uintptr_t addr, uint32_t size, bool is_write)
+static __attribute__((noinline)) void check_cells(uintptr_t addr, uint32_t size, bool is_write)
 {
 	struct xcpu *me = x.me;
 
 	for (uint32_t i = 0; i < size; i += 4) {
 		struct cell *cell = cell_at(addr + i - x.base);
-		uint32_t cpu;
+		uint32_t cpu = (cell->write >> 4) & 7;
 
-		if (likely(!cell->write && (!cell->read || !is_write)))
-			continue;
-		cpu = (cell->write >> 4) & 7;
 		if (cell->write && (int32_t)(cell->write >> 7) > me->hb.of[cpu])
 			report_race(addr, size, is_write ? "atomic write" : "atomic read", cpu, "write");
 		if (!is_write)
@@ -162,18 +158,20 @@ static void check_against_plain(uintptr_t addr, uint32_t size, bool is_write)
 	}
 }
 
-static inline void tick(void)
+/* Against ordinary accesses of the same bytes that are not ordered with us. Mostly there are none. */
+static inline void check_against_plain(uintptr_t addr, uint32_t size, bool is_write)
 {
-	x.me->seen.of[x.me->cpu] = ++x.me->hb.of[x.me->cpu];
-	set_epoch(x.me);
+	const struct cell *cell = cell_at(addr - x.base), *last = size == 8 ? cell_at(addr + 4 - x.base) : cell;
+
+	if (unlikely((cell->write | last->write) || (is_write && (cell->read | last->read))))
+		check_cells(addr, size, is_write);
 }
 
 void op_begins(const struct op *op)
 {
 	uint64_t offset = op->addr - x.base;
 
-	tick();
-	if (op->kind != OP_FENCE && offset >= x.heap_start && x.heap[offset >> 4] != HEAP_LIVE)
+	if (op->kind != OP_FENCE && unlikely(x.heap[offset >> 4] != HEAP_LIVE))
 		check_heap(op->addr, op->size, op->kind != OP_READ);
 }
 
@@ -327,8 +325,8 @@ void atomic_store_value(uintptr_t addr, uint32_t size, uint64_t value, int order
 	s->seen_at.of[x.me->cpu] = x.me->hb.of[x.me->cpu];
 	if (order == __ATOMIC_SEQ_CST)
 		s->sc_tick = ++x.sc_tick;
-	/* What comes after is not what was released. */
-	tick();
+	if (releases(order))
+		tick();
 	if (unlikely(x.tracing))
 		trace_op(&x.me->op, old, value, false);
 }
@@ -361,7 +359,8 @@ void atomic_modify_end(uintptr_t addr, uint32_t size, uint64_t old, uint64_t val
 	s->seen_at.of[me->cpu] = me->hb.of[me->cpu];
 	if (order == __ATOMIC_SEQ_CST)
 		s->sc_tick = ++x.sc_tick;
-	tick();
+	if (releases(order))
+		tick();
 	if (unlikely(x.tracing))
 		trace_op(&me->op, old, value, false);
 }
@@ -393,9 +392,10 @@ uint64_t futex_look(uintptr_t addr, uintptr_t pc)
 
 	point(OP_MODIFY, addr, 4, __ATOMIC_SEQ_CST, pc);
 	l = location_of(addr, 4);
-	full_fence();
 	saw(newest(l));
 	l->reads.of[x.me->cpu] = x.me->hb.of[x.me->cpu];
+	full_fence();
+	tick();
 	value = peek(addr, 4);
 	if (unlikely(x.tracing))
 		trace_op(&x.me->op, value, value, false);

@@ -5,6 +5,7 @@
 #define _GNU_SOURCE
 #include "internal.h"
 #include "../../mm/internal.h"
+#include "schedule.h"
 
 #include <dlfcn.h>
 #include <errno.h>
@@ -187,36 +188,13 @@ int emu_explore_outcome(uint32_t n, uint64_t values[8], uint64_t *count)
 
 static void setup(void)
 {
-	if (x.scenario->kind == EMU_SCENARIO_MM)
+	if (rcu_is_modelled())
 		emu_rcu = emu_zalloc(emu_rcu_bytes(x.nr_cpus), 0);
 	rcu_begin();
 	if (x.scenario->setup)
 		x.scenario->setup();
 	emu_rcu_drain();
 	rcu_begin();
-}
-
-/* "a5b2c" */
-static int parse(const char *text, uint8_t *to, uint32_t max)
-{
-	uint32_t n = 0;
-
-	while (*text) {
-		uint32_t value = (uint32_t)(*text - 'a'), times = 1;
-		char *end = (char *)text + 1;
-
-		if (value > 25)
-			return emu_set_error(
-				-EINVAL, "a schedule is made of letters and numbers, as a5b2c; '%.8s' is not", text);
-		if (*end >= '0' && *end <= '9')
-			times = (uint32_t)strtoul(text + 1, &end, 10);
-		if (times > max - n)
-			return emu_set_error(-EINVAL, "a schedule of more than %u decisions", max);
-		memset(to + n, (int)value, times);
-		n += times;
-		text = end;
-	}
-	return (int)n;
 }
 
 int emu_explore_schedule(char *buf, size_t size)
@@ -286,7 +264,7 @@ int emu_explore_start(const struct emu_explore_config *c)
 	oracle_wrap();
 	is_started = true;
 	if (c->policy == EMU_POLICY_REPLAY) {
-		n = parse(c->replay ? c->replay : "", found, DECISIONS_MAX);
+		n = schedule_parse(c->replay ? c->replay : "", found, DECISIONS_MAX);
 		if (n < 0)
 			return n;
 		nr_found = (uint32_t)n;

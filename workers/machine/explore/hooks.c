@@ -6,7 +6,8 @@
  * the order of those around them decides what they see; and if two do, that is found here, by happens-before: each
  * 4 bytes know who wrote them last and who has read them since (as in FastTrack, Flanagan and Freund 2009).
  *
- * An epoch is time << 7 | CPU << 4 | mask of the bytes. Time starts at 1, so that no epoch is 0.
+ * An epoch is time << 7 | CPU << 4 | mask of the bytes. Time starts at 1, so that no epoch is 0. A CPU's time goes on with
+ * what it releases alone (tick()), so mostly an access was made in the same epoch before, and there is nothing to do.
  */
 #include "internal.h"
 
@@ -20,18 +21,10 @@ static inline uint32_t epoch_of(uint32_t mask)
 	return x.me->epoch | mask;
 }
 
+/* No epoch at all is ordered too. */
 static inline bool ordered(uint32_t epoch)
 {
 	return (int32_t)(epoch >> 7) <= x.me->hb.of[(epoch >> 4) & 7];
-}
-
-struct cell *cell_at(uint64_t offset)
-{
-	struct cell *cell = &x.cells[offset >> 2];
-
-	if (unlikely(cell->run != x.run))
-		*cell = (struct cell){ .run = x.run, .marked = x.marked[offset >> 2] };
-	return cell;
 }
 
 void report_race(uintptr_t addr, uint32_t size, const char *what, uint32_t other_cpu, const char *other_what)
@@ -73,23 +66,18 @@ static inline void heap_access(uintptr_t addr, uint32_t size, bool is_write)
 {
 	uint64_t offset = addr - x.base;
 
-	if (offset >= x.heap_start &&
-	    unlikely(x.heap[offset >> 4] != HEAP_LIVE || x.heap[(offset + size - 1) >> 4] != HEAP_LIVE))
+	if (unlikely(x.heap[offset >> 4] != HEAP_LIVE || x.heap[(offset + size - 1) >> 4] != HEAP_LIVE))
 		check_heap(addr, size, is_write);
 }
 
-/* Who has read since: one or several that are not ordered among each other. */
-static void add_reader(struct cell *cell, uint32_t epoch)
+/* Several have read since that are not ordered among each other. */
+static __attribute__((noinline)) void add_reader(struct cell *cell, uint32_t epoch)
 {
 	struct readers *r;
 
 	if (!cell->many) {
 		uint32_t cpu = (cell->read >> 4) & 7;
 
-		if (!cell->read || ordered(cell->read)) {
-			cell->read = epoch;
-			return;
-		}
 		if (x.nr_readers == x.max_readers)
 			return; /* forgets one: a race may be missed, none is made up */
 		r = &x.readers[x.nr_readers];
@@ -114,7 +102,10 @@ static void read_cell(struct cell *cell, uintptr_t addr, uint32_t mask)
 		report_race(addr, 4, "read", (cell->write >> 4) & 7, "write");
 	if (unlikely(cell->loc))
 		check_plain_against(&x.locations[cell->loc - 1], addr, 4, false);
-	add_reader(cell, epoch);
+	if (!cell->many && ordered(cell->read))
+		cell->read = epoch;
+	else
+		add_reader(cell, epoch);
 }
 
 static void write_cell(struct cell *cell, uintptr_t addr, uint32_t mask)
@@ -173,7 +164,7 @@ static inline __attribute__((always_inline)) bool read_before(const struct cell 
 	return cell->run == x.run && ((cell->read == epoch && !cell->many) || cell->write == epoch);
 }
 
-static void plain_read_slow(uintptr_t addr, uint32_t size)
+static __attribute__((noinline)) void plain_read_slow(uintptr_t addr, uint32_t size)
 {
 	if (unlikely(x.race_watch))
 		trace_plain(OP_READ, addr, size);
@@ -181,18 +172,63 @@ static void plain_read_slow(uintptr_t addr, uint32_t size)
 	FOR_EACH_CELL(addr, size, at, mask, read_cell(cell_at(at - x.base), at, mask));
 }
 
+/* The mask of an access within 4 bytes; of each 4 bytes of a larger one. */
+static inline __attribute__((always_inline)) uint32_t mask_of(uintptr_t addr, uint32_t size)
+{
+	return size >= 4 ? 15 : ((1u << size) - 1) << (addr & 3);
+}
+
+/*
+ * Are the 4 or 8 aligned bytes of an object, with nothing to be looked at but who accessed them last: all of them alike,
+ * and ordered before this? What is so takes a few instructions; all else is looked at cell by cell.
+ */
+static inline __attribute__((always_inline)) bool is_common(const struct cell *cell, const struct cell *last,
+							    uint64_t offset)
+{
+	return likely(!x.race_watch && x.heap[offset >> 4] == HEAP_LIVE && !(cell->special | last->special) &&
+		      cell->write == last->write && cell->read == last->read && ordered(cell->write) &&
+		      ordered(cell->read));
+}
+
+static inline __attribute__((always_inline)) void common_read(uintptr_t addr, uint32_t size)
+{
+	uint64_t offset = addr - x.base;
+	struct cell *cell = cell_at(offset), *last = size == 8 ? cell_at(offset + 4) : cell;
+
+	if (is_common(cell, last, offset))
+		cell->read = last->read = epoch_of(15);
+	else
+		plain_read_slow(addr, size);
+}
+
+static __attribute__((noinline)) void common_read4(uintptr_t addr)
+{
+	common_read(addr, 4);
+}
+
+static __attribute__((noinline)) void common_read8(uintptr_t addr)
+{
+	common_read(addr, 8);
+}
+
 static inline __attribute__((always_inline)) void plain_read(uintptr_t addr, uint32_t size)
 {
 	const struct cell *cell;
+	uint32_t epoch;
 
 	if (!in_arena(addr) || !x.running)
 		return;
-	/* Mostly nothing is new since this CPU's last step. */
 	cell = &x.cells[(addr - x.base) >> 2];
-	if (size <= 8 && size >= 4 && !(addr & (size - 1)) && likely(!x.race_watch) &&
-	    read_before(cell, epoch_of(15)) && (size == 4 || read_before(cell + 1, epoch_of(15))))
+	epoch = epoch_of(mask_of(addr, size));
+	if (size <= 8 && !(addr & (size - 1)) && likely(!x.race_watch) && read_before(cell, epoch) &&
+	    (size <= 4 || read_before(cell + 1, epoch)))
 		return;
-	plain_read_slow(addr, size);
+	if (size == 8 && !(addr & 7))
+		common_read8(addr);
+	else if (size == 4 && !(addr & 3))
+		common_read4(addr);
+	else
+		plain_read_slow(addr, size);
 }
 
 static void marked_write_point(uintptr_t addr, uint32_t size, const void *pc)
@@ -209,7 +245,7 @@ static void marked_write_point(uintptr_t addr, uint32_t size, const void *pc)
 		trace_op(&op, peek(op.addr, 8), peek(op.addr, 8), false);
 }
 
-static void plain_write_slow(uintptr_t addr, uint32_t size)
+static __attribute__((noinline)) void plain_write_slow(uintptr_t addr, uint32_t size)
 {
 	if (unlikely(!x.running)) {
 		for (uintptr_t at = addr; at < addr + size; at = (at | 63) + 1)
@@ -230,22 +266,54 @@ static void plain_write_slow(uintptr_t addr, uint32_t size)
 
 static inline __attribute__((always_inline)) bool written_before(const struct cell *cell, uint32_t epoch)
 {
-	return cell->run == x.run && cell->write == epoch && !cell->read && !cell->loc && !cell->marked;
+	return cell->run == x.run && cell->write == epoch && !cell->read && !cell->special;
+}
+
+static inline __attribute__((always_inline)) void common_write(uintptr_t addr, uint32_t size)
+{
+	uint64_t offset = addr - x.base;
+	struct cell *cell = cell_at(offset), *last = size == 8 ? cell_at(offset + 4) : cell;
+
+	if (is_common(cell, last, offset)) {
+		line_save(addr);
+		line_changed(addr);
+		cell->write = last->write = epoch_of(15);
+		cell->read = last->read = 0;
+	} else {
+		plain_write_slow(addr, size);
+	}
+}
+
+static __attribute__((noinline)) void common_write4(uintptr_t addr)
+{
+	common_write(addr, 4);
+}
+
+static __attribute__((noinline)) void common_write8(uintptr_t addr)
+{
+	common_write(addr, 8);
 }
 
 static inline __attribute__((always_inline)) void plain_write(uintptr_t addr, uint32_t size)
 {
 	const struct cell *cell;
+	uint32_t epoch;
 
 	if (!in_arena(addr))
 		return;
 	cell = &x.cells[(addr - x.base) >> 2];
-	if (size <= 8 && size >= 4 && !(addr & (size - 1)) && likely(!x.race_watch && x.running && !x.waiting) &&
-	    written_before(cell, epoch_of(15)) && (size == 4 || written_before(cell + 1, epoch_of(15)))) {
-		x.versions[(addr - x.base) >> 6]++;
+	epoch = epoch_of(mask_of(addr, size));
+	if (size <= 8 && !(addr & (size - 1)) && likely(!x.race_watch && x.running) && written_before(cell, epoch) &&
+	    (size <= 4 || written_before(cell + 1, epoch))) {
+		line_changed(addr);
 		return;
 	}
-	plain_write_slow(addr, size);
+	if (size == 8 && !(addr & 7) && x.running)
+		common_write8(addr);
+	else if (size == 4 && !(addr & 3) && x.running)
+		common_write4(addr);
+	else
+		plain_write_slow(addr, size);
 }
 
 void fresh_written(uintptr_t addr, uint32_t size)
@@ -265,6 +333,8 @@ void check_freed(uintptr_t addr, uint32_t size)
 					   (cell->read && !ordered(cell->read))))
 			write_cell(cell, x.base + (at << 2), 15);
 	}
+	/* Nothing that this CPU has done with the object before is good for what it does to it from here on. */
+	tick();
 }
 
 static void volatile_read(uintptr_t addr, uint32_t size, uintptr_t pc)

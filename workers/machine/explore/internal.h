@@ -79,6 +79,7 @@ struct xcpu {
 	uint32_t depth;
 	uint32_t epoch; /* of its ordinary accesses, less the mask: see hooks.c */
 	uint32_t nr_watches;
+	uint64_t watched; /* bit line % 64 is set if a line of watches[] has it */
 	bool stale; /* a load since the last wait did not return the newest value */
 	bool has_acq, has_rel;
 	uint32_t fence_tick;
@@ -119,10 +120,15 @@ struct location {
 struct cell {
 	uint32_t run;
 	uint32_t write; /* an epoch, or 0 */
-	uint32_t read;	/* an epoch, or 0, or an index of readers if many */
-	uint16_t loc;	/* index of a location + 1 */
-	bool many;
-	bool marked; /* see x.marked */
+	uint32_t read;	/* an epoch, or 0, or an index of readers, not 0, if many */
+	union {
+		struct {
+			uint16_t loc; /* index of a location + 1 */
+			bool many;
+			bool marked; /* see x.marked */
+		};
+		uint32_t special; /* any of the three */
+	};
 };
 
 struct readers {
@@ -165,7 +171,7 @@ struct explore {
 	struct cell *cells;    /* [span / 4] */
 	uint32_t *versions;    /* [span / 64]: writes to the line */
 	uint32_t *dirty;       /* [span / 64]: the run that wrote it first */
-	uint8_t *heap;	       /* [span / 16]: enum heap_state */
+	uint8_t *heap;	       /* [span / 16]: enum heap_state; what lies before the heap is live */
 	/*
 	 * [span / 4]: somebody looks here by volatile accesses, which may race with ordinary writes; those are scheduling
 	 * points then. Learnt in a few runs before all others, so that what comes later does not depend on history.
@@ -197,13 +203,18 @@ struct explore {
 extern struct explore x;
 
 /*
- * In scenarios of mm designs RCU's words are modelled: there they order what is freed with who has looked at it. For others
- * they stay outside, where they cost no steps.
+ * In scenarios of mm designs, and those that ask for it, RCU's words are modelled: there they order what is freed with who
+ * has looked at it. For others they stay outside, where they cost no steps.
  */
+static inline bool rcu_is_modelled(void)
+{
+	return x.scenario->kind == EMU_SCENARIO_MM || x.scenario->rcu;
+}
+
 void rcu_begin(void);
 static inline uint32_t emu_rcu_cpus(void)
 {
-	return x.scenario->kind == EMU_SCENARIO_MM ? x.nr_cpus : emu_arena->config.nr_cpus;
+	return rcu_is_modelled() ? x.nr_cpus : emu_arena->config.nr_cpus;
 }
 
 enum heap_state { HEAP_NONE, HEAP_LIVE, HEAP_FREED };
@@ -251,7 +262,6 @@ void fresh_written(uintptr_t addr, uint32_t size);
 void check_freed(uintptr_t addr, uint32_t size);
 _Noreturn void report_race(uintptr_t addr, uint32_t size, const char *what, uint32_t other_cpu, const char *other_what);
 void check_heap(uintptr_t addr, uint32_t size, bool is_write);
-struct cell *cell_at(uint64_t offset);
 
 /* memory.c */
 void memory_save_line(uint32_t line);
@@ -350,6 +360,29 @@ static inline void set_epoch(struct xcpu *cpu)
 	cpu->epoch = (uint32_t)cpu->hb.of[cpu->cpu] << 7 | cpu->cpu << 4;
 }
 
+/*
+ * What the running CPU does from here on is told from what it did before. Due where others come to know its time (a
+ * release, a fence), so that they know of what was before alone. In between its time stands still, and an access like
+ * one before is nothing new (see hooks.c).
+ */
+static inline void tick(void)
+{
+	x.me->seen.of[x.me->cpu] = ++x.me->hb.of[x.me->cpu];
+	set_epoch(x.me);
+}
+
+static inline __attribute__((always_inline)) struct cell *cell_at(uint64_t offset)
+{
+	struct cell *cell = &x.cells[offset >> 2];
+
+	if (unlikely(cell->run != x.run)) {
+		cell->run = x.run;
+		cell->write = cell->read = cell->special = 0;
+		cell->marked = x.marked[offset >> 2];
+	}
+	return cell;
+}
+
 static inline bool in_arena(uintptr_t addr)
 {
 	return addr - x.base < x.span;
@@ -403,9 +436,10 @@ static inline void line_changed(uintptr_t addr)
 	uint32_t version = x.versions[line]++;
 	struct xcpu *me = x.me;
 
-	for (uint32_t i = 0; i < me->nr_watches; i++)
-		if (me->watches[i].line == line && me->watches[i].version == version)
-			me->watches[i].version = version + 1;
+	if (unlikely(me->watched >> (line & 63) & 1))
+		for (uint32_t i = 0; i < me->nr_watches; i++)
+			if (me->watches[i].line == line && me->watches[i].version == version)
+				me->watches[i].version = version + 1;
 	if (unlikely(x.waiting))
 		wake_watchers(line, addr);
 }
@@ -415,15 +449,23 @@ static inline void look_at(uintptr_t addr)
 	struct xcpu *me = x.me;
 	uint32_t line = (uint32_t)((addr - x.base) >> 6);
 
-	for (uint32_t i = 0; i < me->nr_watches; i++)
-		if (me->watches[i].line == line)
-			return;
+	if (me->watched >> (line & 63) & 1)
+		for (uint32_t i = 0; i < me->nr_watches; i++)
+			if (me->watches[i].line == line)
+				return;
+	me->watched |= UINT64_C(1) << (line & 63);
 	if (me->nr_watches == WATCHES) {
 		/* The oldest goes. */
 		memmove(&me->watches[0], &me->watches[1], (WATCHES - 1) * sizeof(me->watches[0]));
 		me->nr_watches--;
 	}
 	me->watches[me->nr_watches++] = (struct watch){ line, x.versions[line] };
+}
+
+static inline void look_at_nothing(struct xcpu *cpu)
+{
+	cpu->nr_watches = 0;
+	cpu->watched = 0;
 }
 
 #endif

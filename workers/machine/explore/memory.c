@@ -141,7 +141,7 @@ static uintptr_t caller(void)
 	return x.me->depth ? x.me->shadow[(x.me->depth - 1) % SHADOW_DEPTH] : 0;
 }
 
-void *emu_alloc(size_t size, uint32_t node)
+static void *take(size_t size, uint32_t node, int byte)
 {
 	uint64_t align = size >= EMU_CACHELINE ? EMU_CACHELINE : 16;
 	uint64_t at = (x.heap_end + align - 1) & ~(align - 1);
@@ -165,16 +165,21 @@ void *emu_alloc(size_t size, uint32_t node)
 	x.heap_end = (at + size + GAP + 15) & ~UINT64_C(15);
 	set_heap(o, HEAP_LIVE);
 	nr_live++;
-	return __real_memset((void *)o->addr, FRESH, size);
+	return __real_memset((void *)o->addr, byte, size);
+}
+
+void *emu_alloc(size_t size, uint32_t node)
+{
+	return take(size, node, FRESH);
 }
 
 void *emu_zalloc(size_t size, uint32_t node)
 {
-	void *ptr = emu_alloc(size, node);
+	void *ptr = take(size, node, 0);
 
 	if (x.running)
 		fresh_written((uintptr_t)ptr, (uint32_t)size);
-	return __real_memset(ptr, 0, size);
+	return ptr;
 }
 
 void emu_free(void *ptr)
@@ -226,6 +231,7 @@ void emu_pools_init(uint64_t first_offset)
 	x.base_end = x.heap_start;
 	if (!shadows_create())
 		emu_fail("no memory for the explorer's tables");
+	__real_memset(x.heap, HEAP_LIVE, x.heap_start >> 4);
 }
 
 uint32_t emu_object_bytes(const void *ptr)

@@ -481,6 +481,8 @@ static void checked_unlock(struct mm_struct *mm, struct mm_range *range)
 			v->replaced_at = x.me->hb.of[x.me->cpu % CPUS];
 		}
 	}
+	if (x.running)
+		tick();
 	judge_faults();
 }
 

@@ -223,7 +223,7 @@ bool choose_rare(void)
 static void entry(void)
 {
 	x.scenario->cpu(x.me->cpu);
-	if (x.scenario->kind == EMU_SCENARIO_MM)
+	if (rcu_is_modelled())
 		emu_rcu_idle();
 	block(CPU_DONE);
 	__builtin_unreachable();
@@ -243,14 +243,14 @@ static void begin(void)
 	x.steps = 0;
 	x.nr_decisions = 0;
 	x.nr_locations = 0;
-	x.nr_readers = 0;
+	x.nr_readers = 1;
 	x.sc_tick = 0;
 	x.clock_ns = 1000000;
 	x.waiting = 0;
 	x.ready = (1u << x.nr_cpus) - 1;
 	x.failed = false;
 	memset(&x.sc_seen, 0, sizeof(x.sc_seen));
-	if (x.scenario->kind != EMU_SCENARIO_MM)
+	if (!rcu_is_modelled())
 		rcu_begin();
 	for (uint32_t i = 0; i < x.nr_cpus; i++) {
 		struct xcpu *cpu = &x.cpus[i];
@@ -258,7 +258,8 @@ static void begin(void)
 
 		cpu->state = CPU_READY;
 		cpu->depth = 0;
-		cpu->nr_watches = cpu->nr_held = cpu->waits = cpu->sleeps = cpu->stale_loads = 0;
+		look_at_nothing(cpu);
+		cpu->nr_held = cpu->waits = cpu->sleeps = cpu->stale_loads = 0;
 		cpu->stale = cpu->has_acq = cpu->has_rel = false;
 		cpu->fence_tick = 0;
 		cpu->futex = NULL;
@@ -293,7 +294,7 @@ void run_once(void)
 	emu_current->site = 0;
 	if (!x.failed && !dpor_run_was_cut() && !setjmp(outside)) {
 		oracle_quiet();
-		if (x.scenario->kind == EMU_SCENARIO_MM)
+		if (rcu_is_modelled())
 			emu_rcu_online();
 		if (x.scenario->check)
 			x.scenario->check();
@@ -364,9 +365,19 @@ void emu_compute(uint64_t ns)
 	x.clock_ns += ns;
 }
 
-/* No TLB is modelled, and no time. */
-void emu_tlb_flush(const _Atomic uint64_t *cpus, uint32_t nr_bits)
+/* Others may go on as between any two accesses: that is long enough. */
+void emu_sleep(uint64_t ns)
 {
+	uint64_t rcu = emu_rcu_sleep();
+
+	x.clock_ns += ns;
+	emu_rcu_wake(rcu);
+}
+
+/* No TLB is modelled, and no time. */
+void emu_tlb_flush(const struct mm_struct *mm, const _Atomic uint64_t *cpus, uint32_t nr_bits)
+{
+	(void)mm;
 	(void)cpus;
 	(void)nr_bits;
 }
@@ -435,7 +446,7 @@ void emu_spin_wait(const volatile void *addr)
 		see_newest();
 	if (!again)
 		block(CPU_PARKED);
-	me->nr_watches = 0;
+	look_at_nothing(me);
 	me->stale = false;
 }
 
@@ -458,7 +469,7 @@ void emu_futex_wait(_Atomic uint32_t *word, uint32_t expected)
 		block(CPU_ASLEEP);
 	}
 	atomic_store_value(on_cpu, 4, 1, __ATOMIC_RELAXED, pc);
-	me->nr_watches = 0;
+	look_at_nothing(me);
 	me->stale = false;
 }
 

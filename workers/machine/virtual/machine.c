@@ -138,6 +138,11 @@ void stack_begin(struct fiber *f)
 	f->stacked_waits = f->stacked_spin = f->stacked_sleep = 0;
 }
 
+void stack_slept(void)
+{
+	stack_waits(vm.fiber, true);
+}
+
 void stack_done(void)
 {
 	struct fiber *f = vm.fiber;

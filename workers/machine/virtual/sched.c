@@ -10,7 +10,7 @@
  * goes to the back, if there is anybody else and it may be preempted; if it may not, emu_need_resched() tells it to come
  * to an end, and it goes when it may. A wake never preempts: the woken task waits for the running one's slice to end.
  * A task that is parked keeps its CPU, as a spinning one does. If others wait for the CPU then the end of its slice is
- * in the heap, under its own number: a timer.
+ * in the heap, under its own number: a timer. So is the end of a sleep that has one, of a task that has no CPU then.
  */
 #include "virtual.h"
 
@@ -188,10 +188,25 @@ static void switch_to(struct fiber *next)
 	check_limits();
 }
 
+static void expire(struct fiber *f);
+
+/* Sleeps that end before anybody else comes wake their tasks. */
+static void expire_first(void)
+{
+	while (vm.heap_size && vm.fibers[vm.heap[0] & 0xffff].state == FIBER_TIMED)
+		expire(heap_pop());
+}
+
 void sched_yield_to_first(void)
 {
 	struct fiber *next = &vm.fibers[vm.heap[0] & 0xffff];
 
+	if (unlikely(next->state == FIBER_TIMED)) {
+		expire_first();
+		next = &vm.fibers[vm.heap[0] & 0xffff];
+		if (queue_key(vm.clock, vm.nr) < vm.top_key)
+			return;
+	}
 	vm.fiber->state = FIBER_READY;
 	heap_down(queue_key(vm.clock, vm.nr));
 	switch_to(next);
@@ -304,6 +319,10 @@ static void report_deadlock(void)
 /* The running fiber is in some list of waiters, or done. */
 static void block(void)
 {
+	leave(vm.fiber);
+	expire_first();
+	/* Its own sleep, if that is the first to end. */
+	vm.clock = vm.fiber->clock;
 	if (vm.heap_size) {
 		switch_to(heap_pop());
 		return;
@@ -509,6 +528,25 @@ static void wake(struct fiber *f)
 	run_on(queue, f);
 }
 
+/* The sleep of a task is over: by an interrupt, whoever's CPU gets that. */
+static void expire(struct fiber *f)
+{
+	struct run_queue *queue = &vm.queues[f->cpu];
+
+	f->queued_ps = 0;
+	if (queue->running) {
+		queue_add(queue, f, f->clock);
+		if (queue->running->state == FIBER_PARKED)
+			set_timer(queue);
+		return;
+	}
+	f->clock += vm.cost.wake_to_run_ps;
+	if (f->clock < queue->free)
+		f->clock = queue->free;
+	vm.busy[f->core]++;
+	run_on(queue, f);
+}
+
 static void preempt(void)
 {
 	struct run_queue *queue = &vm.queues[vm.cpu];
@@ -628,6 +666,39 @@ void emu_futex_wait(_Atomic uint32_t *word, uint32_t expected)
 	emu_preempt_enable();
 }
 
+void emu_sleep(uint64_t ns)
+{
+	struct fiber *f = vm.fiber;
+	uint64_t start, stall_ps, rcu;
+
+	if (!vm.span)
+		return;
+	EMU_ASSERT(!vm.preempt_off, "sleeps while it holds a spinlock or spins in a queue");
+	emu_preempt_disable();
+	rcu = emu_rcu_sleep();
+	drain_stores();
+	start = vm.clock;
+	stall_ps = f->spent.stall_ps;
+	machine_store(&f->task->on_cpu, 0);
+	drain_stores();
+	vm.clock += vm.cost.context_switch_ps;
+	pass_on();
+	/* What is not over when the CPU has switched away ends then. */
+	vm.clock = start + ns * 1000 > vm.clock ? start + ns * 1000 : vm.clock;
+	f->state = FIBER_TIMED;
+	heap_up(vm.heap_size++, queue_key(vm.clock, f->nr));
+	block();
+	start += f->queued_ps;
+	f->spent.runqueue_ps += f->queued_ps;
+	machine_store(&f->task->on_cpu, 1);
+	emu_rcu_wake(rcu);
+	f->nr_watches = 0;
+	f->spent.sleep_ps += vm.clock - start;
+	f->spent.stall_ps = stall_ps;
+	stack_slept();
+	emu_preempt_enable();
+}
+
 uint32_t emu_futex_wake(_Atomic uint32_t *word, uint32_t n)
 {
 	uint32_t bucket = bucket_of(word), woken = 0;
@@ -662,7 +733,7 @@ uint32_t emu_futex_wake(_Atomic uint32_t *word, uint32_t n)
  * Interrupts
  */
 
-void emu_tlb_flush(const _Atomic uint64_t *cpus, uint32_t nr_bits)
+void emu_tlb_flush(const struct mm_struct *mm, const _Atomic uint64_t *cpus, uint32_t nr_bits)
 {
 	const struct emu_cost_model *cost = &vm.cost;
 	uint64_t taken_ps = cost->ipi_round_trip_ps - cost->ipi_send_ps;
@@ -671,13 +742,13 @@ void emu_tlb_flush(const _Atomic uint64_t *cpus, uint32_t nr_bits)
 	if (!vm.span)
 		return;
 	for (uint32_t i = 0; i < cost->nr_cpus; i++) {
-		struct fiber *f = &vm.fibers[i];
+		struct fiber *f = vm.queues[i].running;
 		uint32_t bit = i % nr_bits;
 
 		if (i == vm.cpu || !(atomic_load_explicit(&cpus[bit / 64], memory_order_relaxed) >> bit % 64 & 1))
 			continue;
-		/* Who sleeps is idle, and looks at what it missed when it wakes. */
-		if (f->state != FIBER_READY && f->state != FIBER_PARKED)
+		/* Who sleeps or waits for the CPU looks at what it missed when it is back. */
+		if (!f || f->task->mm != mm)
 			continue;
 		f->stolen += taken_ps;
 		sent++;

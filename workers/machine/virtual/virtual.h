@@ -64,7 +64,7 @@ struct frame {
 	uint32_t path;
 };
 
-enum fiber_state { FIBER_IDLE, FIBER_READY, FIBER_PARKED, FIBER_ASLEEP, FIBER_QUEUED, FIBER_DONE };
+enum fiber_state { FIBER_IDLE, FIBER_READY, FIBER_PARKED, FIBER_ASLEEP, FIBER_TIMED, FIBER_QUEUED, FIBER_DONE };
 
 /* A line that a task has looked at since it last waited, as it was then. Linked to the line's list while parked. */
 struct watch {
@@ -203,6 +203,7 @@ void function_name(uintptr_t pc, char *name, size_t size);
 
 /* machine.c: time stacks at the start of a phase, at the end of a task, at the end of the phase. */
 void stack_begin(struct fiber *fiber);
+void stack_slept(void); /* for a device: for no lock */
 void stack_done(void);
 void stack_end(void);
 

@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: MIT
+"""Processes that do one thing: a child with a result, a program apart, one for each CPU.
+
+All end with what started them, whatever happens there or in them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Generic, NoReturn, Self, TypeVar
+
+import multiprocess
+import multiprocess.connection
+
+from emu import _core
+from emu.coordinator.stop import HANG_S, CellFailed, StopFlag
+from emu.errors import EmuError, InputError
+from emu.workers import cpu as worker
+
+_WATCH_S = 0.1
+"""How often ``run_apart`` asks whether it is wanted."""
+
+_WORDS_BYTES = 1 << 20
+"""Of what a process wrote on stderr, at most; its last line is what counts."""
+FORK = multiprocess.get_context("fork")
+_T = TypeVar("_T")
+
+
+class Child(Generic[_T]):
+    """``work(*arguments)`` in a process of its own; a context manager that ends it.
+
+    Nothing that it loads or maps stays here. It begins afresh where another machine is loaded here,
+    and is a fork otherwise. When it dies it is called ``what``. ``talks``: ``work`` gets one more
+    argument, a function that sends what it is given; ``result`` then gives these first.
+    """
+
+    def __init__(
+        self,
+        work: Callable[..., _T],
+        *arguments: Any,
+        what: str = "the virtual machine",
+        talks: bool = False,
+    ) -> None:
+        context = multiprocess.get_context("spawn") if _core.is_any_loaded() else FORK
+        self._what = what
+        try:
+            self.connection, theirs = context.Pipe(duplex=False)
+            """Can be waited for (``multiprocess.connection.wait``): there is a result."""
+            # What it writes on stderr; memory, so that nothing is left however we end.
+            self._words = os.memfd_create("emu-words")
+        except OSError as error:
+            raise no_process(error) from None
+        words = f"/proc/{os.getpid()}/fd/{self._words}"
+        self._process = context.Process(
+            target=_child,
+            args=(work, arguments, talks, theirs, words, os.getpid()),
+            daemon=True,
+        )
+        try:
+            start(self._process)
+        except BaseException:
+            self.connection.close()
+            os.close(self._words)
+            raise
+        finally:
+            theirs.close()
+
+    def ready(self, wait_s: float = 0) -> bool:
+        """Will ``result`` answer at once? Waits for at most ``wait_s``.
+
+        Raises CellFailed when somebody has stopped the process.
+        """
+        if self.connection.poll(wait_s):
+            return True
+        info = None
+        with contextlib.suppress(ChildProcessError):  # dead, and joined: there is an end to read
+            info = os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT)
+        if info is not None:
+            name = signal.Signals(info.si_status).name
+            raise CellFailed(f"{self._what} was stopped by {name}", outside=True)
+        return False
+
+    def result(self) -> _T:
+        """What the work returned.
+
+        Raises what it raised if that is an EmuError, CellFailed when the process died.
+        """
+        try:
+            answer = self.connection.recv()
+        except EOFError:
+            self._process.join()
+            status = self._process.exitcode
+            words = os.pread(self._words, _WORDS_BYTES, 0).decode(errors="replace")
+            last = words.strip().splitlines()[-1:]
+            how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+            reason = last[0].removeprefix("emu: ") if last else how
+            outside = status in (-signal.SIGKILL, -signal.SIGTERM)
+            raise CellFailed(f"{self._what} died: {reason}", outside=outside) from None
+        if isinstance(answer, EmuError):
+            raise answer
+        result: _T = answer
+        return result
+
+    def close(self) -> None:
+        """End the process, whatever it is at."""
+        self._process.kill()
+        self._process.join()
+        self._process.close()
+        self.connection.close()
+        os.close(self._words)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def in_child(
+    work: Callable[..., _T],
+    *arguments: Any,
+    stop: StopFlag,
+    what: str = "the virtual machine",
+    limit_s: float = float("inf"),
+) -> _T:
+    """What ``work(*arguments)`` returns, from a process of its own.
+
+    Raises as ``Child.result``, CellFailed when it takes longer than ``limit_s``, Interrupted.
+    """
+    give_up = time.monotonic() + limit_s
+    with Child(work, *arguments, what=what) as child:
+        while not child.ready(0.05):
+            stop.check()
+            if time.monotonic() > give_up:
+                raise CellFailed(f"{what} hangs: no result after {limit_s:.0f} s")
+        return child.result()
+
+
+def first_ready(children: Sequence[Child[Any]], wait_s: float) -> None:
+    """Wait until one of them has a result, for at most ``wait_s``."""
+    multiprocess.connection.wait([child.connection for child in children], wait_s)
+
+
+def run_apart(module: str, said: bytes, is_unwanted: Callable[[], bool]) -> bytes:
+    """What ``python -m module PID`` answers to what is said to it; PID is this process.
+
+    A process that shares nothing with this one, whatever threads there are here; the module sees to
+    it that it does not outlive us. It is ended once ``is_unwanted``, which is asked now and then.
+
+    Raises CellFailed when it dies.
+    """
+    command = [sys.executable, "-m", module, str(os.getpid())]
+    to_say: bytes | None = said
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        while True:
+            try:
+                answer, _ = process.communicate(to_say, timeout=_WATCH_S)
+                break
+            except subprocess.TimeoutExpired:
+                to_say = None  # it is on its way
+                if is_unwanted():
+                    raise CellFailed("nobody wants it any more", outside=True) from None
+    finally:
+        process.kill()
+        process.wait()
+    if process.returncode or not answer:
+        outside = process.returncode in (-signal.SIGKILL, -signal.SIGTERM)
+        status = process.returncode
+        raise CellFailed(f"the process of the cell died: exit status {status}", outside=outside)
+    return answer
+
+
+def _child(
+    work: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    talks: bool,
+    answer: Any,
+    stderr: str,
+    parent_pid: int,
+) -> None:
+    worker.be_a_child(parent_pid)
+    with Path(stderr).open("ab", buffering=0) as file:
+        os.dup2(file.fileno(), 2)
+    try:
+        answer.send(work(*arguments, answer.send) if talks else work(*arguments))
+    except _core.CoreError as error:
+        answer.send(CellFailed(str(error)))
+    except EmuError as error:
+        answer.send(error)
+
+
+def start(process: Any) -> None:
+    """Start a process of multiprocess. Raises InputError where the system has no room for it."""
+    try:
+        process.start()
+    except OSError as error:
+        raise no_process(error) from None
+
+
+def no_process(error: OSError) -> InputError:
+    """What to say of a process or thread that cannot be started."""
+    return InputError(
+        f"no process can be started ({error.strerror}); fewer --cpus, more memory or higher limits "
+        "on processes (ulimit -u) and open files (ulimit -n) would help"
+    )
+
+
+def on_cpus(
+    core: _core.Core,
+    cpus: int,
+    work: Callable[[], None],
+    *,
+    progress: Callable[[], object],
+    doing: Callable[[int], str | None],
+    hang_s: float = HANG_S,
+) -> None:
+    """Run ``work`` on every CPU of a native machine, in a process each; returns when all are done.
+
+    ``progress`` changes as long as any CPU does something; ``doing`` says what a CPU is in, None:
+    it waits for others. The arena is mapped shared. Ends all processes, whatever happens.
+
+    Raises CellFailed for a CPU that gives up or dies, or when none does anything for ``hang_s``.
+    """
+    parent_pid = os.getpid()
+    pids: dict[int, int] = {}
+    try:
+        for cpu in range(cpus):
+            pid = os.fork()
+            if not pid:
+                _be_cpu(core, cpu, work, parent_pid)
+            pids[pid] = cpu
+        seen: object = None
+        since = time.monotonic()
+        while pids:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid:
+                cpu = pids.pop(pid)
+                if status:
+                    raise CellFailed(_how_it_ended(core, cpu, status, doing(cpu)))
+                continue
+            time.sleep(0.001)
+            now, reached = time.monotonic(), progress()
+            if reached != seen:
+                seen, since = reached, now
+            elif now - since > hang_s:
+                inside = [(cpu, doing(cpu)) for cpu in sorted(pids.values()) if doing(cpu)]
+                words = [f"CPU {cpu} hangs in {hook}" for cpu, hook in inside] or ["no CPU goes on"]
+                raise CellFailed(f"{'; '.join(words[:3])}: nothing for {hang_s:.0f} s")
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        for pid in pids:
+            os.waitpid(pid, 0)
+
+
+def _be_cpu(core: _core.Core, cpu: int, work: Callable[[], None], parent_pid: int) -> NoReturn:
+    status = 1
+    try:
+        worker.be_a_child(parent_pid)
+        core.cpu_attach(cpu)
+        work()
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _how_it_ended(core: _core.Core, cpu: int, status: int, hook: str | None) -> str:
+    words: str = core.cpu_state(cpu).contents.failure.decode(errors="replace")
+    if words:
+        return words
+    end = (
+        f"was killed by {signal.Signals(os.WTERMSIG(status)).name}"
+        if os.WIFSIGNALED(status)
+        else f"ended with exit status {os.WEXITSTATUS(status)}"
+    )
+    return f"CPU {cpu} {end}{f' in {hook}' if hook else ''}"

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: MIT
+"""A machine by what a user calls it: a name, a file, `generic:sockets=2,...` or `host`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from emu.errors import InputError
+from emu.topology.files import folder, nearest, read_machine, shape_of
+from emu.topology.machine import Topology
+from emu.topology.shapes import check_size, from_layout, from_structure
+from emu.topology.tables import Layout
+from emu.topology.this_machine import host, host_file
+
+
+def names() -> list[str]:
+    """The machines that come with mm-emu, sorted."""
+    return sorted(file.stem for file in folder().glob("*.toml") if not file.stem.startswith("_"))
+
+
+def load(name_or_path: str | Path) -> Topology:
+    """A machine by name or path (has "/" or ends in ".toml"), `generic:sockets=2,...` or `host`.
+
+    Raises InputError that says what is wrong and what would be right.
+    """
+    text = str(name_or_path)
+    if text == "host":
+        return host(calibrated=host_file())
+    if text == "generic" or text.startswith("generic:"):
+        return _generic(text)
+    if isinstance(name_or_path, Path) or "/" in text or text.endswith(".toml"):
+        return check(Path(text))
+    known = names()
+    if text not in known:
+        raise InputError(
+            f"no topology '{text}'{nearest(text, known)}; there are: {', '.join(known)}, "
+            "generic:sockets=2,..., host, or a path to a .toml file"
+        )
+    return check(folder() / f"{text}.toml")
+
+
+def check(path: str | Path) -> Topology:
+    """Reads a topology file strictly. Raises InputError with file, place and reason."""
+    machine = read_machine(Path(path))
+    shape = shape_of(machine)
+    origin = f"confidence {shape.confidence}, {machine.sources[shape.source]}"
+    if isinstance(shape, Layout):
+        return from_layout(machine, origin, shape, f"{path}: [layout]")
+    return from_structure(machine.name, machine.description, origin, machine, shape)
+
+
+_GENERIC = {
+    "sockets": "sockets",
+    "nodes": "nodes_per_socket",
+    "l3": "l3_per_node",
+    "cores": "cores_per_l3",
+    "smt": "smt",
+}
+"""Parameter of `generic:` -> field of Structure."""
+
+
+def _generic(text: str) -> Topology:
+    machine = read_machine(folder() / "_generic.toml")
+    assert machine.structure is not None, "the file is ours"
+    given: dict[str, int] = {}
+    for part in filter(None, text.removeprefix("generic").removeprefix(":").split(",")):
+        key, _, number = (word.strip() for word in part.partition("="))
+        if key not in _GENERIC:
+            raise InputError(
+                f"{text}: no parameter '{key}'{nearest(key, _GENERIC)}; "
+                f"there are: {', '.join(_GENERIC)}"
+            )
+        if _GENERIC[key] in given:
+            raise InputError(f"{text}: {key} is given twice")
+        if not (number.isascii() and number.isdigit() and len(number) <= 5 and int(number) > 0):
+            raise InputError(f"{text}: {key} must be a whole number from 1, not '{number}'")
+        given[_GENERIC[key]] = int(number)
+    structure = msgspec.structs.replace(machine.structure, **given)
+    check_size(structure, text)
+    name = "generic:" + ",".join(
+        f"{key}={getattr(structure, field)}" for key, field in _GENERIC.items()
+    )
+    return from_structure(name, machine.description, "as asked for", machine, structure)
