@@ -197,6 +197,20 @@ class CpuState(ctypes.Structure):
     )
 
 
+IDLE_STATES_MAX = 4
+"""``EMU_IDLE_STATES_MAX``."""
+
+
+class IdleState(ctypes.Structure):
+    """``struct emu_idle_state``."""
+
+    _fields_ = (
+        ("empties", ctypes.c_uint32),
+        ("residency_ps", ctypes.c_uint64),
+        ("exit_ps", ctypes.c_uint64),
+    )
+
+
 class CostModel(ctypes.Structure):
     """``struct emu_cost_model`` (virtual engine)."""
 
@@ -226,6 +240,8 @@ class CostModel(ctypes.Structure):
         ("ipi_round_trip_ps", ctypes.c_uint32),
         ("context_switch_ps", ctypes.c_uint32),
         ("smt_speed_permille", ctypes.c_uint32),
+        ("nr_idle_states", ctypes.c_uint32),
+        ("idle_states", IdleState * IDLE_STATES_MAX),
         ("time_slice_ps", ctypes.c_uint64),
         ("event_limit", ctypes.c_uint64),
     )

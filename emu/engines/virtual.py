@@ -83,6 +83,14 @@ def cost_model(machine: Topology, tasks: int) -> _core.CostModel:
         time_slice_ps=max(1, ps("kernel.time_slice_ns")),
         event_limit=_EVENT_LIMIT,
     )
+    # What the wake was measured with is the shallowest state: deeper ones add to it.
+    for name in topology.IDLE_STATES:
+        if residency_ps := ps(f"idle.{name}_residency_ns"):
+            state = model.idle_states[model.nr_idle_states]
+            state.empties = name in ("c3", "c6")
+            state.residency_ps = residency_ps
+            state.exit_ps = max(0, ps(f"idle.{name}_exit_ns") - ps("idle.c1_exit_ns"))
+            model.nr_idle_states += 1
     model.node_of_cpu = _array(machine.node_of_cpu[:cpus].tolist())
     # Numbered anew: of the whole machine only the first CPUs are there.
     for name, of_cpu in (("l3_of_cpu", machine.l3_of_cpu), ("core_of_cpu", machine.core_of_cpu)):

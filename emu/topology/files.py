@@ -126,6 +126,11 @@ def _check_meaning(machine: Machine, path: Path) -> None:
             raise InputError(
                 f"{path}: {key}.value is {cost.value:g}; a whole number from 1 to {MAX_STORES}"
             )
+        if key.startswith("idle."):
+            state, _, kind = key.removesuffix("_ns").rpartition("_")
+            other = f"{state}_{'residency' if kind == 'exit' else 'exit'}_ns"
+            if other not in numbers:
+                raise InputError(f"{path}: {key} without {other}: a state has both")
         if key.startswith("slit.") and not (
             cost.value == int(cost.value) and 10 <= cost.value <= 254
         ):

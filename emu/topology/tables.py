@@ -145,6 +145,26 @@ class Kernel(Table, frozen=True):
     """Time of a workload's computing against the box that its [work] is from; without: the same."""
 
 
+class Idle(Table, frozen=True):
+    """States of an idle CPU, in pairs: until it runs again, and how long it must be idle for them.
+
+    C1 and C1E only stop the clock. C3 and C6 (AMD's C2) also empty the core's own caches.
+    """
+
+    c1_exit_ns: Cost | None = None
+    c1_residency_ns: Cost | None = None
+    c1e_exit_ns: Cost | None = None
+    c1e_residency_ns: Cost | None = None
+    c3_exit_ns: Cost | None = None
+    c3_residency_ns: Cost | None = None
+    c6_exit_ns: Cost | None = None
+    c6_residency_ns: Cost | None = None
+
+
+IDLE_STATES = ("c1", "c1e", "c3", "c6")
+"""Shallow to deep, as in Idle."""
+
+
 class Measured(Table, frozen=True):
     """What a real kernel takes on this machine, for comparison; no engine uses it."""
 
@@ -170,6 +190,7 @@ class Costs(Table, frozen=True, kw_only=True):
     kernel: Kernel
     notes: dict[str, str]
     sources: dict[str, str]
+    idle: Idle = Idle()
     measured: Measured = Measured()
 
     def numbers(self) -> dict[str, Cost]:
@@ -197,6 +218,17 @@ class Machine(Costs, frozen=True, kw_only=True):
     layout: Layout | None = None
 
 
-SECTIONS = ("clock", "slit", "c2c", "dram", "cache", "atomic", "core", "kernel", "measured")
+SECTIONS = (
+    "clock",
+    "slit",
+    "c2c",
+    "dram",
+    "cache",
+    "atomic",
+    "core",
+    "kernel",
+    "idle",
+    "measured",
+)
 COMMON = ("core", "kernel")
 """Sections that machines share, from _common-costs.toml."""

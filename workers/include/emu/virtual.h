@@ -24,6 +24,7 @@
  *   else c2c_base_ps + leg_ps[requester][home] + leg_ps[home][owner] + leg_ps[owner][requester]   (nodes)
  * A line that nobody has: dram_ps[requester][home]. One's own: access_ps, or atomic_ps for a read-modify-write.
  */
+#define EMU_IDLE_STATES_MAX 4u
 struct emu_cost_model {
 	uint32_t bytes; /* sizeof(struct emu_cost_model) as the caller knows it; checked */
 	uint32_t nr_cpus, nr_nodes; /* as emu_config's nr_hw_cpus, nr_nodes */
@@ -46,6 +47,13 @@ struct emu_cost_model {
 	uint32_t futex_wait_ps, futex_wake_ps, wake_to_run_ps, ipi_send_ps, ipi_round_trip_ps;
 	uint32_t context_switch_ps;
 	uint32_t smt_speed_permille; /* of each of two threads of a core that both work, against one alone */
+
+	/* What idle CPUs do, shallow to deep. exit_ps: later than from the shallowest, which wake_to_run_ps contains. */
+	uint32_t nr_idle_states;
+	struct emu_idle_state {
+		uint32_t empties; /* the core's own caches */
+		uint64_t residency_ps, exit_ps;
+	} idle_states[EMU_IDLE_STATES_MAX];
 
 	uint64_t time_slice_ps; /* how long a task runs while others wait for its CPU */
 	uint64_t event_limit; /* accesses of one phase before it counts as hung; 0 = none */

@@ -14,6 +14,8 @@
  */
 #include "virtual.h"
 
+#include <string.h>
+
 static uint64_t leg(uint32_t from, uint32_t to)
 {
 	return vm.cost.leg_ps[from * vm.cost.nr_nodes + to];
@@ -59,6 +61,12 @@ static void to_front(struct fiber *f, uint32_t line, uint32_t way, uint64_t tag)
 	if (way)
 		older[0] = f->tags[set];
 	f->tags[set] = tag;
+}
+
+void caches_empty(struct fiber *f)
+{
+	memset(f->tags, 0, ((uint64_t)vm.set_mask + 1) * sizeof(*f->tags));
+	memset(f->older, 0, ((uint64_t)vm.set_mask + 1) * (WAYS - 1) * sizeof(*f->older));
 }
 
 /* A new tag: over an old version of the line if that is still there, else over what was used longest ago. */

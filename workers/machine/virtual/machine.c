@@ -284,6 +284,8 @@ static int check(const struct emu_cost_model *m)
 	if (m->private_lines < WAYS || !m->l3_lines || !m->access_ps)
 		return emu_set_error(-EINVAL, "caches of %u and %u lines, accesses of %u ps: too little",
 				     m->private_lines, m->l3_lines, m->access_ps);
+	if (m->nr_idle_states > EMU_IDLE_STATES_MAX)
+		return emu_set_error(-EINVAL, "%u idle states, at most %u", m->nr_idle_states, EMU_IDLE_STATES_MAX);
 	if (!m->smt_speed_permille || m->smt_speed_permille > 1000 || !m->time_slice_ps)
 		return emu_set_error(-EINVAL, "two threads of a core at %u permille, slices of %llu ps: cannot be",
 				     m->smt_speed_permille, (unsigned long long)m->time_slice_ps);
@@ -376,6 +378,8 @@ int emu_virtual_config(const struct emu_cost_model *model)
 	}
 	for (uint32_t busy = 0; busy <= vm.threads; busy++)
 		vm.access_ps_of[busy] = on_busy_core(model->access_ps, busy);
+	for (uint32_t i = 0; i < model->nr_cpus; i++)
+		vm.queues[i].idles_ps = NEXT_TIMER_PS;
 	set_homes();
 	vm.lookahead = shortest_way();
 	return 0;

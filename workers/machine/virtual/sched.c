@@ -19,6 +19,7 @@
 #include <string.h>
 
 #define FUTEX_BUCKETS 1024u
+#define IDLE_MEMORY 8u /* idle times that a guess of the next remembers, as Linux' menu governor's */
 
 static struct {
 	struct fiber *first, *last;
@@ -480,11 +481,36 @@ static void pass_on(void)
 	run_on(queue, next);
 }
 
+/*
+ * An idle CPU is woken: how much later it is back than from the shallowest state. Which state it was put in follows from
+ * how long it used to be idle, as a kernel guesses, which begins with the time until the next timer. A core is in none
+ * that is deeper than the shallowest while another of its threads works.
+ */
+static uint64_t leave_idle(struct run_queue *queue, struct fiber *f)
+{
+	uint64_t guess_ps = queue->idles_ps, idle_ps;
+	const struct emu_idle_state *state = NULL;
+
+	/* Still switching away from its last task: it finds the next before it becomes idle. */
+	if (vm.clock <= queue->free)
+		return 0;
+	idle_ps = vm.clock - queue->free;
+	queue->idles_ps = guess_ps - guess_ps / IDLE_MEMORY + idle_ps / IDLE_MEMORY;
+	for (uint32_t i = 0; i < vm.cost.nr_idle_states; i++)
+		if (vm.cost.idle_states[i].residency_ps <= guess_ps)
+			state = &vm.cost.idle_states[i];
+	if (!state || vm.busy[f->core])
+		return 0;
+	if (state->empties)
+		caches_empty(f);
+	return state->exit_ps;
+}
+
 /* Somebody has woken a task; it runs no earlier than its CPU had switched away from it. */
 static void wake(struct fiber *f)
 {
 	struct run_queue *queue = &vm.queues[f->cpu];
-	uint64_t when = vm.clock > f->clock ? vm.clock : f->clock;
+	uint64_t when = vm.clock > f->clock ? vm.clock : f->clock, ready;
 
 	f->queued_ps = 0;
 	if (queue->running) {
@@ -493,8 +519,9 @@ static void wake(struct fiber *f)
 			set_timer(queue);
 		return;
 	}
-	if (f->clock < vm.clock + vm.cost.wake_to_run_ps)
-		f->clock = vm.clock + vm.cost.wake_to_run_ps;
+	ready = vm.clock + vm.cost.wake_to_run_ps + leave_idle(queue, f);
+	if (f->clock < ready)
+		f->clock = ready;
 	if (f->clock < queue->free)
 		f->clock = queue->free;
 	vm.busy[f->core]++;
@@ -772,7 +799,8 @@ int emu_virtual_run(void (*fn)(void *arg), void *arg)
 	vm.nr_done = 0;
 	vm.heap_size = 0;
 	vm.accesses_limit = cost->event_limit ? vm.accesses + cost->event_limit : UINT64_MAX;
-	memset(vm.queues, 0, cost->nr_cpus * sizeof(*vm.queues));
+	for (uint32_t i = 0; i < cost->nr_cpus; i++)
+		vm.queues[i] = (struct run_queue){ .idles_ps = vm.queues[i].idles_ps };
 	memset(vm.busy, 0, cost->nr_cpus * sizeof(*vm.busy));
 	for (uint32_t i = 0; i < vm.nr_tasks; i++) {
 		struct fiber *f = &vm.fibers[i];

@@ -37,6 +37,7 @@
 #define TIME_BITS 47 /* CPU numbers take the other bits of a queue key, but one to spare */
 #define HORIZON_PS UINT64_C(100000000)
 #define SMT_MAX 16u
+#define NEXT_TIMER_PS UINT64_C(4000000000000) /* of an idle CPU: the period of Linux' lockup watchdog */
 #define CLOCK_LOOKS 10000000u /* at one time, after which a loop is taken to wait for the clock */
 #define SMT_STEP_PS UINT64_C(20000000) /* computing looks this often whether the core's other threads do */
 
@@ -113,6 +114,7 @@ struct run_queue {
 	struct fiber *first, *last;
 	uint64_t slice_end; /* when the running task may have to go; UINT64_MAX: it has been told to */
 	uint64_t free;	    /* since when it has been idle */
+	uint64_t idles_ps;  /* how long it is idle at a time, of late */
 	bool resched;	    /* the running task must go as soon as it may be preempted */
 	bool timer;	    /* slice_end is in the queue of events, since the running task is parked */
 };
@@ -225,6 +227,8 @@ void slice_waited(uint64_t offset, enum emu_site_kind kind, uint64_t start_ns);
  */
 void line_read(uint64_t offset);
 void line_store(uint64_t offset);
+/* A CPU's own caches lose all; what of it the L3 had stays there. */
+void caches_empty(struct fiber *f);
 /* any_order: the operation is one of many that the hardware may serve in the order it likes. */
 void line_modify(uint64_t offset, bool any_order);
 
