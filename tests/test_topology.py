@@ -143,7 +143,7 @@ def test_linux_numbering_of_the_hygon_server() -> None:
         assert cpus == cores + [core + 192 for core in cores]
     assert machine.socket_of_node.tolist() == [0] * 6 + [1] * 6
     assert (machine.core_of_cpu[:192] == machine.core_of_cpu[192:]).all()
-    assert np.flatnonzero(machine.l3_of_cpu == 3).tolist() == [*range(12, 16), *range(204, 208)]
+    assert np.flatnonzero(machine.l3_of_cpu == 3).tolist() == [*range(24, 32), *range(216, 224)]
 
 
 def test_arrays_cannot_be_changed_by_accident() -> None:
@@ -268,7 +268,7 @@ SMT = 'smt_ns = { value = 12, spread = 0.2, confidence = "L", source = "KC" }'
         ("nodes_per_socket = 6", "nodes_per_socket = 0", "structure.nodes_per_socket: Expected"),
         ("nodes_per_socket = 6", "nodes_per_socket = 6.5", "structure.nodes_per_socket: Expected"),
         ("nodes_per_socket = 6", "nodes_per_socket = 513", "1026 nodes; at most 1024"),
-        ("cores_per_l3 = 4", "cores_per_l3 = 99999", "structure has 9599904 CPUs; at most 65535"),
+        ("cores_per_l3 = 8", "cores_per_l3 = 99999", "structure has 4799952 CPUs; at most 65535"),
         ('"dram" = """', '"dam" = """', "dram.local_ns has confidence U but no reason"),
         ('"dram" = """', '"dram.loca_ns" = """', "dram.local_ns has confidence U but no reason"),
         ("[clock]", "[clock", "not valid TOML: "),
