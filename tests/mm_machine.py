@@ -19,7 +19,7 @@ PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
 MAP_SHARED, MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS = 0x1, 0x2, 0x10, 0x20
 MAP_FIXED_NOREPLACE = 0x100000
 MAP_SPECIAL, MAP_BRK = 0x10000000, 0x20000000
-LIST_FORK, LIST_EXIT, LIST_EXEC, LIST_IMAGE = range(4)
+LIST_FORK, LIST_EXIT, LIST_IMAGE, LIST_EXEC = range(4)
 NO_EXPECT = 2**64 - 1
 
 
@@ -37,7 +37,7 @@ def call(op: str, **fields: int) -> np.ndarray:
 class Machine:
     """CPUs on two nodes, ``files`` of 64 pages each. mmap_base is the end of the free addresses.
 
-    Without ``lists``, its call lists are LIST_FORK, LIST_EXIT, LIST_EXEC (of an empty image).
+    Without ``lists``, its call lists are LIST_FORK, LIST_EXIT, LIST_IMAGE (empty) and LIST_EXEC of it.
     """
 
     def __init__(
@@ -58,8 +58,8 @@ class Machine:
             lists = (
                 call("fork"),
                 call("exit"),
-                call("exec", arg=LIST_IMAGE, addr=mmap_base),
                 np.zeros(0, dtype=CALL_DTYPE),
+                call("exec", arg=LIST_IMAGE, addr=mmap_base),
             )
         self.memory = mmap.mmap(-1, mib << 20)
         base = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))

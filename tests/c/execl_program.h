@@ -11,7 +11,7 @@
 #include <emu/control.h>
 
 enum { FILE_BIN, FILE_LD, FILE_LIBC, FILE_CACHE, NR_FILES };
-enum { LIST_LOAD, LIST_EXECL, LIST_IMAGE, LIST_EXIT, NR_LISTS };
+enum { LIST_IMAGE, LIST_LOAD, LIST_EXECL, LIST_EXIT, NR_LISTS };
 
 #define EXECL_CALLS 64u
 #define EXECL_BIN UINT64_C(0x555500000000)
@@ -85,11 +85,11 @@ static inline int execl_add(uint64_t work_ns)
 		load[i] = execl[i];
 	load[ARRAY_SIZE(execl)] = load[ARRAY_SIZE(execl) + 1] = fork_call;
 	if (err >= 0)
+		err = emu_list_add(execl_image, ARRAY_SIZE(execl_image));
+	if (err >= 0)
 		err = emu_list_add(load, ARRAY_SIZE(load));
 	if (err >= 0)
 		err = emu_list_add(execl, ARRAY_SIZE(execl));
-	if (err >= 0)
-		err = emu_list_add(execl_image, ARRAY_SIZE(execl_image));
 	if (err >= 0)
 		err = emu_list_add(exits, ARRAY_SIZE(exits));
 	return err < 0 ? err : emu_boot();

@@ -32,7 +32,7 @@
 #define CHURN_ADDR UINT64_C(0x20000000)
 
 enum { FILE_ANCHOR, FILE_CHURN, NR_FILES };
-enum { LIST_FORK, LIST_EXIT, LIST_EXEC, LIST_IMAGE, NR_LISTS };
+enum { LIST_FORK, LIST_EXIT, LIST_IMAGE, LIST_EXEC, NR_LISTS };
 
 #ifdef EMU_TEST_THREADS
 static uint32_t calls_per_cpu = 2500; /* under the thread sanitizer each takes some ten times as long */
@@ -306,7 +306,7 @@ static void run_machine(const char *design, const char *params, bool penalty, ui
 	/* A library, for designs that treat those apart. */
 	ASSERT(emu_file_add("libchurn.so.1", 2 * PAGES) == FILE_CHURN, "churn");
 	ASSERT(emu_list_add(&fork_call, 1) == LIST_FORK && emu_list_add(&exit_call, 1) == LIST_EXIT &&
-		       emu_list_add(&exec_call, 1) == LIST_EXEC && emu_list_add(NULL, 0) == LIST_IMAGE,
+		       emu_list_add(NULL, 0) == LIST_IMAGE && emu_list_add(&exec_call, 1) == LIST_EXEC,
 	       "lists");
 	ASSERT(emu_walker_add(0, 0, FILE_ANCHOR, 0, 0, 1, 1) == 0, "%s", emu_error());
 	ASSERT(!emu_boot(), "%s", emu_error());
