@@ -31,7 +31,6 @@ itself replaces the one of the same name. A kernel's file may be `like` another 
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -42,7 +41,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from emu.errors import InputError
+from emu.errors import InputError, nearest
 
 MAX_LINES = 2000
 """So that an instance is an object that the arena can allocate."""
@@ -131,11 +130,10 @@ def read(raw: Sequence[object], where: str, parse_time: Callable[[str], int]) ->
         for op in entry.times:
             valid_ops = _OF_FILE if entry.per == "file" else OPS
             if op not in valid_ops:
-                near = difflib.get_close_matches(op, valid_ops, n=1)
-                hint = f" (did you mean '{near[0]}'?)" if near else ""
                 what = "call with a file" if entry.per == "file" else "call"
                 raise InputError(
-                    f"{place} times: no {what} '{op}'{hint}; there are: {', '.join(valid_ops)}"
+                    f"{place} times: no {what} '{op}'{nearest(op, valid_ops)}; "
+                    f"there are: {', '.join(valid_ops)}"
                 )
         if entry.kind in ("rwsem", "mutex") and set(entry.times).intersection(_OF_FAULT):
             raise InputError(f"{place} times: a fault must not sleep for a {entry.kind}")

@@ -26,8 +26,8 @@ from emu.arena import MIB, Arena
 from emu.coordinator import CellFailed, DesignFile, StopFlag
 from emu.engines import virtual
 from emu.engines._designs import find_design, kind_of_design
-from emu.errors import InputError
-from emu.experiment import split_names, unknown
+from emu.errors import InputError, unknown
+from emu.experiment import split_names
 
 ENGINES = ("native", "virtual")
 SUITES = ("conformance",)

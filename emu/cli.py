@@ -29,8 +29,7 @@ from emu.cli_options import StoreOption
 from emu.comparison import LAYOUTS, side
 from emu.comparison import compare as compare_sides
 from emu.coordinator import StopFlag
-from emu.errors import EmuError, InputError
-from emu.experiment import unknown
+from emu.errors import EmuError, InputError, unknown
 from emu.progress import ProgressBar
 from emu.record import Each
 from emu.report import html, mail, plot, text
@@ -287,7 +286,7 @@ def list_(
         "experiments": _experiments,
     }
     if what not in lists:
-        raise experiment.unknown("list", what, lists)
+        raise unknown("list", what, lists)
     _print_table(lists[what]())
 
 

@@ -15,8 +15,7 @@ from emu import check as checker
 from emu import cli_explore, design
 from emu._version import __version__
 from emu.coordinator import Interrupted, StopFlag
-from emu.errors import InputError
-from emu.experiment import unknown
+from emu.errors import InputError, unknown
 from emu.progress import ProgressBar
 from emu.results import write_atomically
 from emu.terminal import printable

@@ -15,8 +15,8 @@ from rich.table import Table
 
 from emu import _core, explore, explore_report
 from emu.coordinator import Interrupted, StopFlag
-from emu.errors import InputError
-from emu.experiment import parse_duration, unknown
+from emu.errors import InputError, unknown
+from emu.experiment import parse_duration
 from emu.explore import Result, Unit
 from emu.progress import ProgressBar
 from emu.results import write_atomically

@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from emu import stats
-from emu.errors import InputError
-from emu.experiment import unknown
+from emu.errors import InputError, unknown
 from emu.results import KIND, CellResult, Run
 
 _LATENCIES = ("exec", "fork", "exit")

@@ -11,8 +11,7 @@ import tempfile
 from pathlib import Path
 
 from emu import _core
-from emu.errors import InputError
-from emu.experiment import unknown
+from emu.errors import InputError, unknown
 
 SKELETONS = ("rmap", "mm")
 """Kinds of design that have a skeleton."""

@@ -4,7 +4,9 @@
 The command line prints either as one line on stderr, without a traceback.
 """
 
+import difflib
 import re
+from collections.abc import Iterable
 
 
 class EmuError(Exception):
@@ -20,3 +22,15 @@ class InputError(EmuError):
 
     def __init__(self, message: str = "") -> None:
         super().__init__(re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda m: repr(m[0])[1:-1], message))
+
+
+def nearest(wrong: str, valid: Iterable[str]) -> str:
+    """ " (did you mean 'x'?)" for the name that ``wrong`` is most like, "" when it is like none."""
+    close = difflib.get_close_matches(wrong, list(valid), n=1, cutoff=0.5)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def unknown(what: str, name: str, names: Iterable[str]) -> InputError:
+    """The error for a name that is not there: lists those that are."""
+    valid = list(names)
+    return InputError(f"no {what} '{name}'{nearest(name, valid)}; there are: {', '.join(valid)}")

@@ -27,7 +27,6 @@ With two engines, ``[native]`` and ``[virtual]`` are tables of what only one of 
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import re
 import tomllib
@@ -36,7 +35,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emu.errors import InputError
+from emu.errors import InputError, unknown
 from emu.files import read_text
 from emu.report.trace import make_window
 from emu.results import CellResult, Run
@@ -146,18 +145,6 @@ def own_file(text: str) -> Path | None:
     """The file of the user that a design, a topology or a workload is, if it is one."""
     path = Path(text.partition(":")[0])
     return path if path.suffix in (".c", ".toml") and path.is_file() else None
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """` (did you mean 'x'?)`, or nothing when no name is near."""
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f" (did you mean '{close[0]}'?)" if close else ""
-
-
-def unknown(what: str, name: str, names: Iterable[str]) -> InputError:
-    """The error for a name that is not there: lists those that are."""
-    valid = list(names)
-    return InputError(f"no {what} '{name}'{nearest(name, valid)}; there are: {', '.join(valid)}")
 
 
 def split_names(text: str) -> list[str]:

@@ -24,8 +24,7 @@ from emu import _core, coordinator
 from emu.arena import MIB, Arena, run_directory
 from emu.coordinator import Child, DesignFile, StopFlag
 from emu.engines._designs import find_design, kind_of_design
-from emu.errors import EmuError, InputError
-from emu.experiment import unknown
+from emu.errors import EmuError, InputError, unknown
 
 POLICIES = ("random", "pct", "mixed", "exhaustive", "replay")
 """Names of ``enum emu_explore_policy``, in its order."""

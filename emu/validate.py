@@ -21,8 +21,7 @@ from rich.text import Text
 
 from emu import experiment, workload
 from emu.coordinator import StopFlag
-from emu.errors import InputError
-from emu.experiment import unknown
+from emu.errors import InputError, unknown
 from emu.report.table import print_uncertainty
 from emu.results import CellResult, Run, Uncertainty
 

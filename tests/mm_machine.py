@@ -37,7 +37,7 @@ def call(op: str, **fields: int) -> np.ndarray:
 class Machine:
     """CPUs on two nodes, ``files`` of 64 pages each. mmap_base is the end of the free addresses.
 
-    Without ``lists``, its call lists are LIST_FORK, LIST_EXIT, LIST_IMAGE (empty) and LIST_EXEC of it.
+    Without ``lists``: LIST_FORK, LIST_EXIT, LIST_IMAGE, which is empty, and LIST_EXEC of that.
     """
 
     def __init__(

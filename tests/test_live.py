@@ -118,12 +118,16 @@ def test_the_dashboard_and_ctrl_c(own_store: Path) -> None:
         if select.select([terminal], [], [], 0.1)[0]:
             shown += os.read(terminal, 65536)
     watching.send_signal(signal.SIGINT)
+    give_up = time.monotonic() + 20
+    # Read on: it cannot end while the terminal takes no more.
+    while watching.poll() is None or select.select([terminal], [], [], 0)[0]:
+        assert time.monotonic() < give_up, "it goes on"
+        if select.select([terminal], [], [], 0.1)[0]:
+            try:
+                shown += os.read(terminal, 65536)
+            except OSError:  # nobody has the other end any more
+                break
     assert watching.wait(timeout=20) == 130
-    while select.select([terminal], [], [], 0)[0]:
-        try:
-            shown += os.read(terminal, 65536)
-        except OSError:
-            break
     os.close(terminal)
     text = shown.decode()
     assert "Traceback" not in text

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import os
+import subprocess
 import threading
 from pathlib import Path
 
@@ -53,6 +54,13 @@ def test_latency_counts_are_operations_done(workload: str) -> None:
         # Whoever forks exits; execs have their own end.
         assert cell.latency_ns["fork"].count == cell.latency_ns["exit"].count
         assert sum(phase.seconds for phase in cell.phases) >= 0.04
+
+
+def test_a_child_of_the_users_own_is_left_alone() -> None:
+    with subprocess.Popen(["true"]) as child:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert run(rmap="single", cpus=1).cells[0].error is None
+    assert child.returncode == 0
 
 
 def test_libc_is_locked_as_often_as_the_recorded_calls_say() -> None:

@@ -235,7 +235,7 @@ def test_threads_do_the_same_calls_on_both_engines_however_they_share_cpus(tmp_p
 
 def test_a_fault_that_must_read_its_page_sleeps_without_a_lock(tmp_path: Path) -> None:
     """One thread changes the address space while all others are asleep in faults nearly always."""
-    text = (workload._folder() / "fault-file.toml").read_text()
+    text = (workload.folder() / "fault-file.toml").read_text()
     text = text.replace('unit = "fault"\n', 'unit = "fault"\nfirst = "writer"\n')
     text += """
 [program.writer]

@@ -246,11 +246,13 @@ def on_cpus(
         seen: object = None
         since = time.monotonic()
         while pids:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if pid:
+            # Only those: who uses mm-emu as a library may have children of their own.
+            ended = [done for pid in pids if (done := os.waitpid(pid, os.WNOHANG))[0]]
+            for pid, status in ended:
                 cpu = pids.pop(pid)
                 if status:
                     raise CellFailed(_how_it_ended(core, cpu, status, doing(cpu)))
+            if ended:
                 continue
             time.sleep(0.001)
             now, reached = time.monotonic(), progress()

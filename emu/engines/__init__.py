@@ -14,7 +14,8 @@ from typing import Any, Protocol, runtime_checkable
 from emu.coordinator import CellFailed, Child, StopFlag
 from emu.engines.native import NativeEngine
 from emu.engines.virtual import VirtualEngine
-from emu.experiment import Cell, Experiment, unknown
+from emu.errors import unknown
+from emu.experiment import Cell, Experiment
 from emu.live import Inside
 from emu.results import CellResult
 

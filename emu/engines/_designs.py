@@ -10,8 +10,7 @@ from pathlib import Path
 from emu import _core, coordinator
 from emu.arena import run_directory
 from emu.coordinator import DesignFile, StopFlag
-from emu.errors import EmuError, InputError
-from emu.experiment import unknown
+from emu.errors import EmuError, InputError, unknown
 
 _FOLDERS = {"native": "designs", "virtual": "designs-virtual"}
 

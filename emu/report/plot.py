@@ -12,8 +12,7 @@ import io
 import re
 from typing import Any
 
-from emu.errors import InputError
-from emu.experiment import unknown
+from emu.errors import InputError, unknown
 from emu.report.figures import Figure, Section, Variant, sections
 from emu.results import KIND, Run
 

@@ -18,8 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from hdrh.histogram import HdrHistogram
 
-from emu.errors import InputError
-from emu.experiment import unknown
+from emu.errors import InputError, unknown
 from emu.histogram import decode
 from emu.report.table import cell_name
 from emu.results import KIND, ByCpu, CellResult, Latency, Lock, Run

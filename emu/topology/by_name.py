@@ -7,8 +7,8 @@ from pathlib import Path
 
 import msgspec
 
-from emu.errors import InputError
-from emu.topology.files import folder, nearest, read_machine, shape_of
+from emu.errors import InputError, nearest
+from emu.topology.files import folder, read_machine, shape_of
 from emu.topology.machine import Topology
 from emu.topology.shapes import check_size, from_layout, from_structure
 from emu.topology.tables import Layout

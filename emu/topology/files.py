@@ -3,16 +3,14 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import tomllib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import msgspec
 
-from emu.errors import InputError
+from emu.errors import InputError, nearest
 from emu.files import read_text
 from emu.topology.shapes import check_size, from_layout
 from emu.topology.tables import COMMON, SECTIONS, Cost, Layout, Machine, Structure, Table
@@ -201,9 +199,3 @@ def _needed_by(s: Structure) -> dict[str, str]:
                 f"sockets = {s.sockets}, nodes_per_socket = {s.nodes_per_socket}"
             )
     return needed
-
-
-def nearest(wrong: str, valid: Iterable[str]) -> str:
-    """What may have been meant, in brackets, or nothing."""
-    close = difflib.get_close_matches(wrong, list(valid), n=1, cutoff=0.5)
-    return f" (did you mean '{close[0]}'?)" if close else ""

@@ -1,594 +1,58 @@
 # SPDX-License-Identifier: MIT
-"""Workloads: what the emulated processes do. Files, programs and phases, in one TOML file.
-
-A program is a list of system calls, one string each, written as strace writes them:
-
-    [program.example]
-    calls = [
-      "exec(example)",                        # becomes [image.example]
-      "brk(NULL) = 0x555555558000",
-      "mmap(NULL, 8192, PROT_READ, MAP_PRIVATE, libc.so.6, 0) = 0x7ffff7fc0000",
-      "fault(0x7ffff7fc0000, 4096)",         # touches each page; a third argument PROT_WRITE writes
-      "munmap(0x7ffff7fc0000, 8192)",
-      "work(150us)",                          # computing, no call
-      "pace(1ms)",                            # computing until the phase has lasted n x 1ms
-      "barrier()",                            # waits for all CPUs; when one has ended its part of
-                                              # the phase, all do
-      "mmap(NULL, 4096, PROT_READ|PROT_WRITE, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0)",
-      "fault(last+0, 4096, PROT_WRITE)",      # last: where this CPU's latest mapping is
-      "clone()",                              # a thread begins: the task goes on as that one ...
-      "thread_exit()",                        # ... and, when it has ended, as the one before
-      "pass()",                               # hands that to the next CPU, gets one from before
-      "dontneed(0x10000+cpu*4096, 4096)",     # cpu*: so much further for each task
-      "fault(0x10000, cpus*4096)",            # cpus*: so many bytes for each task
-      "fault_next(0x10000, cpus*4096)",       # the next page that is not there; after the last one,
-                                              # all are given back by dontneed, and so on
-      "fork()",                               # from here on the child runs ...
-      "exit()",                               # ... and here the parent again
-    ]
-
-The file of an mmap is named, not a descriptor; -1 is anonymous memory. What follows "=" is the
-address that the real kernel returned; a replay checks it. Flags that mean nothing to the mm
-(IGNORED_FLAGS) are skipped.
-
-    [image.NAME]    what the kernel maps during execve, in its order, after the old mm has gone.
-                    MAP_BRK: the heap starts at the end of this mapping. MAP_SPECIAL: vdso, vvar;
-                    the file only names them
-    [files]         name = size in pages
-    [private_files] the same, but each CPU has a file of its own by that name
-    [work.OP]       the rest of the kernel and of user space, with its source: time to compute
-                    inside each exec, fork, exit, clone or thread_exit; (fault) inside each page
-                    fault that a program's fault() or fault_next() makes; or (call) before every
-                    other call of a program
-    [cold]          a page cache that does not hold all: the share of the faults in files that find
-                    their page missing, and sleep, holding no lock, while it is read; the time of a
-                    read and its source. As if pages were evicted as fast as they are read; each
-                    fault reads for itself
-    waiting         processes that each CPU's process leaves behind when it is loaded, forked from
-                    one another: they keep their mappings and do nothing until the end
-    load            the program that a CPU starts with; it leaves one process, or none where no
-                    program has any: line_write(), rwsem_read() and the others of MICRO_OPS
-    share           "mm": all CPUs are threads of one process, which the exec that load begins with
-                    makes on CPU 0; all of them go on with the rest of load
-    touch           which pages a program uses of the files that it maps, by exec, fork or mmap:
-                    "first", the first page of each mapping, with what a fault brings along; "all",
-                    every 16th page; or "none", which makes no faults but those of fault(). Writes
-                    where it may, else reads. Default: "first" with walkers, else "none"
-    [[walker]]      a background task that walks a file every so often, on one of the CPUs (cpu,
-                    modulo their number; default: walkers on CPUs 0, 1 ...) between two calls of its
-                    program. kind: "truncate", "reclaim" or "migrate"; file; every; first and last,
-                    in pages, if not the whole file; at_once, the pages of one walk, the next walk
-                    having the next pages: all for truncate, else 16, a folio of 64 KiB
-    kernel          whose locks besides i_mmap's the calls take: "linux", or none; see background.py
-    [[background]]  more of these locks and lines
-    [[phase]]       a program that runs again and again for a share of the duration (kind "time"),
-                    or once. unit: the operation that counts, "iteration" or a call of the program.
-                    first: the program that CPU 0 runs instead
-
-    base            another workload, by name or path: what is not said here is as there
-
-A run is: load, a warm-up with the first phase's program, the phases, and exit.
-"""
+"""Workload files, read strictly: each error says where in the file, and what would be right."""
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from emu import background
-from emu.errors import InputError
+from emu.errors import InputError, nearest
 from emu.files import read_text
+from emu.workload.calls import (
+    CALL_DTYPE,
+    MAP_BRK,
+    MAP_FIXED,
+    MAP_SPECIAL,
+    NAME_PATTERN,
+    NO_EXPECT,
+    OPS,
+    PAGE,
+    PROT,
+    TASK_SIZE,
+    WITHOUT_PROCESS,
+    Call,
+    CallError,
+    parse_call,
+    parse_time,
+)
+from emu.workload.model import CallPlace, File, Phase, Walker, Workload, read_only
 
-PAGE = 4096
-PMD_BYTES = 2 << 20
-"""What a page table maps."""
-TASK_SIZE = 0x7FFFFFFFF000
-"""The first address that no process has: EMU_TASK_SIZE."""
 MAX_PROCESSES = 64
 """Processes of one CPU that wait for a child: EMU_MM_STACK."""
 MAX_NAME = 95
 """Bytes of a file's name: address_space.name without its final 0."""
-WALKER_KINDS = ("truncate", "reclaim", "migrate")
-"""By the number of enum emu_walk_kind."""
 FOLIO_PAGES = 16
 """Reclaim and migration walk once a folio; page caches have large ones, 64 KiB is taken here."""
-PAGE_TABLE_BYTES = 4352
-"""Arena for a bottom-level page table (struct page_table); an upper one takes less."""
-MAX_WORK_NS = 10 * 10**9
 WARM_UP_SHARE = 0.1
 """Of the duration, in addition to it."""
-NO_EXPECT = 2**64 - 1
-
-MICRO_OPS = (
-    "line_write",
-    "line_fetch_add",
-    "line_ping_pong",
-    "rwsem_write",
-    "rwsem_read",
-    "rwsem_mixed",
-)
-"""One operation on a line or a lock that all CPUs share; of a ping-pong, CPUs 2k and 2k + 1."""
-WITHOUT_PROCESS = ("work", "pace", "barrier", *MICRO_OPS)
-OPS = (
-    *("exec", "fork", "exit", "mmap", "munmap", "mprotect", "brk"),
-    *("fault", "fault_next", "dontneed", "pass", "clone", "thread_exit", *WITHOUT_PROCESS),
-)
-"""By the number of enum emu_call_op."""
-
-PROT = {"PROT_READ": 0x1, "PROT_WRITE": 0x2, "PROT_EXEC": 0x4}
-MAP_SHARED, MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS = 0x1, 0x2, 0x10, 0x20
-MAP_GROWSDOWN, MAP_NORESERVE, MAP_STACK, MAP_FIXED_NOREPLACE = 0x100, 0x4000, 0x20000, 0x100000
-MAP_SPECIAL, MAP_BRK = 0x10000000, 0x20000000
-FLAGS = {
-    "MAP_SHARED": MAP_SHARED,
-    "MAP_PRIVATE": MAP_PRIVATE,
-    "MAP_FIXED": MAP_FIXED,
-    "MAP_FIXED_NOREPLACE": MAP_FIXED_NOREPLACE,
-    "MAP_ANONYMOUS": MAP_ANONYMOUS,
-    "MAP_GROWSDOWN": MAP_GROWSDOWN,
-    "MAP_NORESERVE": MAP_NORESERVE,
-    "MAP_STACK": MAP_STACK,
-    "MAP_SPECIAL": MAP_SPECIAL,
-    "MAP_BRK": MAP_BRK,
-}
-IGNORED_FLAGS = {
-    "MAP_DENYWRITE": "without effect since Linux 2.0",
-    "MAP_EXECUTABLE": "without effect",
-    "MAP_FILE": "without effect",
-    "MAP_NONBLOCK": "about page tables",
-    "MAP_POPULATE": "about page tables",
-    "MAP_UNINITIALIZED": "about page contents",
-}
-"""Flags that strace shows and that change neither VMAs nor their locks, and why."""
-
-_SIGNATURES = {
-    "exec": ("image",),
-    "fork": (),
-    "exit": (),
-    "mmap": ("addr", "length", "prot", "flags", "file", "offset"),
-    "munmap": ("addr", "length"),
-    "mprotect": ("addr", "length", "prot"),
-    "brk": ("addr",),
-    "fault": ("addr", "length", "prot"),
-    "fault_next": ("addr", "length", "prot"),
-    "dontneed": ("addr", "length"),
-    "pass": (),
-    "clone": (),
-    "thread_exit": (),
-    "barrier": (),
-    "work": ("time",),
-    "pace": ("time",),
-    **dict.fromkeys(MICRO_OPS, ()),
-}
-_OPTIONAL = {"fault": "PROT_READ", "fault_next": "PROT_READ"}
-"""What the last argument is where it is left out."""
 TOUCH_FLAGS = {"none": 0, "first": 0x40000000, "all": 0x80000000}
 """EMU_MAP_TOUCH, EMU_MAP_TOUCH_ALL."""
 _IMAGE_OPS = ("mmap", "munmap", "mprotect")
-_TIME_UNITS = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9}
-
-CALL_DTYPE = np.dtype(
-    [
-        ("op", np.uint32),
-        ("prot", np.uint32),
-        ("flags", np.uint32),
-        ("arg", np.int32),
-        ("addr", np.uint64),
-        ("len", np.uint64),
-        ("offset", np.uint64),
-        ("expect", np.uint64),
-        ("work_ns", np.uint64),
-        ("stride", np.uint64),
-        ("times", np.uint64),
-        ("first_use", np.uint32),
-        ("nr_uses", np.uint16),
-        ("followers", np.uint16),
-    ]
-)
-"""struct emu_call."""
-
-
-# ---- calls and their text ----
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One call of a program. Addresses, lengths and offsets in bytes."""
-
-    op: str
-    addr: int = 0
-    """For exec the image's mmap_base; no part of the text."""
-    length: int = 0
-    prot: int = 0
-    flags: int = 0
-    name: str = ""
-    """mmap: the file, "" if anonymous. exec: the image."""
-    offset: int = 0
-    expect: int | None = None
-    """mmap, brk: the address that the real kernel returned."""
-    work_ns: int = 0
-    stride: int | None = 0
-    """Of CPU n, addr is n times this higher; None: it counts from the CPU's latest mapping."""
-    times: bool = False
-    """So many bytes for each CPU."""
-
-    def __str__(self) -> str:
-        return format_call(self)
-
-
-class CallError(ValueError):
-    """A call cannot be read, or could not succeed in any mm. Its place is not known here."""
-
-
-def format_call(call: Call) -> str:
-    """The text of a call, from which parse_call() makes the same call."""
-    arguments: tuple[object, ...] = ()
-    match call.op:
-        case "exec":
-            return f"exec({call.name})"
-        case "mmap":
-            arguments = (
-                _address(call),
-                _length(call),
-                _names(call.prot, PROT) or "PROT_NONE",
-                _names(call.flags, FLAGS),
-                call.name or "-1",
-                hex(call.offset) if call.offset else "0",
-            )
-        case "munmap" | "dontneed":
-            arguments = (_address(call), _length(call))
-        case "mprotect":
-            arguments = (_address(call), _length(call), _names(call.prot, PROT) or "PROT_NONE")
-        case "brk":
-            arguments = (_address(call),)
-        case "fault" | "fault_next":
-            arguments = (_address(call), _length(call))
-            if call.prot != PROT["PROT_READ"]:
-                arguments += (_names(call.prot, PROT),)
-        case "work" | "pace":
-            arguments = (format_time(call.work_ns),)
-    result = "" if call.expect is None else f" = {call.expect:#x}"
-    return f"{call.op}({', '.join(map(str, arguments))}){result}"
-
-
-def _address(call: Call) -> str:
-    if call.stride is None:
-        return f"last+{call.addr:#x}"
-    if call.stride:
-        return f"{call.addr:#x}+cpu*{call.stride:#x}"
-    return hex(call.addr) if call.addr else "NULL"
-
-
-def _length(call: Call) -> str:
-    return f"cpus*{call.length}" if call.times else str(call.length)
-
-
-def _names(bits: int, table: Mapping[str, int]) -> str:
-    return "|".join(name for name, bit in table.items() if bits & bit)
-
-
-def format_time(ns: int) -> str:
-    """150000 -> "150us": the largest unit in which it is whole."""
-    unit = next(u for u in reversed(_TIME_UNITS) if ns % _TIME_UNITS[u] == 0 or u == "ns")
-    return f"{ns // _TIME_UNITS[unit]}{unit}"
-
-
-def parse_time(text: str) -> int:
-    """Nanoseconds from a time like "150us" or "1.5ms". Raises CallError."""
-    match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,9})?)(ns|us|ms|s)", text.strip(), re.ASCII)
-    if not match:
-        raise CallError(f"'{text}' is no time; write it like 150us (units: ns, us, ms, s)")
-    ns = round(float(match[1]) * _TIME_UNITS[match[2]])
-    if ns > MAX_WORK_NS:
-        raise CallError(f"{text} is too long; at most {format_time(MAX_WORK_NS)}")
-    return ns
-
-
-def parse_call(text: str) -> Call:
-    """A call from its text. Raises CallError if it cannot be read or could never succeed."""
-    match = re.fullmatch(r"\s*(\w+)\s*\((.*)\)\s*(?:=\s*(\S+)\s*)?", text, re.ASCII)
-    if not match:
-        raise CallError("this is no call; write it like munmap(0x7ffff7fbd000, 15231)")
-    op, inside, result = match.groups()
-    if op not in _SIGNATURES:
-        raise CallError(f"no call '{op}'{_nearest(op, OPS)}; there are: {', '.join(OPS)}")
-    arguments = [argument.strip() for argument in inside.split(",")] if inside.strip() else []
-    names = _SIGNATURES[op]
-    if op in _OPTIONAL and len(arguments) == len(names) - 1:
-        arguments.append(_OPTIONAL[op])
-    if len(arguments) != len(names):
-        right = f"{op}({', '.join(names)})"
-        raise CallError(f"{op} with {len(arguments)} argument(s); it is {right}")
-    # Programs have up to a million calls: each is made once, not copied for every argument.
-    values: dict[str, Any] = {}
-    for name, value in zip(names, arguments, strict=True):
-        values |= _argument(name, value)
-    if result is not None:
-        values |= _result(op, result)
-    call = Call(op, **values)
-    _check_call(call)
-    return call
-
-
-def _argument(name: str, value: str) -> dict[str, Any]:
-    """Fields of Call."""
-    match name:
-        case "addr":
-            base, _, more = (part.strip() for part in value.partition("+"))
-            if base == "last":
-                return {"addr": _number(more or "0", name), "stride": None}
-            addr = 0 if base == "NULL" else _number(base, name)
-            if not more:
-                return {"addr": addr}
-            if not more.startswith("cpu*"):
-                raise CallError(f"addr is '{value}'; write it like 0x10000+cpu*0x1000 or last+4096")
-            return {"addr": addr, "stride": _number(more[4:], name)}
-        case "length":
-            if value.startswith("cpus*"):
-                return {"length": _number(value[5:], name), "times": True}
-            return {"length": _number(value, name)}
-        case "offset":
-            return {"offset": _number(value, name)}
-        case "prot":
-            return {"prot": _prot(value)}
-        case "flags":
-            return {"flags": _flags(value)}
-        case "time":
-            return {"work_ns": parse_time(value)}
-        case _:
-            if name == "file" and value == "-1":
-                return {}
-            if not re.fullmatch(NAME_PATTERN, value, re.ASCII):
-                raise CallError(f"'{value}' is no name of {_a(name)}")
-            return {"name": value}
-
-
-def _result(op: str, result: str) -> dict[str, Any]:
-    if op in ("mmap", "brk"):
-        return {"expect": _number(result, "the result")}
-    if op not in ("munmap", "mprotect") or result != "0":
-        right = "= 0 or nothing" if op in ("munmap", "mprotect") else "nothing"
-        raise CallError(f"{op} is followed by {right}, not '= {result}'")
-    return {}
-
-
-NAME_PATTERN = r"[\w\[./+][\w.+@:/\-\[\]]*"
-"""Of files and images. Whatever else a real name has, a recording replaces by "_"."""
-
-
-def _a(noun: str) -> str:
-    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
-
-
-def _number(text: str, what: str) -> int:
-    if not re.fullmatch(r"0x[0-9a-fA-F]{1,16}|0|[1-9]\d{0,19}", text, re.ASCII):
-        raise CallError(f"{what} is '{text}'; it must be a number like 4096 or 0x1000")
-    return int(text, 0)
-
-
-@lru_cache(maxsize=256)
-def _prot(text: str) -> int:
-    return _bits(text, PROT, ("PROT_NONE",))
-
-
-@lru_cache(maxsize=256)
-def _flags(text: str) -> int:
-    return _bits(text, FLAGS, IGNORED_FLAGS)
-
-
-def _bits(text: str, table: Mapping[str, int], without_effect: Iterable[str]) -> int:
-    bits = 0
-    for word in (part.strip() for part in text.split("|")):
-        if word in table:
-            bits |= table[word]
-        elif word not in without_effect:
-            kind = next(iter(table)).partition("_")[0]
-            raise CallError(
-                f"no flag '{word}'{_nearest(word, (*table, *without_effect))}; "
-                f"{kind}_* flags that count: {', '.join(table)}"
-            )
-    return bits
-
-
-def _check_call(call: Call) -> None:
-    """What no mm would accept."""
-    if call.op == "pace" and call.work_ns == 0:
-        raise CallError("there is no multiple of 0 to wait for")
-    addressed = call.op in ("mmap", "munmap", "mprotect", "dontneed", "fault_next")
-    if (addressed or call.op == "fault") and call.length == 0:
-        raise CallError("the length is 0")
-    if call.op in ("mmap", "brk") and call.stride is None:
-        raise CallError("there is no mapping before this one; 'last' is for what comes after it")
-    if addressed and call.addr % PAGE:
-        raise CallError(f"address {call.addr:#x} is not a multiple of {PAGE}")
-    if call.addr + page_up(call.length) > TASK_SIZE:
-        raise CallError(f"it ends above {TASK_SIZE:#x}, where user space (47 bits) ends")
-    if call.expect is not None and call.expect + page_up(call.length) > TASK_SIZE:
-        raise CallError(f"the result ends above {TASK_SIZE:#x}, where user space (47 bits) ends")
-    if call.op != "mmap":
-        return
-    flags = call.flags
-    if call.offset % PAGE:
-        raise CallError(f"offset {call.offset:#x} is not a multiple of {PAGE}")
-    if call.offset + page_up(call.length) > TASK_SIZE:
-        raise CallError(f"offset {call.offset:#x} is beyond 47 bits")
-    if call.expect is not None and call.expect % PAGE:
-        raise CallError(f"result {call.expect:#x} is not a multiple of {PAGE}")
-    if bool(flags & MAP_SHARED) == bool(flags & MAP_PRIVATE):
-        raise CallError("flags must have one of MAP_SHARED and MAP_PRIVATE")
-    if flags & (MAP_FIXED | MAP_FIXED_NOREPLACE):
-        if not call.addr:
-            raise CallError("MAP_FIXED needs an address")
-        if call.expect is not None and call.expect != call.addr:
-            raise CallError(f"MAP_FIXED at {call.addr:#x} cannot return {call.expect:#x}")
-    if bool(flags & MAP_ANONYMOUS) == bool(call.name):
-        raise CallError("anonymous memory is MAP_ANONYMOUS with file -1, a file is without it")
-    if flags & MAP_ANONYMOUS and flags & MAP_SHARED:
-        raise CallError("shared anonymous memory is a file in the kernel: name one in [files]")
-
-
-def page_up(length: int) -> int:
-    """The bytes of the pages that `length` bytes take."""
-    return -(-length // PAGE) * PAGE
-
-
-# ---- workloads ----
-
-
-class File(NamedTuple):
-    """A file that programs map."""
-
-    name: str
-    pages: int
-
-
-class Phase(NamedTuple):
-    """A part of a run in which every CPU runs one list."""
-
-    name: str
-    list: int
-    once: bool
-    record: bool
-    share: float
-    """Of the duration; 0 if once."""
-    unit: str
-    """The latency operation that counts as one: "iteration", "exec", "fork" ..."""
-    first: int | None = None
-    """The list that CPU 0 runs instead."""
-
-
-class Walker(NamedTuple):
-    """A background task that walks pages ``first`` to ``last`` of a file (its number).
-
-    A walk is about ``at_once`` of them; the next about those that follow.
-    """
-
-    kind: str
-    file: int
-    first: int
-    last: int
-    at_once: int
-    every_ns: int
-    cpu: int | None
-
-
-class CallPlace(NamedTuple):
-    """A call for people: its text, and "file.toml:12: [program.x] calls[3]"."""
-
-    text: str
-    place: str
-
-    def __str__(self) -> str:
-        return f"{self.place}: {self.text}"
-
-
-@dataclass(frozen=True, eq=False)
-class Workload:
-    """A workload that has been read and checked; `lists` is what the core is given."""
-
-    name: str
-    description: str
-    files: tuple[File, ...]
-    lists: tuple[NDArray[np.void], ...]
-    """Of CALL_DTYPE, read-only. Images first, then programs, then drain."""
-    list_names: tuple[str, ...]
-    """By number: "image.x" ..., "program.x" ..., "drain"."""
-    load_list: int
-    phases: tuple[Phase, ...]
-    """The warm-up, then those of the file."""
-    drain_list: int
-    work_jitter_permille: int
-    calls: tuple[tuple[CallPlace, ...], ...]
-    """By list and index."""
-    share_mm: bool = False
-    """All CPUs are threads of one process."""
-    touch: str = "none"
-    walkers: tuple[Walker, ...] = ()
-    cold_permille: int = 0
-    """Of a thousand faults in files so many find their page missing in the page cache."""
-    read_ns: int = 0
-    """What a fault sleeps then."""
-    private_files: int = 0
-    """So many of the files, the last, are each CPU's own."""
-    uses: background.Uses = field(default_factory=background.Uses)
-    """What the calls use of the rest of the kernel."""
-
-    def scaled(self, factor: float) -> Workload:
-        """With all computing `factor` times as long, also what background entries hold."""
-        lists = []
-        for calls in self.lists:
-            calls = calls.copy()
-            calls["work_ns"] = np.round(calls["work_ns"] * factor).astype(np.uint64)
-            lists.append(_read_only(calls))
-        return replace(self, lists=tuple(lists), uses=self.uses.scaled(factor))
-
-    @property
-    def counting_phase(self) -> str:
-        """The phase whose operations are the run's: the first that is recorded."""
-        return next(phase.name for phase in self.phases if phase.record)
-
-    @property
-    def most_vmas(self) -> int:
-        """How many VMAs a CPU's processes may have at once, waiting ones included."""
-        most, loaded = self._list_vmas(self.load_list, 0)
-        return max(most, *(self._list_vmas(phase.list, loaded)[0] for phase in self.phases))
-
-    def _list_vmas(self, number: int, own: int) -> tuple[int, int]:
-        """How many at most, and the process's at the end; each call may leave one more."""
-        waiting, most = 0, own
-        parents: list[int] = []
-        calls = self.lists[number]
-        for op, arg in zip(calls["op"].tolist(), calls["arg"].tolist(), strict=True):
-            match OPS[op]:
-                case "mmap" | "munmap" | "mprotect" | "brk":
-                    own += 1
-                case "exec":
-                    own = len(self.lists[arg])
-                case "fork":
-                    parents.append(own)
-                    waiting += own
-                case "exit" if parents:
-                    own = parents.pop()
-                    waiting -= own
-            most = max(most, own + waiting)
-        return most, own
-
-    @property
-    def page_table_bytes(self) -> int:
-        """Arena for the page tables of a CPU's processes, at most."""
-        return sum(map(self._list_page_table_bytes, self.lists))
-
-    def _list_page_table_bytes(self, calls: NDArray[np.void]) -> int:
-        op, flags = calls["op"], calls["flags"]
-        faults = (op == OPS.index("fault")) | (op == OPS.index("fault_next"))
-        # An mm design may keep its VMAs in page tables, which are there from the start then.
-        faults |= (op == OPS.index("mmap")) & self.share_mm
-        # exec leads to an image, whose mappings count there.
-        touched = (op == OPS.index("mmap")) & (self.touch != "none") & (flags & MAP_ANONYMOUS == 0)
-        of_fork = int(np.sum(op == OPS.index("fork"))) * (
-            self.touch != "none" or bool(faults.any())
-        )
-        tables = calls["len"][faults | touched] // PMD_BYTES + 5
-        return PAGE_TABLE_BYTES * (int(tables.sum()) + 16 * of_fork)
-
-    def describe_call(self, list_number: int, index: int) -> CallPlace:
-        """Text and place of a call, for messages."""
-        return self.calls[list_number][index]
 
 
 def names() -> list[str]:
     """The workloads that come with mm-emu, sorted."""
-    return sorted(file.stem for file in _folder().glob("[!_]*.toml"))
+    return sorted(file.stem for file in folder().glob("[!_]*.toml"))
 
 
 def load(name_or_path: str | Path, *, isolate: bool = False) -> Workload:
@@ -605,26 +69,19 @@ def load(name_or_path: str | Path, *, isolate: bool = False) -> Workload:
     name, _, parameter = text.partition(":")
     if name not in known:
         raise InputError(
-            f"no workload '{name}'{_nearest(name, known)}; there are: {', '.join(known)}, "
+            f"no workload '{name}'{nearest(name, known)}; there are: {', '.join(known)}, "
             "or a path to a .toml file"
         )
     key, _, kernel = parameter.partition("=")
     if parameter and not (key == "kernel" and kernel):
-        kernels = ", ".join(background.kernels(_folder()))
+        kernels = ", ".join(background.kernels(folder()))
         raise InputError(f"{text}: a workload takes kernel=NAME; there are: {kernels}")
-    return _Reader(_folder() / f"{name}.toml", isolate, kernel).read()
+    return _Reader(folder() / f"{name}.toml", isolate, kernel).read()
 
 
-def _folder() -> Path:
-    return Path(__file__).with_name("workloads")
-
-
-def _nearest(wrong: str, valid: Iterable[str]) -> str:
-    close = difflib.get_close_matches(wrong, list(valid), n=1, cutoff=0.5)
-    return f" (did you mean '{close[0]}'?)" if close else ""
-
-
-# ---- the file ----
+def folder() -> Path:
+    """Where the workloads are that come with mm-emu."""
+    return Path(__file__).parents[1] / "workloads"
 
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -732,10 +189,10 @@ class _Reader:
             raise self.error("base", f"the name of a workload or a path, not {name!r}", "base")
         is_path = "/" in name or name.endswith(".toml")
         if not is_path and name not in names():
-            what = f"no workload '{name}'{_nearest(name, names())}; there are: {', '.join(names())}"
+            what = f"no workload '{name}'{nearest(name, names())}; there are: {', '.join(names())}"
             raise self.error("base", what, "base")
         base = _Reader(
-            self.path.parent / name if is_path else _folder() / f"{name}.toml", self.isolate
+            self.path.parent / name if is_path else folder() / f"{name}.toml", self.isolate
         )
         if base.calls_path != base.path:
             raise self.error("base", f"{name} has a base itself", "base")
@@ -756,7 +213,7 @@ class _Reader:
         fields = {each.name: each for each in msgspec.structs.fields(kind)}
         for key in raw:
             if key not in fields:
-                what = f"unknown key '{key}'{_nearest(key, fields)}; valid: {', '.join(fields)}"
+                what = f"unknown key '{key}'{nearest(key, fields)}; valid: {', '.join(fields)}"
                 raise self.error(place, what, key)
         for name, each in fields.items():
             if each.required and name not in raw:
@@ -814,7 +271,7 @@ class _Reader:
             calls.append((CallPlace("exit()", f"{self.path.name}: drain"),) * (1 + file.waiting))
         if file.waiting:
             forks = self.encode("load", [Call("fork")] * file.waiting)
-            lists.append(_read_only(np.concatenate([lists[load], forks])))
+            lists.append(read_only(np.concatenate([lists[load], forks])))
             fork = CallPlace("fork()", f"{self.path.name}: waiting")
             calls.append((*calls[load], *[fork] * file.waiting))
             load = len(lists) - 1
@@ -858,11 +315,11 @@ class _Reader:
         name = self.kernel or file.kernel
         kernel: list[background.Entry] = []
         if name:
-            kernels = background.kernels(_folder())
+            kernels = background.kernels(folder())
             if name not in kernels:
-                what = f"no kernel '{name}'{_nearest(name, kernels)}"
+                what = f"no kernel '{name}'{nearest(name, kernels)}"
                 raise self.error("kernel", f"{what}; there are: {', '.join(kernels)}", "kernel")
-            kernel = background.read_kernel(_folder(), name, parse_time)
+            kernel = background.read_kernel(folder(), name, parse_time)
         own = background.read(file.background, str(self.path), parse_time)
         entries = background.merge(kernel, own, str(self.path))
         self.uses = background.Uses(entries, shared_pages, file.share == "mm")
@@ -870,7 +327,7 @@ class _Reader:
     def read_work(self, work: dict[str, Any]) -> None:
         for key, raw in work.items():
             if key not in _WORK_KEYS:
-                what = f"no kind of work '{key}'{_nearest(key, _WORK_KEYS)}"
+                what = f"no kind of work '{key}'{nearest(key, _WORK_KEYS)}"
                 raise self.error("[work]", f"{what}; there are: {', '.join(_WORK_KEYS)}", key)
             try:
                 self.work_ns[key] = parse_time(self.table(raw, _Work, f"[work.{key}]").time)
@@ -895,7 +352,7 @@ class _Reader:
             place = f"[[walker]] {number + 1}"
             spec = self.table(raw, _Walker, place)
             if spec.file not in self.file_numbers:
-                what = f"no file '{spec.file}'{_nearest(spec.file, self.file_numbers)}"
+                what = f"no file '{spec.file}'{nearest(spec.file, self.file_numbers)}"
                 raise self.error(
                     place, f"{what}; [files] has: {', '.join(self.file_numbers)}", "walker"
                 )
@@ -995,14 +452,14 @@ class _Reader:
         if call.op == "exec":
             if call.name not in self.images:
                 raise CallError(
-                    f"no image '{call.name}'{_nearest(call.name, self.images)}; "
+                    f"no image '{call.name}'{nearest(call.name, self.images)}; "
                     f"there are: {', '.join(self.images)}"
                 )
             return replace(call, addr=self.images[call.name].mmap_base)
         if call.op == "mmap" and call.name:
             if call.name not in self.file_numbers:
                 raise CallError(
-                    f"no file '{call.name}'{_nearest(call.name, self.file_numbers)}; "
+                    f"no file '{call.name}'{nearest(call.name, self.file_numbers)}; "
                     f"[files] has: {', '.join(self.file_numbers)}"
                 )
             pages = self.pages[self.file_numbers[call.name]]
@@ -1041,7 +498,7 @@ class _Reader:
                     *(first, number, 0),
                 )
             )
-        return _read_only(np.array(rows, dtype=CALL_DTYPE))
+        return read_only(np.array(rows, dtype=CALL_DTYPE))
 
     def check_brk(self, lists: Mapping[str, Sequence[Call]]) -> None:
         """A heap begins in one place, and every image has one if any program calls brk."""
@@ -1056,7 +513,7 @@ class _Reader:
         number = self.list_numbers.get(f"program.{name}")
         if number is None:
             valid = [s.partition(".")[2] for s in self.list_numbers if s.startswith("program.")]
-            what = f"no program '{name}'{_nearest(name, valid)}; there are: {', '.join(valid)}"
+            what = f"no program '{name}'{nearest(name, valid)}; there are: {', '.join(valid)}"
             raise self.error(place, what, key)
         return number
 
@@ -1103,7 +560,7 @@ class _Reader:
             if spec.unit not in units:
                 what = f"unit '{spec.unit}' is no call of program '{spec.list}'"
                 raise self.error(
-                    place, f"{what}{_nearest(spec.unit, units)}; valid: {', '.join(units)}"
+                    place, f"{what}{nearest(spec.unit, units)}; valid: {', '.join(units)}"
                 )
             first = (
                 None if spec.first is None else self.program(spec.first, f"{place} first", "first")
@@ -1118,11 +575,6 @@ class _Reader:
         share = 0.0 if measured.once else WARM_UP_SHARE
         yield measured._replace(name="warm-up", record=False, share=share)
         yield from phases
-
-
-def _read_only(array: NDArray[np.void]) -> NDArray[np.void]:
-    array.setflags(write=False)
-    return array
 
 
 def _background_ops(call: Call, writes: bool = False) -> tuple[str, ...]:
