@@ -8,6 +8,8 @@ Nothing here starts a process or knows of cells: see ``coordinator``.
 
 from __future__ import annotations
 
+import _ctypes
+import contextlib
 import ctypes
 import functools
 import json
@@ -618,16 +620,6 @@ def _view(address: int, dtype: np.dtype[np.void], shape: tuple[int, ...]) -> NDA
 _loaded: dict[str, Core] = {}
 
 
-def is_any_loaded() -> bool:
-    """Is a machine loaded in this process?"""
-    return bool(_loaded)
-
-
-def is_loaded(machine: str) -> bool:
-    """Is this machine loaded in this process?"""
-    return machine in _loaded
-
-
 def load(machine: str) -> Core:
     """The core for ``machine``: "native", "virtual" or "explore"; a process loads one alone.
 
@@ -638,6 +630,21 @@ def load(machine: str) -> Core:
             raise EmuError(f"one process runs one machine, and {next(iter(_loaded))} is loaded")
         _loaded[machine] = Core(machine)
     return _loaded[machine]
+
+
+def unload() -> None:
+    """In the child of a process that loads a machine: begin without one, its designs included.
+
+    Nothing that came from ``load`` may be used any more.
+    """
+    while _loaded:
+        _, core = _loaded.popitem()
+        core.design_unload()
+        path, handle = core._lib._name, core._lib._handle
+        _ctypes.dlclose(handle)
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(path, mode=os.RTLD_NOLOAD)
+            raise EmuError(f"{path} stays loaded")
 
 
 def make_config(

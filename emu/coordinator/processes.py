@@ -37,9 +37,9 @@ _T = TypeVar("_T")
 class Child(Generic[_T]):
     """``work(*arguments)`` in a process of its own; a context manager that ends it.
 
-    Nothing that it loads or maps stays here. It begins afresh where another machine is loaded here,
-    and is a fork otherwise. When it dies it is called ``what``. ``talks``: ``work`` gets one more
-    argument, a function that sends what it is given; ``result`` then gives these first.
+    A fork of this one in which no machine is loaded; nothing that it loads or maps stays here. When
+    it dies it is called ``what``. ``talks``: ``work`` gets one more argument, a function that sends
+    what it is given; ``result`` then gives these first.
     """
 
     def __init__(
@@ -49,17 +49,16 @@ class Child(Generic[_T]):
         what: str = "the virtual machine",
         talks: bool = False,
     ) -> None:
-        context = multiprocess.get_context("spawn") if _core.is_any_loaded() else FORK
         self._what = what
         try:
-            self.connection, theirs = context.Pipe(duplex=False)
+            self.connection, theirs = FORK.Pipe(duplex=False)
             """Can be waited for (``multiprocess.connection.wait``): there is a result."""
             # What it writes on stderr; memory, so that nothing is left however we end.
             self._words = os.memfd_create("emu-words")
         except OSError as error:
             raise no_process(error) from None
         words = f"/proc/{os.getpid()}/fd/{self._words}"
-        self._process = context.Process(
+        self._process = FORK.Process(
             target=_child,
             args=(work, arguments, talks, theirs, words, os.getpid()),
             daemon=True,
@@ -195,6 +194,7 @@ def _child(
     worker.be_a_child(parent_pid)
     with Path(stderr).open("ab", buffering=0) as file:
         os.dup2(file.fileno(), 2)
+    _core.unload()
     try:
         answer.send(work(*arguments, answer.send) if talks else work(*arguments))
     except _core.CoreError as error:

@@ -3,21 +3,15 @@
 
 from __future__ import annotations
 
-import os
-import time
+import contextlib
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
-
-import multiprocess
 
 from emu import _core
 from emu.arena import MIB, Arena
 from emu.coordinator.plan import Plan, arena_needed, set_up
-from emu.coordinator.processes import FORK, no_process, start
-from emu.coordinator.stop import HANG_S, StopFlag
+from emu.coordinator.processes import in_child
+from emu.coordinator.stop import HANG_S, CellFailed, StopFlag
 from emu.errors import EmuError, InputError
-from emu.workers import cpu as worker
 
 _REHEARSAL_BYTES = 256 * MIB
 """At least: the design may be one that needs much."""
@@ -30,49 +24,20 @@ def rehearse(plan: Plan, stop: StopFlag) -> None:
 
     Raises InputError when the designs do not load or a call of the program cannot be done.
     """
-    context = _context(plan.machine)
-    try:
-        ours, theirs = context.Pipe(duplex=False)
-    except OSError as error:
-        raise no_process(error) from None
-    arguments = (plan, theirs, os.devnull, os.getpid())
-    process = context.Process(target=_rehearse, args=arguments, daemon=True)
-    start(process)
-    theirs.close()
-    try:
-        give_up = time.monotonic() + HANG_S
-        while not ours.poll(0.05) and time.monotonic() < give_up:
-            stop.check()
-        problem = ours.recv() if ours.poll(0) else None
-    except EOFError:
-        problem = None
-    finally:
-        process.kill()
-        process.join()
-        process.close()
-        ours.close()
-    if problem:
-        raise InputError(problem)
+    with contextlib.suppress(CellFailed):
+        if problem := in_child(_rehearse, plan, stop=stop, limit_s=HANG_S):
+            raise InputError(problem)
 
 
-def _context(machine: str) -> Any:
-    """How to start a process for ``machine``: afresh where another one is loaded, else a fork."""
-    other = _core.is_any_loaded() and not _core.is_loaded(machine)
-    return multiprocess.get_context("spawn") if other else FORK
-
-
-def _rehearse(plan: Plan, answer: Any, stderr: str, parent_pid: int) -> None:
-    worker.be_a_child(parent_pid)
-    with Path(stderr).open("ab", buffering=0) as file:
-        os.dup2(file.fileno(), 2)
-    try:
-        answer.send(_rehearse_alone(plan))
-    except EmuError as error:
-        answer.send(str(error))
-
-
-def _rehearse_alone(plan: Plan) -> str | None:
+def _rehearse(plan: Plan) -> str | None:
     """The first thing that goes wrong, in one line."""
+    try:
+        return _failed_call(plan)
+    except EmuError as error:
+        return str(error)
+
+
+def _failed_call(plan: Plan) -> str | None:
     core, workload = _core.load(plan.machine), plan.workload
     alone = replace(plan, node_of_cpu=plan.node_of_cpu[:1], nr_hw_cpus=0, host_node_of_node=None)
     with Arena.anonymous(max(_REHEARSAL_BYTES, arena_needed(alone))) as arena:

@@ -97,7 +97,6 @@ class NativeEngine:
         }
         self._cleanup = contextlib.ExitStack()
         self._designs: dict[tuple[str, str], DesignFile] = {}
-        self._arena_bytes: dict[tuple[str, str, int], int] = {}
 
     def _cpus(self, machine: Topology) -> tuple[int, ...]:
         wanted = self._experiment.cpus or (min(machine.nr_cpus, self._host.nr_cpus),)
@@ -116,7 +115,7 @@ class NativeEngine:
         for cell in cells:
             stop.check()
             key = (cell.workload, cell.rmap, cell.mm)
-            plan = self._plan(cell, stop)
+            plan = self._plan(cell)
             self._check_memory(plan)
             if key not in rehearsed:
                 coordinator.rehearse(plan, stop)
@@ -126,7 +125,7 @@ class NativeEngine:
         """Remove compiled designs."""
         self._cleanup.close()
 
-    def _plan(self, cell: Cell, stop: StopFlag) -> Plan:
+    def _plan(self, cell: Cell) -> Plan:
         machine, host = self._topologies[cell.topology], self._host
         node_of_cpu = [int(machine.node_of_cpu[i % machine.nr_cpus]) for i in range(cell.cpus)]
         host_cpus = place_cpus(node_of_cpu, host)
@@ -153,17 +152,7 @@ class NativeEngine:
         )
         if plan.arena_bytes:
             return plan
-        # In a child: this process stays free of the machine until the first cell runs, so that the
-        # virtual engine, if it goes first, can fork its cells.
-        key = (cell.topology, cell.workload, cell.cpus)
-        if key not in self._arena_bytes:
-            # With the core here already no child is needed, and a child would be more than a fork.
-            self._arena_bytes[key] = (
-                coordinator.arena_needed(plan)
-                if _core.is_loaded("native")
-                else coordinator.in_child(coordinator.arena_needed, plan, stop=stop)
-            )
-        return replace(plan, arena_bytes=self._arena_bytes[key])
+        return replace(plan, arena_bytes=coordinator.arena_needed(plan))
 
     def _check_memory(self, plan: Plan) -> None:
         cpus = len(plan.node_of_cpu)
@@ -183,7 +172,7 @@ class NativeEngine:
         tick: Callable[[float, Callable[[], Inside]], None],
     ) -> tuple[CellResult, bool]:
         """Run a cell: its result, and whether it makes sense to go on with others."""
-        plan = self._plan(cell, stop)
+        plan = self._plan(cell)
         result = CellResult.of(
             cell,
             status="ok",
