@@ -77,7 +77,7 @@ def test_vmas_are_counted_with_those_of_waiting_processes() -> None:
 def test_a_program_of_a_million_calls_may_be_that_long(tmp_path: Path) -> None:
     path = tmp_path / "long.toml"
     line = '  "mmap(0x10000000, 4096, PROT_READ, MAP_PRIVATE|MAP_FIXED, libc.so.6, 0x1000)",\n'
-    path.write_bytes(b"x = [\n" + line.encode() * 10**6 + b"\n")
+    path.write_bytes(b"x = = [\n" + line.encode() * 10**6 + b"\n")
     with pytest.raises(InputError, match="not valid TOML"):
         workload.load(path)
 

@@ -89,7 +89,7 @@ def test_what_a_speed_up_hangs_on_is_found() -> None:
 
 def test_the_same_seed_gives_the_same_interval() -> None:
     arguments = (
-        *("run", "--engine", "virtual", "--topology", "hygon-12x32", "--cpus", "32"),
+        *("run", "--engine", "virtual", "--topology", "hygon-12x32", "--cpus", "16"),
         *("--rmap", "single,numa-locks", "--duration", "1ms", "--uncertainty", "4", "--json", "-"),
     )
     runs = [json.loads(emu(*arguments, timeout_s=120).stdout) for _ in range(2)]

@@ -115,16 +115,15 @@ def test_designs_scale_in_the_order_that_was_published() -> None:
 
 
 def test_one_lock_rises_peaks_and_falls() -> None:
-    cells = cells_of(*ON_HYGON, "--rmap", "single", "--cpus", "1..384", "--duration", "3ms")
+    cells = cells_of(*ON_HYGON, "--rmap", "single", "--cpus", "1,2,24,384", "--duration", "3ms")
     rates = [cell["ops_per_s"] for cell in cells]
-    top = int(np.argmax(rates))
-    assert 8 <= cells[top]["cpus"] <= 64
     assert rates[1] > 1.8 * rates[0]
-    assert rates[-1] < 0.6 * rates[top]
+    assert rates[2] > 3 * rates[1]
+    assert rates[3] < 0.6 * rates[2]
 
 
 def test_the_same_seed_gives_the_same_json() -> None:
-    arguments = (*ON_HYGON, "--cpus", "48", "--duration", "2ms")
+    arguments = (*ON_HYGON, "--cpus", "48", "--duration", "1ms")
     runs = [cells_of(*arguments), cells_of(*arguments)]
     for cell in (*runs[0], *runs[1]):
         host = cell.pop("host")

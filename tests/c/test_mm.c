@@ -35,9 +35,9 @@ enum { FILE_ANCHOR, FILE_CHURN, NR_FILES };
 enum { LIST_FORK, LIST_EXIT, LIST_IMAGE, LIST_EXEC, NR_LISTS };
 
 #ifdef EMU_TEST_THREADS
-static uint32_t calls_per_cpu = 2500; /* under the thread sanitizer each takes some ten times as long */
+static uint32_t calls_per_cpu = 1500; /* under the thread sanitizer each takes some ten times as long */
 #else
-static uint32_t calls_per_cpu = 5000;
+static uint32_t calls_per_cpu = 3000;
 #endif
 static const char *mm_design = "mmap-sem-rbtree";
 static void *arena_base;
