@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,9 @@ from pathlib import Path
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import pytest
+
+# What runs in the background of a script has it ignored, and so would the commands that are to end by it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
@@ -42,12 +47,12 @@ def child_processes() -> dict[str, str]:
 
 @pytest.fixture
 def nothing_left() -> Iterator[None]:
-    """The test leaves no arena, no run directory and no child process.
-
-    Before it there may be one: where both machines are used from one Python process, the package
-    multiprocess keeps a helper until that ends.
-    """
+    """The test leaves no arena, no run directory and no child process."""
     before, children = left_behind(), child_processes()
     yield
+    # What a test beside us leaves when it kills a coordinator goes with the next run there.
+    give_up = time.monotonic() + 10
+    while left_behind() - before and time.monotonic() < give_up:
+        time.sleep(0.1)
     assert left_behind() - before == set()
     assert {pid: line for pid, line in child_processes().items() if pid not in children} == {}

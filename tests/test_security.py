@@ -23,7 +23,6 @@ from emu.store import Store
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [*sorted((ROOT / "emu").rglob("*.py")), ROOT / "workers" / "cpu.py"]
-FORKERS = {"processes.py", "rehearsal.py"}
 ESCAPE = "\x1b]0;owned\x07\x1b[2Jx"
 
 
@@ -172,11 +171,9 @@ def test_nothing_unpickles_what_came_from_elsewhere() -> None:
     unpickle = {"pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib", "yaml"}
     used = {(path.name, name) for path in SOURCES for name in imported(path)}
     assert {(path, name) for path, name in used if name in unpickle} == set()
-    assert {path for path, name in used if name == "multiprocess"} == FORKERS
-    for name in sorted(FORKERS):
-        text = (ROOT / "emu" / "coordinator" / name).read_text()
-        words = r"multiprocess\.(managers|connection\.(Client|Listener)|Manager)"
-        assert not re.search(words, text), name
+    assert {path for path, name in used if name == "multiprocess"} == {"processes.py"}
+    text = (ROOT / "emu" / "coordinator" / "processes.py").read_text()
+    assert not re.search(r"multiprocess\.(managers|connection\.(Client|Listener)|Manager)", text)
     for path in SOURCES:
         assert "allow_pickle" not in path.read_text(), path
         calls = [

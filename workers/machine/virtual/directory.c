@@ -30,6 +30,18 @@ static uint64_t latency(const struct fiber *to, const struct fiber *from, uint32
 	return vm.cost.c2c_base_ps + leg(to->node, home) + leg(home, from->node) + leg(from->node, to->node);
 }
 
+/* A single transfer of that latency: no two take quite as long, and spinners in step would share a lock out by it. */
+static uint64_t transfer(const struct fiber *to, const struct fiber *from, uint32_t home)
+{
+	uint64_t ps = latency(to, from, home), most = ps / TRANSFER_SPREAD;
+
+	/* xorshift64: Marsaglia 2003, Journal of Statistical Software 8(14) */
+	vm.random ^= vm.random << 13;
+	vm.random ^= vm.random >> 7;
+	vm.random ^= vm.random << 17;
+	return ps - most + ((vm.random >> 32) * (2 * most + 1) >> 32);
+}
+
 static uint32_t home_of(uint32_t line)
 {
 	return vm.home[line >> (EMU_PAGE_SHIFT - 6)];
@@ -151,13 +163,13 @@ void line_read(uint64_t offset)
 	if (f->l3_tags[l3_slot(line)] == tag) {
 		/* It may still be on its way here. */
 		if (owner && !l->sharer && owner->l3 == f->l3) {
-			done = copy(t, latency(f, owner, home));
+			done = copy(t, transfer(f, owner, home));
 			from = owner;
 		} else {
 			done = later(later(t->ready, t->arrived), vm.clock + vm.cost.l3_hit_ps);
 		}
 	} else if (owner && still_has(owner, line, tag)) {
-		done = copy(t, latency(f, owner, home));
+		done = copy(t, transfer(f, owner, home));
 		from = owner;
 	} else {
 		done = copy(t, vm.cost.dram_ps[f->node * vm.cost.nr_nodes + home]);
@@ -201,7 +213,7 @@ static uint64_t line_take(uint32_t line, bool any_order, const struct fiber **fr
 		return vm.clock;
 	}
 	if (owner && still_has(owner, line, tag)) {
-		cost = latency(f, owner, home);
+		cost = transfer(f, owner, home);
 		*from = owner;
 	} else if (!here) {
 		cost = vm.cost.dram_ps[f->node * vm.cost.nr_nodes + home];
@@ -210,7 +222,7 @@ static uint64_t line_take(uint32_t line, bool any_order, const struct fiber **fr
 		cost = vm.cost.l3_hit_ps;
 	}
 	if (sharer) {
-		uint64_t ps = latency(f, sharer, home);
+		uint64_t ps = transfer(f, sharer, home);
 
 		if (!cost)
 			*from = sharer;

@@ -36,6 +36,7 @@
 #define SHADOW_DEPTH 256u /* a power of two */
 #define TIME_BITS 47 /* CPU numbers take the other bits of a queue key, but one to spare */
 #define HORIZON_PS UINT64_C(100000000)
+#define TRANSFER_SPREAD 10u /* a transfer takes up to a tenth more or less; docs/cost-model.md, Transfers */
 #define SMT_MAX 16u
 #define NEXT_TIMER_PS UINT64_C(4000000000000) /* of an idle CPU: the period of Linux' lockup watchdog */
 #define CLOCK_LOOKS 10000000u /* at one time, after which a loop is taken to wait for the clock */
@@ -141,6 +142,7 @@ struct vm {
 	uint64_t trace_hash;
 	uint64_t syncs;
 	uint64_t lookahead; /* the shortest way of a line between two CPUs */
+	uint64_t random;    /* for the directory, never 0 */
 
 	struct emu_cost_model cost;
 	uint64_t full_span;
