@@ -15,7 +15,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import pytest
 
-# What runs in the background of a script has it ignored, and so would the commands that are to end by it.
+# In the background of a script it is ignored; commands that are to end by it would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
