@@ -13,10 +13,17 @@ from pathlib import Path
 # As the command does, and before numpy is loaded: tests fork workers from this process.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import emu_command
 import pytest
 
 # In the background of a script it is ignored; commands that are to end by it would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def command_loaded_once() -> None:
+    """Before a test counts its child processes."""
+    emu_command.load_once()
 
 
 @pytest.fixture(autouse=True)

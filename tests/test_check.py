@@ -49,7 +49,7 @@ SEEN = {
     "walks-what-it-got": r"CPU \d+: a trylock walk of pages? \S+ of \S+ missed the VMA of",
     "faults-unlocked": r"CPU \d+: (a mixture of two mappings|after a fault for \w+ the page table|"
     r"a fault in a region comes to -\d)",
-    "forks-unlocked": r"CPU \d+: of a mapping of CPU \d+ the child has one half",
+    "forks-unlocked": r"CPU \d+: of a mapping of CPU \d+ the child has one half|wild pointer",
     "frees-nodes-early": r"CPU \d+: a fault in a mapping (of page|that nobody)|wild pointer",
     "leaks-processes": r"the arena leaks \d+ objects",
     "locks-late": r"CPU \d+: mmap gives 0x\w+, which CPU \d+ was given and has not given back",
