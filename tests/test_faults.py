@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from emu_command import children, cpu_ticks, start, wait_until
@@ -81,6 +82,25 @@ def test_a_worker_that_is_killed_or_stopped_fails_the_cell(number: signal.Signal
     assert Store().missing(run.run.id) == ({0} if outside else set())
     assert run.cells[0].error is not None
     assert run.cells[0].error in err
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_a_worker_that_dies_between_two_phases_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ZeroMQ knows by then that there is nobody to send the next phase to."""
+    send = coordinator.workers.Workers._send
+
+    def kill_and_send(self: Any, message: Any) -> None:
+        victim = self._processes[1].pid
+        os.kill(victim, signal.SIGKILL)
+        os.waitid(os.P_PID, victim, os.WEXITED | os.WNOWAIT)
+        time.sleep(0.2)
+        send(self, message)
+
+    monkeypatch.setattr(coordinator.workers.Workers, "_send", kill_and_send)
+    run = emu.run(rmap="single", cpus=2, duration="40ms", repeats=1)
+    (cell,) = run.cells
+    assert cell.error is not None
+    assert re.search(r"^CPU 1 \(pid \d+\) was killed by SIGKILL, in phase load", cell.error)
 
 
 @pytest.mark.usefixtures("nothing_left")

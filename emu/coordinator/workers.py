@@ -162,7 +162,12 @@ class Workers:
     def _send(self, message: worker.FromCoordinator) -> None:
         text = msgspec.msgpack.encode(message)
         for cpu in range(len(self._processes)):
-            self._router.send_multipart([b"%d" % cpu, text])
+            try:
+                self._router.send_multipart([b"%d" % cpu, text])
+            except zmq.ZMQError as error:
+                # It has just died: who waits for its answer will find that and say how.
+                if error.errno != zmq.EHOSTUNREACH:
+                    raise
 
     def _receive(self, poll_ms: int) -> None:
         """Take all messages that are there; wait ``poll_ms`` for the first."""
