@@ -166,7 +166,11 @@ def telling(
                 tell(look())
 
     thread = threading.Thread(target=work, name="emu-live")
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:  # no room for one more: nobody can watch, but the cell can run
+        yield
+        return
     try:
         yield
     finally:

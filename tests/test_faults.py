@@ -16,9 +16,11 @@ from typing import Any
 
 import pytest
 from emu_command import children, cpu_ticks, start, wait_until
+from mm_machine import Machine
 
 import emu
 from emu import coordinator
+from emu.coordinator import CellFailed
 from emu.errors import InputError
 from emu.results import Run
 from emu.store import Store
@@ -101,6 +103,22 @@ def test_a_worker_that_dies_between_two_phases_is_named(monkeypatch: pytest.Monk
     (cell,) = run.cells
     assert cell.error is not None
     assert re.search(r"^CPU 1 \(pid \d+\) was killed by SIGKILL, in phase load", cell.error)
+
+
+@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize(
+    ("number", "how"), [(signal.SIGSTOP, "stopped"), (signal.SIGKILL, "killed")]
+)
+def test_who_looks_at_a_drained_arena_may_be_killed_or_stopped(
+    number: signal.Signals, how: str
+) -> None:
+    def strike() -> None:
+        os.kill(os.getpid(), number)
+
+    machine = Machine("single")
+    with pytest.raises(CellFailed, match=f"CPU 0 was {how} by {number.name}") as failed:
+        coordinator.on_cpus(machine.core, 1, strike, progress=lambda: None, doing=lambda _: None)
+    assert failed.value.outside
 
 
 @pytest.mark.usefixtures("nothing_left")

@@ -78,7 +78,7 @@ def run(
                 memory = arena.used_bytes() + _private_bytes([os.getpid(), *workers.pids])
                 workers.phase("drain", workload.drain_list, once=True)
                 calls += count_calls(core, plan)
-                rmap_memory = _check_drained(core)
+                rmap_memory = _check_drained(core, stop)
                 workers.finish()
                 return CellTotals(
                     phases=phases,
@@ -94,7 +94,7 @@ def run(
         core.design_unload()
 
 
-def _check_drained(core: _core.Core) -> dict[str, int]:
+def _check_drained(core: _core.Core, stop: StopFlag) -> dict[str, int]:
     """See that nothing is left; ``Core.memory()``. Raises CellFailed.
 
     In a process of its own: trees that a CPU, or anybody, has damaged may have no end, or lead
@@ -111,10 +111,11 @@ def _check_drained(core: _core.Core) -> dict[str, int]:
         os.write(writer, msgspec.json.encode(answer))
 
     try:
-        on_cpus(core, 1, look, progress=lambda: None, doing=lambda _: None, hang_s=_DRAINED_S)
+        on_cpus(core, 1, look, progress=stop.check, doing=lambda _: None, hang_s=_DRAINED_S)
         said = msgspec.json.decode(os.read(reader, 65536), type=dict[str, int] | str)
     except CellFailed as error:
-        raise CellFailed(f"after the drain phase the arena cannot be looked at: {error}") from None
+        what = f"after the drain phase the arena cannot be looked at: {error}"
+        raise CellFailed(what, outside=error.outside) from None
     finally:
         os.close(reader)
         os.close(writer)

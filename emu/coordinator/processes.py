@@ -30,6 +30,8 @@ _WATCH_S = 0.1
 
 _WORDS_BYTES = 1 << 20
 """Of what a process wrote on stderr, at most; its last line is what counts."""
+_OUTSIDE = (signal.SIGKILL, signal.SIGTERM)
+"""Sent by somebody else: no code under test does."""
 FORK = multiprocess.get_context("fork")
 _T = TypeVar("_T")
 
@@ -101,7 +103,7 @@ class Child(Generic[_T]):
             last = words.strip().splitlines()[-1:]
             how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
             reason = last[0].removeprefix("emu: ") if last else how
-            outside = status in (-signal.SIGKILL, -signal.SIGTERM)
+            outside = -status in _OUTSIDE
             raise CellFailed(f"{self._what} died: {reason}", outside=outside) from None
         if isinstance(answer, EmuError):
             raise answer
@@ -247,12 +249,19 @@ def on_cpus(
         since = time.monotonic()
         while pids:
             # Only those: who uses mm-emu as a library may have children of their own.
-            ended = [done for pid in pids if (done := os.waitpid(pid, os.WNOHANG))[0]]
-            for pid, status in ended:
-                cpu = pids.pop(pid)
+            flags = os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT
+            found = [info for pid in pids if (info := os.waitid(os.P_PID, pid, flags))]
+            for info in found:
+                cpu = pids[info.si_pid]
+                if info.si_code == os.CLD_STOPPED:
+                    name = signal.Signals(info.si_status).name
+                    raise CellFailed(f"CPU {cpu} was stopped by {name}", outside=True)
+                _, status = os.waitpid(info.si_pid, 0)
+                del pids[info.si_pid]
                 if status:
-                    raise CellFailed(_how_it_ended(core, cpu, status, doing(cpu)))
-            if ended:
+                    outside = os.WIFSIGNALED(status) and os.WTERMSIG(status) in _OUTSIDE
+                    raise CellFailed(_how_it_ended(core, cpu, status, doing(cpu)), outside=outside)
+            if found:
                 continue
             time.sleep(0.001)
             now, reached = time.monotonic(), progress()
