@@ -141,9 +141,17 @@ class Fault:
     other_user: bool = False
 
 
+def is_in_vfork(pid: int) -> bool:
+    """Has a child of vfork(2) not got to its program yet? Its parent can do nothing if it stops."""
+    with contextlib.suppress(OSError):
+        parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        return Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[0] == "D"
+    return False
+
+
 def to_child(number: signal.Signals) -> Callable[[Run], bool]:
     def strike(run: Run) -> bool:
-        found = run.descendants()
+        found = [pid for pid in run.descendants() if not is_in_vfork(pid)]
         if not found:
             return False
         with contextlib.suppress(ProcessLookupError):

@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -119,6 +120,18 @@ def test_who_looks_at_a_drained_arena_may_be_killed_or_stopped(
     with pytest.raises(CellFailed, match=f"CPU 0 was {how} by {number.name}") as failed:
         coordinator.on_cpus(machine.core, 1, strike, progress=lambda: None, doing=lambda _: None)
     assert failed.value.outside
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_a_child_that_dies_in_the_middle_of_its_answer_has_died() -> None:
+    def half(send: Any) -> None:
+        os.write(send.__self__.fileno(), struct.pack("!i", 1000) + b"the first of so many bytes")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with coordinator.Child(half, talks=True) as child:
+        wait_until(child.ready)
+        with pytest.raises(CellFailed, match="the virtual machine died: SIGKILL"):
+            child.result()
 
 
 @pytest.mark.usefixtures("nothing_left")

@@ -96,7 +96,7 @@ class Child(Generic[_T]):
         """
         try:
             answer = self.connection.recv()
-        except EOFError:
+        except (EOFError, OSError):  # before its answer, or in the middle of it
             self._process.join()
             status = self._process.exitcode
             words = os.pread(self._words, _WORDS_BYTES, 0).decode(errors="replace")
