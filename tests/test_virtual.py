@@ -115,11 +115,14 @@ def test_designs_scale_in_the_order_that_was_published() -> None:
 
 
 def test_one_lock_rises_peaks_and_falls() -> None:
-    cells = cells_of(*ON_HYGON, "--rmap", "single", "--cpus", "1,2,24,384", "--duration", "3ms")
+    cells = cells_of(
+        *ON_HYGON, "--rmap", "single", "--cpus", "1,2,4,24,128,384", "--duration", "3ms"
+    )
     rates = [cell["ops_per_s"] for cell in cells]
+    top = int(np.argmax(rates))
+    assert cells[top]["cpus"] == 24
     assert rates[1] > 1.8 * rates[0]
-    assert rates[2] > 3 * rates[1]
-    assert rates[3] < 0.6 * rates[2]
+    assert rates[-1] < 0.6 * rates[top]
 
 
 def test_the_same_seed_gives_the_same_json() -> None:

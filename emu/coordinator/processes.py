@@ -249,20 +249,17 @@ def on_cpus(
         since = time.monotonic()
         while pids:
             # Only those: who uses mm-emu as a library may have children of their own.
-            flags = os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT
-            found = [info for pid in pids if (info := os.waitid(os.P_PID, pid, flags))]
-            for info in found:
-                cpu = pids[info.si_pid]
+            for pid, cpu in list(pids.items()):
+                info: Any = os.waitid(os.P_PID, pid, os.WEXITED | os.WSTOPPED | os.WNOHANG)
+                if info is None:
+                    continue
                 if info.si_code == os.CLD_STOPPED:
                     name = signal.Signals(info.si_status).name
                     raise CellFailed(f"CPU {cpu} was stopped by {name}", outside=True)
-                _, status = os.waitpid(info.si_pid, 0)
-                del pids[info.si_pid]
-                if status:
-                    outside = os.WIFSIGNALED(status) and os.WTERMSIG(status) in _OUTSIDE
-                    raise CellFailed(_how_it_ended(core, cpu, status, doing(cpu)), outside=outside)
-            if found:
-                continue
+                del pids[pid]
+                if info.si_status:  # a signal, or what it exited with
+                    outside = info.si_code != os.CLD_EXITED and info.si_status in _OUTSIDE
+                    raise CellFailed(_how_it_ended(core, cpu, info, doing(cpu)), outside=outside)
             time.sleep(0.001)
             now, reached = time.monotonic(), progress()
             if reached != seen:
@@ -289,13 +286,14 @@ def _be_cpu(core: _core.Core, cpu: int, work: Callable[[], None], parent_pid: in
         os._exit(status)
 
 
-def _how_it_ended(core: _core.Core, cpu: int, status: int, hook: str | None) -> str:
+def _how_it_ended(core: _core.Core, cpu: int, info: Any, hook: str | None) -> str:
+    """``info``: as waitid(2) has it."""
     words: str = core.cpu_state(cpu).contents.failure.decode(errors="replace")
     if words:
         return words
     end = (
-        f"was killed by {signal.Signals(os.WTERMSIG(status)).name}"
-        if os.WIFSIGNALED(status)
-        else f"ended with exit status {os.WEXITSTATUS(status)}"
+        f"ended with exit status {info.si_status}"
+        if info.si_code == os.CLD_EXITED
+        else f"was killed by {signal.Signals(info.si_status).name}"
     )
     return f"CPU {cpu} {end}{f' in {hook}' if hook else ''}"

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -112,7 +113,7 @@ class Workload:
         """The phase whose operations are the run's: the first that is recorded."""
         return next(phase.name for phase in self.phases if phase.record)
 
-    @property
+    @cached_property
     def most_vmas(self) -> int:
         """How many VMAs a CPU's processes may have at once, waiting ones included."""
         most, loaded = self._list_vmas(self.load_list, 0)
@@ -138,7 +139,7 @@ class Workload:
             most = max(most, own + waiting)
         return most, own
 
-    @property
+    @cached_property
     def page_table_bytes(self) -> int:
         """Arena for the page tables of a CPU's processes, at most."""
         return sum(map(self._list_page_table_bytes, self.lists))

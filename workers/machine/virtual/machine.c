@@ -264,7 +264,7 @@ static uint64_t shortest_way(void)
 				ps = m->c2c_l3_ps;
 		}
 	}
-	return ps;
+	return ps - ps / TRANSFER_SPREAD;
 }
 
 static int check(const struct emu_cost_model *m)
@@ -381,7 +381,7 @@ int emu_virtual_config(const struct emu_cost_model *model)
 	for (uint32_t i = 0; i < model->nr_cpus; i++)
 		vm.queues[i].idles_ps = NEXT_TIMER_PS;
 	set_homes();
-	vm.lookahead = shortest_way() - shortest_way() / TRANSFER_SPREAD;
+	vm.lookahead = shortest_way();
 	vm.random = (emu_arena->config.seed << 1 | 1) * UINT64_C(0x9e3779b97f4a7c15);
 	return 0;
 }
