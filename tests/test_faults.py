@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 from emu_command import children, cpu_ticks, start, wait_until
-from mm_machine import Machine
 
 import emu
 from emu import coordinator
@@ -108,18 +107,55 @@ def test_a_worker_that_dies_between_two_phases_is_named(monkeypatch: pytest.Monk
 
 @pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize(
-    ("number", "how"), [(signal.SIGSTOP, "stopped"), (signal.SIGKILL, "killed")]
+    ("number", "how"), [(signal.SIGSTOP, "was stopped by"), (signal.SIGKILL, "died:")]
 )
-def test_who_looks_at_a_drained_arena_may_be_killed_or_stopped(
-    number: signal.Signals, how: str
+def test_who_looks_at_the_arena_may_be_killed_or_stopped(
+    monkeypatch: pytest.MonkeyPatch, number: signal.Signals, how: str
 ) -> None:
-    def strike() -> None:
+    def strike(core: Any, plan: Any, name: str) -> None:
         os.kill(os.getpid(), number)
 
-    machine = Machine("single")
-    with pytest.raises(CellFailed, match=f"CPU 0 was {how} by {number.name}") as failed:
-        coordinator.on_cpus(machine.core, 1, strike, progress=lambda: None, doing=lambda _: None)
-    assert failed.value.outside
+    monkeypatch.setattr(coordinator.cell, "gather", strike)
+    run = emu.run(rmap="single", cpus=2, duration="40ms", repeats=1)
+    (cell,) = run.cells
+    words = rf"after phase exec the arena cannot be looked at: who looked {how} {number.name}"
+    assert cell.error == words
+    assert run.run.status == "stopped"
+
+
+@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize(
+    ("scribble", "error"),
+    [
+        (
+            "current->sites[1].function = (const char *)8;",
+            "the arena cannot be looked at: .*SIGSEGV",
+        ),
+        ("current->sites[1].parent = 1;", "the call sites of CPU 0 are damaged"),
+        ("memset((void *)0x200000000000, 0x5a, 1024);", r"CPU \d \(pid \d+\) was killed by SIG"),
+    ],
+    ids=["pointer", "loop", "header"],
+)
+def test_a_design_that_writes_over_the_arena_fails_its_cell_and_no_other(
+    own_store: Path, tmp_path: Path, scribble: str, error: str
+) -> None:
+    good = (ROOT / "workers" / "designs" / "rmap" / "single.c").read_text()
+    place = (
+        "static void single_insert(struct address_space *mapping, struct vm_area_struct *vma)\n{\n"
+    )
+    assert place in good
+    file = tmp_path / "bad.c"
+    late = f"static int n;\n\tif (++n == 500) {{ {scribble} }}\n"
+    file.write_text("#include <string.h>\n" + good.replace(place, place + late))
+    options = ("--cpus", "2", "--duration", "300ms", "--repeats", "1")
+    process = start("run", "--rmap", f"{file},single", *options)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    run = Store(own_store).load("last")
+    assert [cell.status for cell in run.cells] == ["failed", "ok"]
+    said = run.cells[0].error or ""
+    assert re.search(error, said), said
+    assert said in err
 
 
 @pytest.mark.usefixtures("nothing_left")

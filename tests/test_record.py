@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from emu import record, workload
-from emu.errors import InputError
+from emu.errors import EmuError, InputError
 
 NEEDS_STRACE = pytest.mark.skipif(
     platform.machine() != "x86_64" or not shutil.which("strace") or not shutil.which("setarch"),
@@ -46,6 +46,29 @@ def test_the_calls_of_threads_are_their_process_s() -> None:
     assert calls == {
         10: ["brk(NULL)", "brk(0x2000)", "mprotect(0x1000, 4096, PROT_READ)", "exit_group(0)"]
     }
+
+
+@pytest.mark.parametrize(
+    ("lines", "error"),
+    [
+        ([f"10 {CLONE} = 0x7ffff7dd4000"], "clone3 returns 0x7ffff7dd4000, which is no process"),
+        ([f"10 {CLONE} = 10"], "thread 10 has started itself"),
+        ([f"10 {CLONE} = 11", f"11 {CLONE} = 10"], "thread 1[01] has started itself"),
+    ],
+)
+def test_a_thread_that_cannot_be_is_refused(lines: list[str], error: str) -> None:
+    with pytest.raises(EmuError, match=f"^in strace's log {error}$"):
+        joined(*lines)
+
+
+def test_a_process_begins_once() -> None:
+    lines = ("10 execve() = 0", "10 fork() = 11", "11 fork() = 10", "11 exit_group(0) = ?")
+    events, threads = record.log.join_threads(record.log.parse_log(lines))
+    builder = record.build.Builder(Path(), None, {}, False, threads, {})
+    with pytest.raises(
+        EmuError, match=r"^process 11 is not in strace's log, or begins twice there$"
+    ):
+        list(builder.process(11, events | {10: events[10][1:]}))
 
 
 def test_a_thread_may_log_before_its_clone_has_returned() -> None:

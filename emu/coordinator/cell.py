@@ -12,20 +12,20 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-
-import msgspec
+from typing import Any, TypeVar
 
 from emu import _core, live
 from emu.arena import Arena, run_directory
 from emu.coordinator.plan import Plan, set_up
-from emu.coordinator.processes import on_cpus
+from emu.coordinator.processes import ChildDied, in_child
 from emu.coordinator.stop import CellFailed, StopFlag
 from emu.coordinator.totals import CellTotals, PhaseTotals, count_calls, gather
 from emu.coordinator.workers import Workers
 from emu.errors import InputError
 
-_DRAINED_S = 60
-"""More than looking at the emptiest of the largest arenas takes on a busy host."""
+_LOOK_S = 60
+"""More than looking at the largest of arenas takes on a busy host."""
+_T = TypeVar("_T")
 
 
 def run(
@@ -56,11 +56,16 @@ def run(
                 for phase in workload.phases:
                     share_ns = round(plan.duration_ns * phase.share)
 
+                    def inside(name: str = phase.name) -> live.Inside:
+                        when = f"in phase {name}"
+                        return _read(live.look, core, plan, name, when=when, stop=stop)
+
                     def progress(
-                        elapsed_ns: int, before_ns: int = done_ns, name: str = phase.name
+                        elapsed_ns: int,
+                        before_ns: int = done_ns,
+                        inside: Callable[[], live.Inside] = inside,
                     ) -> None:
-                        share = min(1.0, (before_ns + elapsed_ns) / all_ns)
-                        tick(share, lambda: live.look(core, plan, name))
+                        tick(min(1.0, (before_ns + elapsed_ns) / all_ns), inside)
 
                     workers.phase(
                         phase.name,
@@ -74,11 +79,13 @@ def run(
                     done_ns += share_ns
                     calls += count_calls(core, plan)
                     if phase.record:
-                        phases.append(gather(core, plan, phase.name))
+                        when = f"after phase {phase.name}"
+                        phases.append(_read(gather, core, plan, phase.name, when=when, stop=stop))
                 memory = arena.used_bytes() + _private_bytes([os.getpid(), *workers.pids])
                 workers.phase("drain", workload.drain_list, once=True)
                 calls += count_calls(core, plan)
-                rmap_memory = _check_drained(core, stop)
+                when = "after the drain phase"
+                rmap_memory = _read(_look_at_drained, core, when=when, stop=stop)
                 workers.finish()
                 return CellTotals(
                     phases=phases,
@@ -94,34 +101,27 @@ def run(
         core.design_unload()
 
 
-def _check_drained(core: _core.Core, stop: StopFlag) -> dict[str, int]:
-    """See that nothing is left; ``Core.memory()``. Raises CellFailed.
+def _read(work: Callable[..., _T], *arguments: Any, when: str, stop: StopFlag) -> _T:
+    """What ``work(*arguments)`` finds in the arena. Raises what it raises, or CellFailed.
 
-    In a process of its own: trees that a CPU, or anybody, has damaged may have no end, or lead
-    anywhere.
+    In a process of its own: what a CPU, or anybody, has damaged may have no end, or lead anywhere.
     """
-    reader, writer = os.pipe()
-
-    def look() -> None:
-        try:
-            core.check_drained()
-            answer: dict[str, int] | str = core.memory()
-        except _core.CoreError as error:
-            answer = str(error)
-        os.write(writer, msgspec.json.encode(answer))
-
     try:
-        on_cpus(core, 1, look, progress=stop.check, doing=lambda _: None, hang_s=_DRAINED_S)
-        said = msgspec.json.decode(os.read(reader, 65536), type=dict[str, int] | str)
-    except CellFailed as error:
-        what = f"after the drain phase the arena cannot be looked at: {error}"
+        return in_child(
+            work, *arguments, stop=stop, what="who looked", limit_s=_LOOK_S, keeps_core=True
+        )
+    except ChildDied as error:
+        what = f"{when} the arena cannot be looked at: {error}"
         raise CellFailed(what, outside=error.outside) from None
-    finally:
-        os.close(reader)
-        os.close(writer)
-    if isinstance(said, str):
-        raise CellFailed(f"after the drain phase {said}")
-    return said
+
+
+def _look_at_drained(core: _core.Core) -> dict[str, int]:
+    """See that nothing is left; ``Core.memory()``. Raises CellFailed."""
+    try:
+        core.check_drained()
+        return core.memory()
+    except _core.CoreError as error:
+        raise CellFailed(f"after the drain phase {error}") from None
 
 
 def _private_bytes(pids: Iterable[int]) -> int:

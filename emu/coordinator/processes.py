@@ -21,7 +21,7 @@ import multiprocess
 import multiprocess.connection
 
 from emu import _core
-from emu.coordinator.stop import HANG_S, CellFailed, StopFlag
+from emu.coordinator.stop import CellFailed, StopFlag
 from emu.errors import EmuError, InputError
 from emu.workers import cpu as worker
 
@@ -36,12 +36,18 @@ FORK = multiprocess.get_context("fork")
 _T = TypeVar("_T")
 
 
+class ChildDied(CellFailed):
+    """A process that should have had a result has died, was stopped, or hangs."""
+
+
 class Child(Generic[_T]):
     """``work(*arguments)`` in a process of its own; a context manager that ends it.
 
-    A fork of this one in which no machine is loaded; nothing that it loads or maps stays here. When
-    it dies it is called ``what``. ``talks``: ``work`` gets one more argument, a function that sends
-    what it is given; ``result`` then gives these first.
+    A fork of this one; nothing that it loads or maps stays here. No machine is loaded in it, but
+    with ``keeps_core`` the one of this process, with the arena as it is: to look at what CPUs under
+    test have left there, which may lead anywhere. When the process dies it is called ``what``.
+    ``talks``: ``work`` gets one more argument, a function that sends what it is given; ``result``
+    then gives these first.
     """
 
     def __init__(
@@ -50,6 +56,7 @@ class Child(Generic[_T]):
         *arguments: Any,
         what: str = "the virtual machine",
         talks: bool = False,
+        keeps_core: bool = False,
     ) -> None:
         self._what = what
         try:
@@ -62,7 +69,7 @@ class Child(Generic[_T]):
         words = f"/proc/{os.getpid()}/fd/{self._words}"
         self._process = FORK.Process(
             target=_child,
-            args=(work, arguments, talks, theirs, words, os.getpid()),
+            args=(work, arguments, talks, keeps_core, theirs, words, os.getpid()),
             daemon=True,
         )
         try:
@@ -77,7 +84,7 @@ class Child(Generic[_T]):
     def ready(self, wait_s: float = 0) -> bool:
         """Will ``result`` answer at once? Waits for at most ``wait_s``.
 
-        Raises CellFailed when somebody has stopped the process.
+        Raises ChildDied when somebody has stopped the process.
         """
         if self.connection.poll(wait_s):
             return True
@@ -86,13 +93,13 @@ class Child(Generic[_T]):
             info = os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT)
         if info is not None:
             name = signal.Signals(info.si_status).name
-            raise CellFailed(f"{self._what} was stopped by {name}", outside=True)
+            raise ChildDied(f"{self._what} was stopped by {name}", outside=True)
         return False
 
     def result(self) -> _T:
         """What the work returned.
 
-        Raises what it raised if that is an EmuError, CellFailed when the process died.
+        Raises what it raised if that is an EmuError, ChildDied when the process died.
         """
         try:
             answer = self.connection.recv()
@@ -104,7 +111,7 @@ class Child(Generic[_T]):
             how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
             reason = last[0].removeprefix("emu: ") if last else how
             outside = -status in _OUTSIDE
-            raise CellFailed(f"{self._what} died: {reason}", outside=outside) from None
+            raise ChildDied(f"{self._what} died: {reason}", outside=outside) from None
         if isinstance(answer, EmuError):
             raise answer
         result: _T = answer
@@ -136,17 +143,18 @@ def in_child(
     stop: StopFlag,
     what: str = "the virtual machine",
     limit_s: float = float("inf"),
+    keeps_core: bool = False,
 ) -> _T:
-    """What ``work(*arguments)`` returns, from a process of its own.
+    """What ``work(*arguments)`` returns, from a process of its own; ``keeps_core``: see ``Child``.
 
-    Raises as ``Child.result``, CellFailed when it takes longer than ``limit_s``, Interrupted.
+    Raises as ``Child.result``, ChildDied when it takes longer than ``limit_s``, Interrupted.
     """
     give_up = time.monotonic() + limit_s
-    with Child(work, *arguments, what=what) as child:
+    with Child(work, *arguments, what=what, keeps_core=keeps_core) as child:
         while not child.ready(0.05):
             stop.check()
             if time.monotonic() > give_up:
-                raise CellFailed(f"{what} hangs: no result after {limit_s:.0f} s")
+                raise ChildDied(f"{what} hangs: no result after {limit_s:.0f} s")
         return child.result()
 
 
@@ -189,6 +197,7 @@ def _child(
     work: Callable[..., Any],
     arguments: tuple[Any, ...],
     talks: bool,
+    keeps_core: bool,
     answer: Any,
     stderr: str,
     parent_pid: int,
@@ -196,7 +205,8 @@ def _child(
     worker.be_a_child(parent_pid)
     with Path(stderr).open("ab", buffering=0) as file:
         os.dup2(file.fileno(), 2)
-    _core.unload()
+    if not keeps_core:
+        _core.unload()
     try:
         answer.send(work(*arguments, answer.send) if talks else work(*arguments))
     except _core.CoreError as error:
@@ -228,7 +238,7 @@ def on_cpus(
     *,
     progress: Callable[[], object],
     doing: Callable[[int], str | None],
-    hang_s: float = HANG_S,
+    hang_s: float,
 ) -> None:
     """Run ``work`` on every CPU of a native machine, in a process each; returns when all are done.
 

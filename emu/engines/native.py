@@ -184,14 +184,17 @@ class NativeEngine:
         began = time.monotonic()
         go_on = True
         try:
-            fill_in(result, plan, coordinator.run(plan, stop, tick))
-            result.bottleneck = find_bottleneck(result, {})
+            totals = coordinator.run(plan, stop, tick)
         except CellFailed as error:
             result.status, result.error = "failed", str(error)
             go_on = not error.outside
-        except (ArithmeticError, LookupError, ValueError) as error:
-            result.status = "failed"
-            result.error = f"what the CPUs left in the arena is damaged: {error!r}"
+        else:
+            try:
+                fill_in(result, plan, totals)
+                result.bottleneck = find_bottleneck(result, {})
+            except (ArithmeticError, LookupError, ValueError) as error:
+                result.status = "failed"
+                result.error = f"what the CPUs left in the arena is damaged: {error!r}"
         result.host.wall_s = time.monotonic() - began
         return result, go_on
 

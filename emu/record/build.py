@@ -12,7 +12,7 @@ from pathlib import Path
 
 from emu.errors import EmuError, InputError
 from emu.record.elf import Elf, read_elf
-from emu.record.log import MMAP, Event, mapped_file
+from emu.record.log import MMAP, Event, mapped_file, started
 from emu.record.mm import MapsLine
 from emu.record.strace import EXITS, FORKS, UNSUPPORTED, Stops, trace
 from emu.workload import (
@@ -74,6 +74,8 @@ class Builder:
         self.images: dict[str, list[Step]] = {}
         self.image_paths: dict[str, str] = {}
         """Path of the executable, by name of the image."""
+        self.begun: set[int] = set()
+        """Processes."""
         self.vforks = 0
         self.borders = 0
         """Between neighbouring anonymous mappings, in the real maps alone."""
@@ -87,10 +89,12 @@ class Builder:
 
     def process(self, pid: int, events: Mapping[int, Sequence[Event]]) -> Iterator[Step]:
         """What a process and its children do until it ends."""
+        self.begun.add(pid)
         held = False
         for event in events[pid]:
             held |= event.call == "execve" or event.call in EXITS
-            if event.result.startswith("-1"):
+            child = started(event)
+            if event.result.startswith("-1") or (event.call in FORKS and not child):
                 continue
             if event.call in EXITS:
                 yield Step(Call("exit"), pid, held=True)
@@ -99,10 +103,9 @@ class Builder:
                 raise InputError(f"the command calls {event.call}, which no workload can have yet")
             yield Step(self.call(event), pid, held=held)
             held = False
-            if event.call in FORKS:
-                child = int(event.result)
-                if child not in events:
-                    raise EmuError(f"process {child} is not in strace's log")
+            if child:
+                if child not in events or child in self.begun:
+                    raise EmuError(f"process {child} is not in strace's log, or begins twice there")
                 yield from self.process(child, events)
         raise EmuError(f"strace's log does not show the end of process {pid}")
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from emu.errors import InputError
+from emu.errors import EmuError, InputError
 from emu.record.strace import EXITS, FORKS
 
 
@@ -55,6 +55,18 @@ def parse_log(lines: Sequence[str]) -> dict[int, list[Event]]:
     return events
 
 
+def started(event: Event) -> int | None:
+    """The process or thread that a call has started; None: it was none of FORKS, or failed.
+
+    Raises EmuError for a number that none can have.
+    """
+    if event.call not in FORKS or event.result == "?" or event.result.startswith("-1"):
+        return None
+    if not re.fullmatch(r"[1-9]\d{0,9}", event.result, re.ASCII):
+        raise EmuError(f"in strace's log {event.call} returns {event.result}, which is no process")
+    return int(event.result)
+
+
 def _is_thread(event: Event) -> bool:
     return event.call in FORKS and "CLONE_THREAD" in event.arguments
 
@@ -64,12 +76,16 @@ def join_threads(events: Mapping[int, list[Event]]) -> tuple[dict[int, list[Even
     leader_of: dict[int, int] = {}
     for pid, own in events.items():  # a thread's line comes after that of whoever started it
         for event in own:
-            if _is_thread(event) and not event.result.startswith("-1"):
-                leader_of[int(event.result)] = leader_of.get(pid, pid)
+            if _is_thread(event) and (thread := started(event)):
+                leader_of[thread] = leader_of.get(pid, pid)
     # A thread may have been seen before its own starter was told to be one.
     for thread in leader_of:
-        while leader_of[thread] in leader_of:
-            leader_of[thread] = leader_of[leader_of[thread]]
+        passed = {thread}
+        while (leader := leader_of[thread]) in leader_of:
+            if leader in passed:
+                raise EmuError(f"in strace's log thread {leader} has started itself")
+            passed.add(leader)
+            leader_of[thread] = leader_of[leader]
     joined: dict[int, list[Event]] = {pid: [] for pid in events if pid not in leader_of}
     for pid, own in events.items():
         joined[leader_of.get(pid, pid)] += [

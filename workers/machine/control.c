@@ -21,6 +21,9 @@ struct layout {
 	uint32_t max_classes, background_places;
 };
 
+/* The conductor's own: emu_arena->cpus as it was before any CPU under test could write over it. */
+static struct emu_cpu *all_cpus;
+
 static uint64_t place(uint64_t *at, uint64_t bytes)
 {
 	uint64_t offset = (*at + EMU_CACHELINE - 1) & ~(uint64_t)(EMU_CACHELINE - 1);
@@ -114,7 +117,7 @@ int emu_arena_format(void *base, uint64_t bytes, const struct emu_config *config
 		arena->config.nr_hw_cpus = config->nr_cpus;
 	arena->node_of_cpu = (uint32_t *)(start + l.node_of_cpu);
 	arena->penalty_ns = (uint32_t *)(start + l.penalty_ns);
-	arena->cpus = (struct emu_cpu *)(start + l.cpus);
+	arena->cpus = all_cpus = (struct emu_cpu *)(start + l.cpus);
 	arena->pools = (struct emu_pool *)(start + l.pools);
 	arena->lock_stats = (struct lock_stat *)(start + l.lock_stats);
 	arena->files = (struct address_space *)(start + l.files);
@@ -456,10 +459,6 @@ int emu_phase_prepare(uint32_t list, uint32_t once, uint32_t record, uint64_t du
 
 	if (list >= arena->nr_lists)
 		return emu_set_error(-EINVAL, "no call list %u of %u", list, arena->nr_lists);
-	if (arena->micro)
-		emu_micro_reset(arena->micro);
-	if (arena->meeting)
-		emu_meeting_reset(arena->meeting);
 	arena->phase_first = arena->phase_list = list;
 	arena->phase_once = once;
 	arena->phase_record = record;
@@ -506,6 +505,11 @@ void emu_phase_reset(uint32_t number)
 	for (uint32_t i = 0; i < EMU_LAT_NR; i++)
 		if (cpu->hists[i].total || cpu->hists[i].overflow)
 			memset(&cpu->hists[i], 0, sizeof(cpu->hists[i]));
+	/* One does it for all: nobody goes on before all have said that they are here. */
+	if (!number && emu_arena->micro)
+		emu_micro_reset(emu_arena->micro);
+	if (!number && emu_arena->meeting)
+		emu_meeting_reset(emu_arena->meeting);
 	cpu->task.wait_ns = 0;
 	cpu->in_ping_pong = false;
 	cpu->ping_pong_turn = number & 1;
@@ -579,12 +583,12 @@ int emu_list_run(uint32_t list, uint32_t *failed)
 
 struct emu_cpu_state *emu_cpu_state(uint32_t cpu)
 {
-	return &emu_arena->cpus[cpu].state;
+	return &all_cpus[cpu].state;
 }
 
 struct emu_cpu_result *emu_cpu_result(uint32_t cpu)
 {
-	return &emu_arena->cpus[cpu].result;
+	return &all_cpus[cpu].result;
 }
 
 struct emu_hist *emu_cpu_hists(uint32_t cpu)

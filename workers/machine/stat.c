@@ -122,8 +122,11 @@ int emu_cpu_site_path(uint32_t cpu, uint32_t site, char *buf, size_t size)
 	if (site >= EMU_SITES_MAX || !size)
 		return emu_set_error(-EINVAL, "no call site %u", site);
 	buf[0] = '\0';
-	for (; site; site = sites[site].parent)
+	for (; site; site = sites[site].parent) {
+		if (site >= EMU_SITES_MAX || depth == EMU_SITES_MAX)
+			return emu_set_error(-EINVAL, "the call sites of CPU %u are damaged", cpu);
 		path[depth++] = site;
+	}
 	while (depth--) {
 		int n = snprintf(buf + used, size - used, "%s%s", sites[path[depth]].function, depth ? ">" : "");
 
