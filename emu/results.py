@@ -232,6 +232,10 @@ class CellResult(msgspec.Struct, kw_only=True):
     host: Host
     phases: list[Phase] = []
 
+    def __post_init__(self) -> None:
+        if any(len(row) != len(self.node_transfers) for row in self.node_transfers):
+            raise ValueError("node_transfers is not square")
+
     @classmethod
     def of(cls, cell: Cell, **known: Any) -> CellResult:
         """The result of a cell, as far as it is ``known``; without operations so far."""

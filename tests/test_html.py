@@ -181,6 +181,12 @@ def test_transfers_are_by_node_pair_per_repeat() -> None:
     assert figures.transfers(sweep(made_cell(node_transfers=[]))).variants == []
 
 
+def test_transfers_of_a_damaged_file_are_drawn_as_they_are() -> None:
+    cells = [made_cell(node_transfers=[[2**63, 0], [0, 0]]), made_cell(node_transfers=[[1]])]
+    (variant,) = figures.transfers(sweep(*cells)).variants
+    assert variant.traces[0]["z"][0][0] == pytest.approx(2**63)
+
+
 def test_walkers_pay() -> None:
     def cell(cpus: int, p50: int, done: int = 3) -> CellResult:
         walker = Walker(

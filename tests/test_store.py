@@ -136,6 +136,11 @@ def test_a_run_of_a_file_is_loaded_too(tmp_path: Path) -> None:
     file.write_text("{")
     with pytest.raises(InputError, match="not the result of a run"):
         store.load(str(file))
+    ragged = json.loads(store.load("r").to_json())
+    ragged["cells"][0]["node_transfers"] = [[1, 2], [3]]
+    file.write_text(json.dumps(ragged))
+    with pytest.raises(InputError, match=r"node_transfers is not square - at `\$\.cells\[0\]`"):
+        store.load(str(file))
 
 
 def test_removing_takes_cells_and_histograms_along(tmp_path: Path) -> None:

@@ -495,8 +495,8 @@ def transfers(sweep: Sweep) -> Figure:
             cells = [cell for cell in sweep.repeats(design, cpus) if cell.node_transfers]
             if not cells:
                 continue
-            lines = sum(np.array(cell.node_transfers, np.int64) for cell in cells)
-            counts = np.asarray(lines) / len(cells)
+            tables = [np.array(cell.node_transfers, float) for cell in cells]
+            counts = np.mean([each for each in tables if each.shape == tables[0].shape], axis=0)
             pairs += counts.size
             if variants and pairs > _MOST_NODE_PAIRS:
                 continue
