@@ -195,6 +195,9 @@ class Store:
             connection.execute("COMMIT")
         except sqlite3.Error as error:
             raise self._error(error) from None
+        except UnicodeDecodeError as error:  # in what SQLite says of damaged names
+            where = self.directory / _FILE
+            raise InputError(f"{where} is damaged or no store: {error}") from None
         finally:
             if connection:
                 # Closing ends a transaction, too. The error before it is the one to tell.

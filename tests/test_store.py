@@ -345,6 +345,19 @@ def test_a_newer_store_and_a_foreign_database_are_refused(tmp_path: Path) -> Non
         Store(foreign.parent).prepare()
 
 
+def test_a_name_that_is_no_text_is_damage(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    begun(store)
+    with sqlite3.connect(tmp_path / "store.sqlite") as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    file = tmp_path / "store.sqlite"
+    whole = file.read_bytes()
+    assert whole.count(b"tablehistogramhistogram") == 1  # in the schema
+    file.write_bytes(whole.replace(b"tablehistogramhi", b"tablehistogr\xe1mhi"))
+    with pytest.raises(InputError, match="damaged or no store"):
+        store.ids()
+
+
 # ---- a full disk ----
 
 FILL = """
