@@ -61,6 +61,13 @@ def test_a_thread_that_cannot_be_is_refused(lines: list[str], error: str) -> Non
         joined(*lines)
 
 
+def test_a_line_of_no_process_is_none() -> None:
+    assert joined(f"{'1' * 5000} brk(NULL) = 0x1000", "10 brk(NULL) = 0x1000") == (
+        {10: ["brk(NULL)"]},
+        0,
+    )
+
+
 def test_a_process_begins_once() -> None:
     lines = ("10 execve() = 0", "10 fork() = 11", "11 fork() = 10", "11 exit_group(0) = ?")
     events, threads = record.log.join_threads(record.log.parse_log(lines))

@@ -27,7 +27,7 @@ def parse_log(lines: Sequence[str]) -> dict[int, list[Event]]:
     events: dict[int, list[Event]] = {}
     unfinished: dict[int, tuple[int, str]] = {}
     for number, line in enumerate(lines):
-        match = re.fullmatch(r"(\d+)\s+(.*)", line)
+        match = re.fullmatch(r"(\d{1,10})\s+(.*)", line, re.ASCII)
         if not match:
             continue
         pid, text = int(match[1]), match[2]
