@@ -226,6 +226,27 @@ def jump(run: Run) -> bool:
     return True
 
 
+def damage(run: Run) -> bool:
+    """Write over the arena of a native cell whose CPUs run: its first 2 KiB, its first MiB, or
+    anywhere."""
+    for pid in (run.process.pid, *run.descendants()):
+        if len(descendants(pid)) < 2:
+            continue
+        for file in Path("/dev/shm").glob(f"emu-{pid}-*"):
+            with contextlib.suppress(OSError, ValueError), file.open("r+b") as arena:
+                size = arena.seek(0, os.SEEK_END)
+                end, most = run.chance.choice(((2 << 10, 20), (MIB, 1000), (32 * MIB, 20_000)))
+                for _ in range(run.chance.randint(1, most)):
+                    arena.seek(run.chance.randrange(0, min(size, end), 8))
+                    arena.write(struct.pack("=Q", run.chance.getrandbits(64) & damage_mask(run)))
+                return True
+    return False
+
+
+def damage_mask(run: Run) -> int:
+    return (1 << run.chance.choice((0, 1, 8, 32, 48, 64))) - 1
+
+
 def own_namespace() -> bool:
     return bool(os.environ.get(_INSIDE))
 
@@ -269,6 +290,7 @@ FAULTS = (
     ),
     Fault("take CPUs away", take_cpus, (0,)),
     Fault("jump the wall clock", jump, (0,)),
+    Fault("damage the arena", damage),
 )
 
 
@@ -503,7 +525,7 @@ def _one(
     if lost := {cell for cell in kept if after.get(cell) != kept[cell]}:
         raise Violation(f"finished cells were lost or changed: {lost}")
     # Cells that failed by themselves, as one whose worker crashed, count as finished.
-    failed = status == 1 and fault.name == "crash a worker"
+    failed = status == 1 and fault.name in ("crash a worker", "damage the arena")
     resumed = begin(scenario, folder, chance, Fault("", other_user=fault.other_user), None)
     wait(resumed)
     wait_gone(resumed)

@@ -11,6 +11,7 @@ this with a small experiment.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import sqlite3
@@ -27,7 +28,10 @@ from emu.store import Store
 
 def rows(store: Store, query: str) -> list[tuple[Any, ...]]:
     """What the database of a store has."""
-    with sqlite3.connect(store.directory / "store.sqlite") as connection:
+    with (
+        contextlib.closing(sqlite3.connect(store.directory / "store.sqlite")) as connection,
+        connection,
+    ):
         return connection.execute(query).fetchall()
 
 

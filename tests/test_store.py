@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -121,7 +122,7 @@ def test_keys_that_are_added_later_do_not_hurt(tmp_path: Path) -> None:
     store = Store(tmp_path)
     begun(store)
     store.save("r", 0, result())
-    with sqlite3.connect(tmp_path / "store.sqlite") as connection:
+    with contextlib.closing(sqlite3.connect(tmp_path / "store.sqlite")) as connection, connection:
         connection.execute("UPDATE cell SET document = json_set(document, '$.something_new', 1)")
     assert store.load("r").cells == [result()]
 
@@ -183,7 +184,7 @@ def test_a_claim_of_a_dead_process_counts_for_nothing(
     store = Store(tmp_path)
     begun(store)
     store.claim("r", [0], 99.0)
-    with sqlite3.connect(tmp_path / "store.sqlite") as connection:
+    with contextlib.closing(sqlite3.connect(tmp_path / "store.sqlite")) as connection, connection:
         connection.execute(f"UPDATE claim SET {change}")
     assert (store.claim("r", [0], 9.0) == 0) == free
 
@@ -330,13 +331,13 @@ def test_a_file_in_its_place_is_refused(tmp_path: Path) -> None:
 def test_a_newer_store_and_a_foreign_database_are_refused(tmp_path: Path) -> None:
     store = Store(tmp_path)
     begun(store)
-    with sqlite3.connect(tmp_path / "store.sqlite") as connection:
+    with contextlib.closing(sqlite3.connect(tmp_path / "store.sqlite")) as connection, connection:
         connection.execute("PRAGMA user_version = 99")
     with pytest.raises(InputError, match=r"newer mm-emu wrote this store \(version 99"):
         store.ids()
     (tmp_path / "foreign").mkdir()
     foreign = tmp_path / "foreign" / "store.sqlite"
-    with sqlite3.connect(foreign) as connection:
+    with contextlib.closing(sqlite3.connect(foreign)) as connection, connection:
         connection.execute("CREATE TABLE x (y)")
     with pytest.raises(InputError, match="not mm-emu's"):
         Store(foreign.parent).prepare()
@@ -348,7 +349,7 @@ def test_a_newer_store_and_a_foreign_database_are_refused(tmp_path: Path) -> Non
 def test_a_name_that_is_no_text_is_damage(tmp_path: Path) -> None:
     store = Store(tmp_path)
     begun(store)
-    with sqlite3.connect(tmp_path / "store.sqlite") as connection:
+    with contextlib.closing(sqlite3.connect(tmp_path / "store.sqlite")) as connection, connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     file = tmp_path / "store.sqlite"
     whole = file.read_bytes()

@@ -144,13 +144,15 @@ class Workers:
         self._send(worker.RunPhase())
         self._wait(lambda: status.armed == cpus, poll_ms=2)
         core.phase_open()
-        start_ns = status.start_ns
+        start_ns, deadline_ns = times = status.start_ns, status.deadline_ns
 
         def look() -> None:
+            if (status.start_ns, status.deadline_ns) != times:  # and workers may never end
+                raise CellFailed(f"the arena is damaged: the times of {self._phase} have changed")
             if progress:
                 progress(min(duration_ns, core.clock_ns() - start_ns))
 
-        self._wait(lambda: not self._waiting_for, not_before_ns=status.deadline_ns, look=look)
+        self._wait(lambda: not self._waiting_for, not_before_ns=deadline_ns, look=look)
 
     def finish(self) -> None:
         """Let them exit by themselves."""
