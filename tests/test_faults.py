@@ -128,10 +128,10 @@ def test_who_looks_at_the_arena_may_be_killed_or_stopped(
     ("scribble", "error"),
     [
         (
-            "current->sites[1].function = (const char *)8;",
+            "current->sites[i].parent = 127, current->sites[127] = (struct emu_site){ (char *)8 };",
             "the arena cannot be looked at: .*SIGSEGV",
         ),
-        ("current->sites[1].parent = 1;", "the call sites of CPU 0 are damaged"),
+        ("current->sites[i].parent = i;", "the call sites of CPU 0 are damaged"),
         ("memset((void *)0x200000000000, 0x5a, 1024);", r"CPU \d \(pid \d+\) was killed by SIG"),
     ],
     ids=["pointer", "loop", "header"],
@@ -145,7 +145,8 @@ def test_a_design_that_writes_over_the_arena_fails_its_cell_and_no_other(
     )
     assert place in good
     file = tmp_path / "bad.c"
-    late = f"static int n;\n\tif (++n == 500) {{ {scribble} }}\n"
+    loop = f"for (uint32_t i = 1; i < EMU_SITES_MAX; i++) {{ {scribble} }}"
+    late = f"static int n;\n\tif (++n > 500) {loop}\n"
     file.write_text("#include <string.h>\n" + good.replace(place, place + late))
     options = ("--cpus", "2", "--duration", "300ms", "--repeats", "1")
     process = start("run", "--rmap", f"{file},single", *options)
@@ -202,7 +203,10 @@ def test_control_c_reaches_everybody_and_finished_cells_are_kept(own_store: Path
     store = Store(own_store)
     options = ("--rmap", "single", "--cpus", str(CPUS), "--duration", "200ms", "--repeats", "900")
     process = start("run", *options, "--json", "-")
-    wait_until(lambda: store.ids() and len(store.load("last").cells) >= 2)
+    wait_until(
+        lambda: process.poll() is not None or (store.ids() and len(store.load("last").cells) >= 2)
+    )
+    assert process.poll() is None, process.communicate()
     since = time.monotonic()
     for _ in range(2):
         os.killpg(process.pid, signal.SIGINT)
