@@ -109,7 +109,7 @@ def commit_of(directory: Path) -> str | None:
     for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
         try:
             done = subprocess.run(
-                ["git", "-C", str(directory), *command],
+                ["git", "--no-optional-locks", "-C", str(directory), *command],
                 capture_output=True,
                 text=True,
                 timeout=5,
