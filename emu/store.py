@@ -193,11 +193,8 @@ class Store:
             connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
             yield connection
             connection.execute("COMMIT")
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise self._error(error) from None
-        except UnicodeDecodeError as error:  # in what SQLite says of damaged names
-            where = self.directory / _FILE
-            raise InputError(f"{where} is damaged or no store: {error}") from None
         finally:
             if connection:
                 # Closing ends a transaction, too. The error before it is the one to tell.
@@ -227,10 +224,12 @@ class Store:
                 f"knows {_SCHEMA_VERSION}); use that one, or --store"
             )
 
-    def _error(self, error: sqlite3.Error) -> EmuError:
+    def _error(self, error: sqlite3.Error | UnicodeDecodeError) -> EmuError:
         name = getattr(error, "sqlite_errorname", "") or ""
         where = self.directory / _FILE
-        if name == "SQLITE_NOTADB" or name.startswith("SQLITE_CORRUPT"):
+        # What SQLite says of a damaged name may be no text.
+        no_text = isinstance(error, UnicodeDecodeError)
+        if no_text or name == "SQLITE_NOTADB" or name.startswith("SQLITE_CORRUPT"):
             return InputError(f"{where} is damaged or no store: {error}")
         if name.startswith("SQLITE_BUSY"):
             return EmuError(f"{where}: another process has kept it locked for {_BUSY_S:.0f} s")

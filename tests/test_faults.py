@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from emu_command import children, cpu_ticks, start, wait_until
+from mm_machine import Machine
 
 import emu
 from emu import coordinator
@@ -121,6 +122,22 @@ def test_who_looks_at_the_arena_may_be_killed_or_stopped(
     words = rf"after phase exec the arena cannot be looked at: who looked {how} {number.name}"
     assert cell.error == words
     assert run.run.status == "stopped"
+
+
+@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize(
+    ("number", "how"), [(signal.SIGSTOP, "stopped"), (signal.SIGKILL, "killed")]
+)
+def test_a_cpu_of_a_check_may_be_killed_or_stopped(number: signal.Signals, how: str) -> None:
+    def strike() -> None:
+        os.kill(os.getpid(), number)
+
+    machine = Machine("single")
+    with pytest.raises(CellFailed, match=f"CPU 0 was {how} by {number.name}") as failed:
+        coordinator.on_cpus(
+            machine.core, 1, strike, progress=lambda: None, doing=lambda _: None, hang_s=LIMIT_S
+        )
+    assert failed.value.outside
 
 
 @pytest.mark.usefixtures("nothing_left")

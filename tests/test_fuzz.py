@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sqlite3
 from pathlib import Path
 
@@ -102,10 +101,7 @@ def test_what_is_no_histogram_is_refused(text: str) -> None:
 def test_stores_with_other_contents_are_refused(tmp_path: Path, statement: str, says: str) -> None:
     store = Store(tmp_path / "store")
     store.prepare()
-    with (
-        contextlib.closing(sqlite3.connect(tmp_path / "store" / "store.sqlite")) as database,
-        database,
-    ):
+    with sqlite3.connect(tmp_path / "store" / "store.sqlite") as database:
         database.execute("INSERT INTO run VALUES ('r', 'f', 'done', '{}')")
         database.execute(statement)
     database.close()

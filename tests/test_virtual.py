@@ -122,6 +122,7 @@ def test_one_lock_rises_peaks_and_falls() -> None:
     top = int(np.argmax(rates))
     assert cells[top]["cpus"] == 24
     assert rates[1] > 1.8 * rates[0]
+    assert rates[top] > 3 * rates[1]
     assert rates[-1] < 0.6 * rates[top]
 
 

@@ -54,10 +54,11 @@ def edit(source: str, block: str) -> str:
 
 def shape(output: str) -> list[str]:
     """Without what depends on the compiler: numbers, widths, which file or page it was; and on the
-    host: whether any walk was refused."""
+    host: whether any walk was refused in real processes."""
     output = re.sub(r"^run .*", "run", output, flags=re.MULTILINE)
     output = re.sub(r"of (data|libpair\.so\.1)|\(an? (overlap|hole)\)|pages?", "", output)
-    output = re.sub(r", \d+ refused", "", output)  # none of few on a busy host
+    # None of few on a busy host.
+    output = re.sub(r"^(\S+ +native .*), \d+ refused", r"\1", output, flags=re.MULTILINE)
     output = re.sub(r"deadlock: CPU \d+ waits in .*; again", "deadlock; again", output)
     return [
         re.sub(r"\s+", " ", re.sub(r"\d[\d.,]*( [munk]?s)?", "N", line)).strip()
