@@ -7,7 +7,6 @@ import contextlib
 import os
 import re
 import signal
-import struct
 import subprocess
 import sys
 import threading
@@ -177,15 +176,32 @@ def test_a_design_that_writes_over_the_arena_fails_its_cell_and_no_other(
 
 
 @pytest.mark.usefixtures("nothing_left")
-def test_a_child_that_dies_in_the_middle_of_its_answer_has_died() -> None:
-    def half(send: Any) -> None:
-        os.write(send.__self__.fileno(), struct.pack("!i", 1000) + b"the first of so many bytes")
-        os.kill(os.getpid(), signal.SIGKILL)
+@pytest.mark.parametrize(
+    ("number", "end"),
+    [(signal.SIGKILL, "died: SIGKILL"), (signal.SIGSTOP, "was stopped by SIGSTOP")],
+)
+def test_a_child_that_ends_in_the_middle_of_its_answer(number: signal.Signals, end: str) -> None:
+    def answers(send: Any) -> bytes:
+        send(b"first")
+        threading.Timer(0.2, os.kill, (os.getpid(), number)).start()
+        return bytes(1 << 24)  # more than the pipe takes
 
-    with coordinator.Child(half, talks=True) as child:
-        wait_until(child.ready)
-        with pytest.raises(CellFailed, match="the virtual machine died: SIGKILL"):
+    with coordinator.Child(answers, talks=True) as child:
+        assert child.result() == b"first"
+        time.sleep(0.5)
+        with pytest.raises(CellFailed, match=f"the virtual machine {end}"):
             child.result()
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_a_process_apart_that_is_stopped_is_named() -> None:
+    def stops_it() -> bool:
+        for pid in children(os.getpid()):
+            os.kill(pid, signal.SIGSTOP)
+        return False
+
+    with pytest.raises(CellFailed, match="the process of the cell was stopped by SIGSTOP"):
+        coordinator.run_apart("http.server", b"", stops_it)
 
 
 @pytest.mark.usefixtures("nothing_left")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from typing import Any, Generic, NoReturn, Self, TypeVar
 
 import multiprocess
 import multiprocess.connection
+from multiprocess.reduction import ForkingPickler
 
 from emu import _core
 from emu.coordinator.stop import CellFailed, StopFlag
@@ -30,6 +32,8 @@ _WATCH_S = 0.1
 
 _WORDS_BYTES = 1 << 20
 """Of what a process wrote on stderr, at most; its last line is what counts."""
+_LENGTH = struct.Struct("=Q")
+"""Of an answer, in bytes."""
 _OUTSIDE = (signal.SIGKILL, signal.SIGTERM)
 """Sent by somebody else: no code under test does."""
 FORK = multiprocess.get_context("fork")
@@ -60,12 +64,15 @@ class Child(Generic[_T]):
     ) -> None:
         self._what = what
         try:
-            self.connection, theirs = FORK.Pipe(duplex=False)
-            """Can be waited for (``multiprocess.connection.wait``): there is a result."""
+            # Answers, each its length and then so many bytes. We read what there is and never wait
+            # for the rest: a process may be stopped in the middle of an answer.
+            self._pipe, theirs = os.pipe()
             # What it writes on stderr; memory, so that nothing is left however we end.
             self._words = os.memfd_create("emu-words")
         except OSError as error:
             raise no_process(error) from None
+        self._read = bytearray()
+        self._ended = False
         words = f"/proc/{os.getpid()}/fd/{self._words}"
         self._process = FORK.Process(
             target=_child,
@@ -75,35 +82,39 @@ class Child(Generic[_T]):
         try:
             start(self._process)
         except BaseException:
-            self.connection.close()
-            os.close(self._words)
+            self._close_files()
             raise
         finally:
-            theirs.close()
+            os.close(theirs)
+
+    def fileno(self) -> int:
+        """Can be waited for (``multiprocess.connection.wait``): ask whether it is ``ready``."""
+        return self._pipe
 
     def ready(self, wait_s: float = 0) -> bool:
         """Will ``result`` answer at once? Waits for at most ``wait_s``.
 
         Raises ChildDied when somebody has stopped the process.
         """
-        if self.connection.poll(wait_s):
-            return True
-        info = None
-        with contextlib.suppress(ChildProcessError):  # dead, and joined: there is an end to read
-            info = os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT)
-        if info is not None:
-            name = signal.Signals(info.si_status).name
-            raise ChildDied(f"{self._what} was stopped by {name}", outside=True)
-        return False
+        while not self._ended and self._answer_bytes() is None:
+            if not multiprocess.connection.wait([self], wait_s):
+                if name := _stopped_by(self._process.pid):
+                    raise ChildDied(f"{self._what} was stopped by {name}", outside=True)
+                return False
+            some = os.read(self._pipe, 1 << 20)
+            self._read += some
+            self._ended = not some
+        return True
 
     def result(self) -> _T:
-        """What the work returned.
+        """What the work returned; waits for it.
 
         Raises what it raised if that is an EmuError, ChildDied when the process died.
         """
-        try:
-            answer = self.connection.recv()
-        except (EOFError, OSError):  # before its answer, or in the middle of it
+        while not self.ready(_WATCH_S):
+            pass
+        size = self._answer_bytes()
+        if size is None:  # it died before its answer, or in the middle of it
             self._process.join()
             status = self._process.exitcode
             words = os.pread(self._words, _WORDS_BYTES, 0).decode(errors="replace")
@@ -112,17 +123,29 @@ class Child(Generic[_T]):
             reason = last[0].removeprefix("emu: ") if last else how
             outside = -status in _OUTSIDE
             raise ChildDied(f"{self._what} died: {reason}", outside=outside) from None
+        answer = ForkingPickler.loads(self._read[_LENGTH.size : _LENGTH.size + size])
+        del self._read[: _LENGTH.size + size]
         if isinstance(answer, EmuError):
             raise answer
         result: _T = answer
         return result
+
+    def _answer_bytes(self) -> int | None:
+        """The length of the first answer, once all of it has been read."""
+        if len(self._read) < _LENGTH.size:
+            return None
+        (size,) = _LENGTH.unpack_from(self._read)
+        return size if len(self._read) >= _LENGTH.size + size else None
 
     def close(self) -> None:
         """End the process, whatever it is at."""
         self._process.kill()
         self._process.join()
         self._process.close()
-        self.connection.close()
+        self._close_files()
+
+    def _close_files(self) -> None:
+        os.close(self._pipe)
         os.close(self._words)
 
     def __enter__(self) -> Self:
@@ -160,7 +183,15 @@ def in_child(
 
 def first_ready(children: Sequence[Child[Any]], wait_s: float) -> None:
     """Wait until one of them has a result, for at most ``wait_s``."""
-    multiprocess.connection.wait([child.connection for child in children], wait_s)
+    multiprocess.connection.wait(children, wait_s)
+
+
+def _stopped_by(pid: int) -> str | None:
+    """The signal that has stopped a child of ours."""
+    info = None
+    with contextlib.suppress(ChildProcessError):  # dead, and joined
+        info = os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT)
+    return signal.Signals(info.si_status).name if info is not None else None
 
 
 def run_apart(module: str, said: bytes, is_unwanted: Callable[[], bool]) -> bytes:
@@ -173,19 +204,21 @@ def run_apart(module: str, said: bytes, is_unwanted: Callable[[], bool]) -> byte
     """
     command = [sys.executable, "-m", module, str(os.getpid())]
     to_say: bytes | None = said
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    try:
-        while True:
-            try:
-                answer, _ = process.communicate(to_say, timeout=_WATCH_S)
-                break
-            except subprocess.TimeoutExpired:
-                to_say = None  # it is on its way
-                if is_unwanted():
-                    raise CellFailed("nobody wants it any more", outside=True) from None
-    finally:
-        process.kill()
-        process.wait()
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            while True:
+                try:
+                    answer, _ = process.communicate(to_say, timeout=_WATCH_S)
+                    break
+                except subprocess.TimeoutExpired:
+                    to_say = None  # it is on its way
+                    if is_unwanted():
+                        raise CellFailed("nobody wants it any more", outside=True) from None
+                    if name := _stopped_by(process.pid):
+                        words = f"the process of the cell was stopped by {name}"
+                        raise CellFailed(words, outside=True) from None
+        finally:
+            process.kill()
     if process.returncode or not answer:
         outside = process.returncode in (-signal.SIGKILL, -signal.SIGTERM)
         status = process.returncode
@@ -198,7 +231,7 @@ def _child(
     arguments: tuple[Any, ...],
     talks: bool,
     keeps_core: bool,
-    answer: Any,
+    pipe: int,
     stderr: str,
     parent_pid: int,
 ) -> None:
@@ -207,12 +240,18 @@ def _child(
         os.dup2(file.fileno(), 2)
     if not keeps_core:
         _core.unload()
+
+    def send(answer: Any) -> None:
+        data = bytes(ForkingPickler.dumps(answer))
+        with os.fdopen(pipe, "wb", closefd=False) as file:
+            file.write(_LENGTH.pack(len(data)) + data)
+
     try:
-        answer.send(work(*arguments, answer.send) if talks else work(*arguments))
+        send(work(*arguments, send) if talks else work(*arguments))
     except _core.CoreError as error:
-        answer.send(CellFailed(str(error)))
+        send(CellFailed(str(error)))
     except EmuError as error:
-        answer.send(error)
+        send(error)
 
 
 def start(process: Any) -> None:
