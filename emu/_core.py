@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import functools
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -612,7 +613,7 @@ class Core:
 
 
 def _view(address: int, dtype: np.dtype[np.void], shape: tuple[int, ...]) -> NDArray[np.void]:
-    length = dtype.itemsize * int(np.prod(shape))
+    length = dtype.itemsize * math.prod(shape)
     memory = (ctypes.c_uint8 * length).from_address(address)
     return np.ctypeslib.as_array(memory).view(dtype).reshape(shape)
 

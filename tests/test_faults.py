@@ -195,8 +195,10 @@ def test_a_child_that_ends_in_the_middle_of_its_answer(number: signal.Signals, e
 
 @pytest.mark.usefixtures("nothing_left")
 def test_a_process_apart_that_is_stopped_is_named() -> None:
+    before = children(os.getpid())
+
     def stops_it() -> bool:
-        for pid in children(os.getpid()):
+        for pid in set(children(os.getpid())).difference(before):
             os.kill(pid, signal.SIGSTOP)
         return False
 

@@ -88,8 +88,9 @@ def gather(core: _core.Core, plan: Plan, name: str) -> PhaseTotals:
         for number, op in enumerate(_core.CALL_NAMES)
     }
     counts["iteration"] = sum(result.iterations for result in results)
+    by_cpu = [core.hists(cpu) for cpu in cpus]
     hists = {
-        op: Histogram.merged(core.hists(cpu)[number] for cpu in cpus)
+        op: Histogram.merged(of_cpu[number] for of_cpu in by_cpu)
         for number, op in enumerate(_core.LAT_NAMES)
     }
     # A call that touches pages makes as many faults as there are pages missing.

@@ -350,7 +350,7 @@ def run_cell(
     cpus = len(plan.node_of_cpu)
     size = plan.arena_bytes or coordinator.arena_needed(plan)
     began = time.monotonic()
-    with Arena.anonymous(size) as arena:
+    with Arena.private(size) as arena:
         coordinator.set_up(core, replace(plan, arena_bytes=size), arena)
         core.virtual_config(ctypes.byref(cost_model(machine, cpus)))
         phases: list[PhaseTotals] = []

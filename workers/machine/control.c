@@ -95,6 +95,14 @@ uint64_t emu_arena_overhead(const struct emu_config *config)
 	return layout_of(config).end + EMU_CHUNK_BYTES;
 }
 
+/* 16 KiB each, most of them never used: on many CPUs this would be most of what a short phase costs the host. */
+static void hists_clear(struct emu_cpu *cpu)
+{
+	for (uint32_t i = 0; i < EMU_LAT_NR; i++)
+		if (cpu->hists[i].total || cpu->hists[i].overflow)
+			memset(&cpu->hists[i], 0, sizeof(cpu->hists[i]));
+}
+
 int emu_arena_format(void *base, uint64_t bytes, const struct emu_config *config)
 {
 	struct layout l = layout_of(config);
@@ -146,7 +154,8 @@ int emu_arena_format(void *base, uint64_t bytes, const struct emu_config *config
 	for (uint32_t i = 0; i < config->nr_cpus; i++) {
 		struct emu_cpu *cpu = &arena->cpus[i];
 
-		memset(cpu, 0, sizeof(*cpu));
+		memset(cpu, 0, offsetof(struct emu_cpu, hists));
+		hists_clear(cpu);
 		cpu->task.nr = i;
 		cpu->task.cpu = i % arena->config.nr_hw_cpus;
 		cpu->task.node = arena->node_of_cpu[i];
@@ -501,10 +510,7 @@ void emu_phase_reset(uint32_t number)
 
 	memset(&cpu->result, 0, sizeof(cpu->result));
 	memset(cpu->task.lock_stats, 0, (uint64_t)emu_arena->nr_classes * EMU_SITES_MAX * sizeof(struct lock_stat));
-	/* 16 KiB each, most of them never used: on many CPUs this would be most of what a short phase costs the host. */
-	for (uint32_t i = 0; i < EMU_LAT_NR; i++)
-		if (cpu->hists[i].total || cpu->hists[i].overflow)
-			memset(&cpu->hists[i], 0, sizeof(cpu->hists[i]));
+	hists_clear(cpu);
 	/* One does it for all: nobody goes on before all have said that they are here. */
 	if (!number && emu_arena->micro)
 		emu_micro_reset(emu_arena->micro);

@@ -203,6 +203,7 @@ EMU_EXPORT int emu_design_params(uint32_t kind, char *buf, size_t size);
 
 /* Bytes an arena for this configuration needs at least, without what the mm allocates. */
 EMU_EXPORT uint64_t emu_arena_overhead(const struct emu_config *config);
+/* The memory: zeroes, or an arena that was formatted for the same configuration. */
 EMU_EXPORT int emu_arena_format(void *base, uint64_t bytes, const struct emu_config *config);
 EMU_EXPORT int emu_file_add(const char *name, uint64_t nr_pages);
 /* So much of the file is not in the page cache, see struct address_space; after emu_file_add(). */

@@ -149,7 +149,6 @@ void line_read(uint64_t offset)
 	if (unlikely(vm.clock >= vm.horizon))
 		horizon_reached();
 	vm.misses++;
-	vm.last_read = line;
 	if (unlikely(!l->version))
 		l->version = 1;
 	tag = tag_of(line, l);
@@ -205,7 +204,7 @@ static uint64_t line_take(uint32_t line, bool any_order, const struct fiber **fr
 	way = way_of(f, line, tag);
 	here = way < WAYS || f->l3_tags[l3_slot(line)] == tag;
 	vm.misses++;
-	vm.last_read = vm.last_write = line;
+	vm.last_write = line;
 	owner = l->owner && l->owner != vm.cpu + 1 ? &vm.fibers[l->owner - 1] : NULL;
 	sharer = l->sharer && l->sharer != vm.cpu + 1 ? &vm.fibers[l->sharer - 1] : NULL;
 	if (l->owner == vm.cpu + 1 && !sharer && way < WAYS) {

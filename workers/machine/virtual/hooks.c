@@ -45,9 +45,7 @@ static inline __attribute__((always_inline)) void read_line(uint64_t offset)
 	uint32_t line = line_of(offset);
 
 	tick();
-	if (likely((line == vm.last_read || has_line(line)) && vm.clock < vm.horizon))
-		vm.last_read = line;
-	else
+	if (unlikely(!has_line(line) || vm.clock >= vm.horizon))
 		line_read(offset);
 }
 
@@ -64,7 +62,7 @@ static inline __attribute__((always_inline)) void write_line(uint64_t offset)
 
 	tick();
 	if (likely((line == vm.last_write || is_mine(line)) && vm.clock < vm.horizon))
-		vm.last_read = vm.last_write = line;
+		vm.last_write = line;
 	else
 		line_store(offset);
 }

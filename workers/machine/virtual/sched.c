@@ -31,12 +31,20 @@ static void heap_down(uint64_t key)
 	uint32_t at = 0, n = vm.heap_size;
 
 	for (;;) {
-		uint32_t child = 4 * at + 1, least = child, end = child + 4 < n ? child + 4 : n;
+		uint32_t child = 4 * at + 1, least = child;
 
-		if (child >= n)
+		if (likely(child + 4 <= n)) {
+			/* Without branches: which child is least, no host can guess. */
+			uint32_t right = child + 2 + (heap[child + 3] < heap[child + 2]);
+
+			least += heap[child + 1] < heap[child];
+			least += (right - least) & -(uint32_t)(heap[right] < heap[least]);
+		} else if (child < n) {
+			for (uint32_t i = child + 1; i < n; i++)
+				least = heap[i] < heap[least] ? i : least;
+		} else {
 			break;
-		for (uint32_t i = child + 1; i < end; i++)
-			least = heap[i] < heap[least] ? i : least;
+		}
 		if (heap[least] >= key)
 			break;
 		heap[at] = heap[least];
@@ -142,7 +150,7 @@ static void enter(struct fiber *f)
 	vm.tags = f->tags;
 	vm.shadow = f->shadow;
 	vm.depth = f->depth;
-	vm.last_read = vm.last_write = NO_LINE;
+	vm.last_write = NO_LINE;
 	emu_current = f->task;
 }
 
@@ -733,6 +741,17 @@ uint32_t emu_futex_wake(_Atomic uint32_t *word, uint32_t n)
  * Interrupts
  */
 
+/* Who sleeps or waits for the CPU looks at what it missed when it is back. */
+static bool interrupt(uint32_t cpu, const struct mm_struct *mm, uint64_t taken_ps)
+{
+	struct fiber *f = vm.queues[cpu].running;
+
+	if (cpu == vm.cpu || !f || f->task->mm != mm)
+		return false;
+	f->stolen += taken_ps;
+	return true;
+}
+
 void emu_tlb_flush(const struct mm_struct *mm, const _Atomic uint64_t *cpus, uint32_t nr_bits)
 {
 	const struct emu_cost_model *cost = &vm.cost;
@@ -741,17 +760,12 @@ void emu_tlb_flush(const struct mm_struct *mm, const _Atomic uint64_t *cpus, uin
 
 	if (!vm.span)
 		return;
-	for (uint32_t i = 0; i < cost->nr_cpus; i++) {
-		struct fiber *f = vm.queues[i].running;
-		uint32_t bit = i % nr_bits;
+	for (uint32_t word = 0; word * 64 < nr_bits; word++) {
+		uint64_t bits = atomic_load_explicit(&cpus[word], memory_order_relaxed);
 
-		if (i == vm.cpu || !(atomic_load_explicit(&cpus[bit / 64], memory_order_relaxed) >> bit % 64 & 1))
-			continue;
-		/* Who sleeps or waits for the CPU looks at what it missed when it is back. */
-		if (!f || f->task->mm != mm)
-			continue;
-		f->stolen += taken_ps;
-		sent++;
+		for (; bits; bits &= bits - 1)
+			for (uint32_t i = word * 64 + (uint32_t)__builtin_ctzll(bits); i < cost->nr_cpus; i += nr_bits)
+				sent += interrupt(i, mm, taken_ps);
 	}
 	if (!sent)
 		return;

@@ -128,9 +128,9 @@ struct vm {
 	struct line *lines;
 	uint64_t clock; /* of the running fiber, as are all down to fiber */
 	uint64_t horizon;
-	uint32_t last_read, last_write; /* lines that need no second look: nobody else has run since */
 	uint64_t *tags;
 	uint32_t set_mask, set_shift;
+	uint32_t last_write; /* a line that needs no second look: nobody else has run since */
 	uint64_t access_ps;
 	uint64_t accesses;
 	struct frame *shadow;
