@@ -64,12 +64,16 @@ class Child(Generic[_T]):
     ) -> None:
         self._what = what
         try:
-            # Answers, each its length and then so many bytes. We read what there is and never wait
-            # for the rest: a process may be stopped in the middle of an answer.
-            self._pipe, theirs = os.pipe()
             # What it writes on stderr; memory, so that nothing is left however we end.
             self._words = os.memfd_create("emu-words")
         except OSError as error:
+            raise no_process(error) from None
+        try:
+            # Answers, each its length and then so many bytes. We read what there is and never wait
+            # for the rest: a process may be stopped in the middle of an answer.
+            self._pipe, theirs = os.pipe()
+        except OSError as error:
+            os.close(self._words)
             raise no_process(error) from None
         self._read = bytearray()
         self._ended = False
