@@ -117,6 +117,19 @@ def _start_of(pid: int) -> int | None:
         return None
 
 
+def _log_ahead(connection: sqlite3.Connection) -> None:
+    """Have it keep a write-ahead log. Of two who ask for that at once SQLite lets neither wait."""
+    give_up = time.monotonic() + _BUSY_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
+                raise
+        time.sleep(0.01)
+
+
 class Summary(msgspec.Struct, frozen=True):
     """A line of ``emu runs``."""
 
@@ -206,7 +219,7 @@ class Store:
         connection.execute("PRAGMA foreign_keys = ON")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version == 0:
-            connection.execute("PRAGMA journal_mode = WAL")
+            _log_ahead(connection)
             connection.execute("BEGIN IMMEDIATE")
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version == 0 and connection.execute("SELECT * FROM sqlite_schema").fetchone():

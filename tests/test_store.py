@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import multiprocess
 import pytest
 from emu_command import COMMAND, children, emu, start, wait_until
 from kill_and_resume import compare, end, finished, kill_often, rows
 
 import emu as package
+from emu import coordinator
 from emu.errors import InputError
 from emu.experiment import Cell
 from emu.histogram import decode, new_hdr
@@ -222,6 +224,29 @@ def test_two_at_once_share_the_cells(tmp_path: Path) -> None:
     assert len(json.loads(outputs[0][0])["cells"]) == CELLS
     assert len(store.ids()) == 1
     assert rows(store, "SELECT * FROM claim") == []
+
+
+def test_a_store_is_made_by_several_at_once(tmp_path: Path) -> None:
+    stores = [Store(tmp_path / str(number)) for number in range(100)]
+    together = multiprocess.get_context("fork").Barrier(3)
+
+    def make() -> int:
+        for store in stores:
+            together.wait(timeout=20)
+            store.prepare()
+        return len(stores)
+
+    def look() -> int:
+        for store in stores:
+            together.wait(timeout=20)
+            while not (store.directory / "store.sqlite").exists():
+                assert store.summaries() == []
+            assert store.summaries() == []
+        return len(stores)
+
+    with contextlib.ExitStack() as processes:
+        at_once = [processes.enter_context(coordinator.Child(work)) for work in (make, make, look)]
+        assert [child.result() for child in at_once] == [len(stores)] * 3
 
 
 def test_cells_of_one_that_was_killed_are_taken_over(tmp_path: Path) -> None:
