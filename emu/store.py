@@ -117,6 +117,15 @@ def _start_of(pid: int) -> int | None:
         return None
 
 
+def _error_name(error: Exception) -> str:
+    """What SQLite calls it; "" where it has no name for it."""
+    return getattr(error, "sqlite_errorname", "") or ""
+
+
+def _is_busy(error: Exception) -> bool:
+    return _error_name(error).startswith("SQLITE_BUSY")
+
+
 def _log_ahead(connection: sqlite3.Connection) -> None:
     """Have it keep a write-ahead log. Of two who ask for that at once SQLite lets neither wait."""
     give_up = time.monotonic() + _BUSY_S
@@ -125,7 +134,7 @@ def _log_ahead(connection: sqlite3.Connection) -> None:
             connection.execute("PRAGMA journal_mode = WAL")
             return
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
+            if not _is_busy(error) or time.monotonic() > give_up:
                 raise
         time.sleep(0.01)
 
@@ -238,13 +247,13 @@ class Store:
             )
 
     def _error(self, error: sqlite3.Error | UnicodeDecodeError) -> EmuError:
-        name = getattr(error, "sqlite_errorname", "") or ""
+        name = _error_name(error)
         where = self.directory / _FILE
         # What SQLite says of a damaged name may be no text.
         no_text = isinstance(error, UnicodeDecodeError)
         if no_text or name == "SQLITE_NOTADB" or name.startswith("SQLITE_CORRUPT"):
             return InputError(f"{where} is damaged or no store: {error}")
-        if name.startswith("SQLITE_BUSY"):
+        if _is_busy(error):
             return EmuError(f"{where}: another process has kept it locked for {_BUSY_S:.0f} s")
         if name == "SQLITE_FULL" or name.startswith("SQLITE_IOERR"):
             return EmuError(
