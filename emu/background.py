@@ -27,6 +27,8 @@ is subtracted there. So on one CPU a call takes as long with these entries as wi
 
 `kernel = "linux"` in a workload adds the entries of workloads/_linux.toml; an entry of the workload
 itself replaces the one of the same name. A kernel's file may be `like` another one's in that way.
+Its [vma_change] has the time that the kernel computes while it splits, merges or moves a VMA of a
+file, with the i_mmap lock held, beside what is emulated of that. It is taken off [work] as well.
 """
 
 from __future__ import annotations
@@ -111,6 +113,19 @@ class Entry:
         return self.hold_ns + LOCK_NS + lines * GUARDED_LINE_NS
 
 
+class _VmaChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    time: str
+    source: Annotated[str, msgspec.Meta(min_length=1)]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The rest of a kernel."""
+
+    entries: Sequence[Entry] = ()
+    vma_change_ns: int = 0
+
+
 def read(raw: Sequence[object], where: str, parse_time: Callable[[str], int]) -> list[Entry]:
     """The entries of a file. Raises InputError that names the entry; ``where`` is the file."""
     entries: list[Entry] = []
@@ -162,15 +177,21 @@ def kernels(folder: Path) -> list[str]:
     return sorted(path.stem.removeprefix("_") for path in folder.glob("_*.toml"))
 
 
-def read_kernel(folder: Path, name: str, parse_time: Callable[[str], int]) -> list[Entry]:
-    """The entries of a kernel, over those of the one that it is `like`. Raises InputError."""
+def read_kernel(folder: Path, name: str, parse_time: Callable[[str], int]) -> Kernel:
+    """A kernel, over the one that it is `like`. Raises InputError."""
     path = folder / f"_{name}.toml"
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        vma_change = msgspec.convert(raw.get("vma_change"), _VmaChange | None)
+        vma_change_ns = parse_time(vma_change.time) if vma_change else None
+    except (OSError, ValueError, RecursionError, msgspec.ValidationError) as error:
         raise InputError(f"{path}: {error}") from None
-    base = read_kernel(folder, raw["like"], parse_time) if "like" in raw else []
-    return merge(base, read(raw.get("background", []), str(path), parse_time), str(path))
+    base = read_kernel(folder, raw["like"], parse_time) if "like" in raw else Kernel()
+    own = read(raw.get("background", []), str(path), parse_time)
+    return Kernel(
+        merge(base.entries, own, str(path)),
+        base.vma_change_ns if vma_change_ns is None else vma_change_ns,
+    )
 
 
 def merge(kernel: Sequence[Entry], own: Sequence[Entry], where: str) -> list[Entry]:

@@ -45,7 +45,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     value: float | list[float]
     source: str
     baseline: str = ""
-    mm: str = "mmap-sem-rbtree"
+    mm: str = "per-vma-lock"
     lock: str = ""
     bound: Literal["", "at least"] = ""
     range: bool = False

@@ -236,10 +236,10 @@ DESIGNS = [
         "batch flushed under the wrong lock",
         "numa-locks",
         "\t\tdown_write(&nt->rwsem);\n\t\ti_mmap_tree_remove(&nt->tree, vmas[i]);\n"
-        "\t\tup_write(&nt->rwsem);",
+        "\t\tcount_vmas(mapping, -1);\n\t\tup_write(&nt->rwsem);",
         "\t\tstruct node_tree *first = tree_of(mapping, vmas[0]);\n\n"
         "\t\tdown_write(&first->rwsem);\n\t\ti_mmap_tree_remove(&nt->tree, vmas[i]);\n"
-        "\t\tup_write(&first->rwsem);",
+        "\t\tcount_vmas(mapping, -1);\n\t\tup_write(&first->rwsem);",
         "threads-fork",
         *BROKEN,
     ),

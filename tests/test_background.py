@@ -220,6 +220,85 @@ def test_what_uses_take_alone_is_subtracted_from_the_work(small: Path) -> None:
     assert [entry.hold_ns for entry in scaled.uses.entries] == [0, 50, 0, 0]
 
 
+SPLIT = """
+name = "split"
+load = "exec"
+kernel = "linux"
+work_jitter = 0.0
+
+[files]
+lib = 16
+
+[image.own]
+mmap_base = 0x7ffff7fff000
+calls = ["mmap(0x7ffff7d00000, 65536, PROT_READ, MAP_PRIVATE|MAP_FIXED_NOREPLACE, lib, 0)"]
+
+[program.exec]
+calls = ["exec(own)"]
+
+[program.split]
+calls = [
+  "mprotect(0x7ffff7d08000, 32768, PROT_NONE)",
+  "mprotect(0x7ffff7d08000, 32768, PROT_READ)",
+]
+
+[work.call]
+time = "5us"
+source = "none"
+
+[[phase]]
+name = "split"
+list = "split"
+unit = "mprotect"
+"""
+
+
+@pytest.mark.parametrize("engine", ["native", "virtual"])
+def test_a_changed_vma_keeps_its_file_locked_as_long_as_in_the_kernel(
+    engine: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "split.toml"
+    path.write_text(SPLIT)
+    change_ns = workload.load(path).vma_change_ns
+    assert change_ns > 100
+    assert workload.load("execl:kernel=linux-6.5").vma_change_ns == change_ns
+    assert workload.load(path, isolate=True).vma_change_ns == 0
+    assert workload.load(path).scaled(0.5).vma_change_ns == change_ns // 2
+
+    def run(*options: str) -> tuple[float, float]:
+        """(ns that the lock was held each time, operations a second)."""
+        # The native engine times one hold of some hundred.
+        machine, duration = ("generic:sockets=1,nodes=2,cores=4", "20ms")
+        if engine == "native":
+            machine, duration = ("host", "200ms")
+        args = ("--engine", engine, "--topology", machine, "--duration", duration, "--json", "-")
+        done = emu("run", *args, "--workload", str(path), "--cpus", "1", "--rmap", "single", *options)
+        assert done.returncode == 0, done.stderr
+        cell = json.loads(done.stdout)["cells"][0]
+        lock = next(lock for lock in cell["locks"] if lock["file"] == "lib")
+        assert lock["acquired"] > 100
+        return lock["hold_ns"] / lock["acquired"], cell["ops_per_s"]
+
+    held, rate = run()
+    if engine == "native":  # how long the host takes for the rest is its own affair
+        assert held > 0.8 * change_ns
+        return
+    alone, alone_rate = run("--isolate")
+    assert held - alone == pytest.approx(change_ns, rel=0.03)
+    # And what is computed there is not computed again.
+    assert rate == pytest.approx(alone_rate, rel=0.01)
+
+
+def test_what_is_wrong_with_the_time_of_a_change_is_said(tmp_path: Path) -> None:
+    for text, words in (
+        ('time = "1"\nsource = "x"', "'1' is no time"),
+        ('time = "1us"', "missing required field `source`"),
+    ):
+        (tmp_path / "_mine.toml").write_text(f"[vma_change]\n{text}\n")
+        with pytest.raises(InputError, match=re.escape(words)):
+            background.read_kernel(tmp_path, "mine", workload.parse_time)
+
+
 THREADS = """
 name = "threads"
 load = "load"
@@ -381,7 +460,7 @@ def test_every_entry_of_the_kernels_says_where_it_is_from() -> None:
     assert background.kernels(folder) == ["linux", "linux-6.5"]
     assert not any(name.startswith("_") for name in workload.names())
     for kernel in background.kernels(folder):
-        entries = background.read_kernel(folder, kernel, workload.parse_time)
+        entries = background.read_kernel(folder, kernel, workload.parse_time).entries
         assert len(entries) > 8
         assert all(len(entry.source) > 10 and (entry.times) for entry in entries)
 

@@ -115,8 +115,7 @@ def test_costs_that_the_engine_s_words_cannot_hold_are_refused(
 ) -> None:
     text = (topology.files.folder() / "hygon-12x32.toml").read_text()
     if f"\n{key} = " not in text:
-        text = text.replace("[cache]", f"[kernel]\n{key} = {{ value = 1 }}\n[cache]", 1)
-
+        text = text.replace("[kernel]\n", f"[kernel]\n{key} = {{ value = 1 }}\n", 1)
     own = f'{key} = {{ value = {value}, spread = 0.1, confidence = "U", source = "X" }}'
     text = re.sub(rf"^{key} = .*$", own, text, count=1, flags=re.MULTILINE)
     path = tmp_path / "machine.toml"

@@ -101,6 +101,7 @@ def _config(plan: Plan, *, strict: bool = False) -> _core.Config:
         seed=plan.seed,
         oversubscribed=plan.oversubscribed,
         work_jitter_permille=workload.work_jitter_permille,
+        vma_change_ns=workload.vma_change_ns,
         nr_hw_cpus=plan.nr_hw_cpus,
         strict=strict,
         share_mm=workload.share_mm,

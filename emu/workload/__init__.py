@@ -59,7 +59,8 @@ address that the real kernel returned; a replay checks it. Flags that mean nothi
                     program. kind: "truncate", "reclaim" or "migrate"; file; every; first and last,
                     in pages, if not the whole file; at_once, the pages of one walk, the next walk
                     having the next pages: all for truncate, else 16, a folio of 64 KiB
-    kernel          whose locks besides i_mmap's the calls take: "linux", or none; see background.py
+    kernel          whose locks besides i_mmap's the calls take, and whose time to change a VMA:
+                    "linux", or none; see background.py
     [[background]]  more of these locks and lines
     [[phase]]       a program that runs again and again for a share of the duration (kind "time"),
                     or once. unit: the operation that counts, "iteration" or a call of the program.

@@ -98,15 +98,22 @@ class Workload:
     """So many of the files, the last, are each CPU's own."""
     uses: background.Uses = field(default_factory=background.Uses)
     """What the calls use of the rest of the kernel."""
+    vma_change_ns: int = 0
+    """What the kernel computes while it changes a VMA of a file, beside what is emulated."""
 
     def scaled(self, factor: float) -> Workload:
-        """With all computing `factor` times as long, also what background entries hold."""
+        """With all computing `factor` times as long, also what is held meanwhile."""
         lists = []
         for calls in self.lists:
             calls = calls.copy()
             calls["work_ns"] = np.round(calls["work_ns"] * factor).astype(np.uint64)
             lists.append(read_only(calls))
-        return replace(self, lists=tuple(lists), uses=self.uses.scaled(factor))
+        return replace(
+            self,
+            lists=tuple(lists),
+            uses=self.uses.scaled(factor),
+            vma_change_ns=round(self.vma_change_ns * factor),
+        )
 
     @property
     def counting_phase(self) -> str:

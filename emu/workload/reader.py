@@ -161,6 +161,7 @@ class _Reader:
         self.kernel = kernel
         """Instead of the file's own; "": that one."""
         self.uses = background.Uses()
+        self.vma_change_ns = 0
         try:
             self.text = read_text(path)
             self.raw = tomllib.loads(self.text)
@@ -293,6 +294,7 @@ class _Reader:
             read_ns=read_ns,
             private_files=len(file.private_files),
             uses=self.uses.used(),
+            vma_change_ns=self.vma_change_ns,
         )
 
     def read_files(self, files: dict[str, Any], table: str) -> None:
@@ -313,7 +315,7 @@ class _Reader:
 
     def read_background(self, file: _File, shared_pages: list[int]) -> None:
         name = self.kernel or file.kernel
-        kernel: list[background.Entry] = []
+        kernel = background.Kernel()
         if name:
             kernels = background.kernels(folder())
             if name not in kernels:
@@ -321,7 +323,8 @@ class _Reader:
                 raise self.error("kernel", f"{what}; there are: {', '.join(kernels)}", "kernel")
             kernel = background.read_kernel(folder(), name, parse_time)
         own = background.read(file.background, str(self.path), parse_time)
-        entries = background.merge(kernel, own, str(self.path))
+        entries = background.merge(kernel.entries, own, str(self.path))
+        self.vma_change_ns = kernel.vma_change_ns
         self.uses = background.Uses(entries, shared_pages, file.share == "mm")
 
     def read_work(self, work: dict[str, Any]) -> None:

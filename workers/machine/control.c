@@ -160,6 +160,7 @@ int emu_arena_format(void *base, uint64_t bytes, const struct emu_config *config
 		cpu->task.cpu = i % arena->config.nr_hw_cpus;
 		cpu->task.node = arena->node_of_cpu[i];
 		cpu->task.waiter.task = &cpu->task;
+		cpu->task.vma_change_ns = config->vma_change_ns;
 		cpu->task.lock_stats = emu_cpu_lock_stats(i);
 		cpu->task.sites = cpu->sites;
 		atomic_init(&cpu->task.on_cpu, 1);

@@ -63,8 +63,18 @@ static uint64_t with_jitter(uint64_t ns)
 	return jitter ? ns + emu_random() % (2 * jitter + 1) - jitter : ns;
 }
 
+/* Without what was computed inside locks already. */
+static uint64_t work_left(uint64_t ns)
+{
+	uint64_t ahead = current->work_ahead_ns < ns ? current->work_ahead_ns : ns;
+
+	current->work_ahead_ns -= ahead;
+	return ns - ahead;
+}
+
 static void work(uint64_t ns)
 {
+	ns = work_left(ns);
 	if (ns)
 		compute(with_jitter(ns));
 }
@@ -85,6 +95,7 @@ static void kernel_work(const struct emu_call *call, uint64_t work_ns)
 	for (uint32_t i = 0; i < call->nr_uses; i++)
 		nr += emu_uses_until(call->first_use + i, cpu, occasions[i] + 1) -
 		      emu_uses_until(call->first_use + i, cpu, occasions[i]);
+	work_ns = work_left(work_ns);
 	slice = work_ns ? with_jitter(work_ns) / (nr + 1) : 0;
 	for (uint32_t i = 0; i < call->nr_uses; i++) {
 		const struct emu_use *use = &emu_arena->uses[call->first_use + i];

@@ -70,8 +70,14 @@ EMU_NOINLINE void vma_complete(struct mm_struct *mm, struct vma_prepare *vp)
 
 	if (vp->insert)
 		emu_mm->link(mm, vp->insert);
-	if (vp->mapping)
+	if (vp->mapping) {
+		/* The i_mmap lock is held: whoever wants this file waits for it. */
+		if (current->vma_change_ns) {
+			emu_compute(current->vma_change_ns);
+			current->work_ahead_ns += current->vma_change_ns;
+		}
 		emu_rmap->complete(vp->mapping, vp);
+	}
 	if (vp->remove)
 		vm_area_free(vp->remove);
 	if (vp->remove2)

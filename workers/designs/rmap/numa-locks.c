@@ -3,7 +3,8 @@
  * numa-locks - one interval tree and one rwsem per NUMA node (Huang v2, June 2026).
  *
  * As numa-trees, but a change takes the lock of one tree. A walker takes all locks, in order of the nodes, before it
- * looks at the first tree. As posted, unlinking takes the tree's lock once per VMA.
+ * looks at the first tree. As posted, unlinking takes the tree's lock once per VMA, and mapping_mapped() is a count that
+ * all nodes add to (numa-trees.c has more about it).
  * A merge may join VMAs of different trees: their locks are taken in order of the nodes too.
  */
 #include <emu/rmap.h>
@@ -18,7 +19,13 @@ struct node_tree {
 
 struct numa_locks {
 	struct node_tree **nodes; /* [emu_nr_nodes()], constant */
+	_Atomic int64_t vma_count; /* changed under the lock of a VMA's tree, read without */
 };
+
+static inline void count_vmas(struct address_space *mapping, int64_t n)
+{
+	atomic_fetch_add_explicit(&rmap_private(mapping, struct numa_locks)->vma_count, n, memory_order_relaxed);
+}
 
 static inline struct node_tree *tree_of(struct address_space *mapping, struct vm_area_struct *vma)
 {
@@ -30,6 +37,7 @@ static void numa_locks_init(struct address_space *mapping)
 	struct numa_locks *nl = rmap_private(mapping, struct numa_locks);
 	uint32_t class_id = lock_class("i_mmap_rwsem", mapping->name);
 
+	atomic_init(&nl->vma_count, 0);
 	nl->nodes = emu_alloc(emu_nr_nodes() * sizeof(*nl->nodes), emu_node_id());
 	for (uint32_t node = 0; node < emu_nr_nodes(); node++) {
 		nl->nodes[node] = emu_zalloc(sizeof(struct node_tree), node);
@@ -54,6 +62,7 @@ static void numa_locks_insert(struct address_space *mapping, struct vm_area_stru
 	nt = tree_of(mapping, vma);
 	down_write(&nt->rwsem);
 	i_mmap_tree_insert(&nt->tree, vma);
+	count_vmas(mapping, 1);
 	up_write(&nt->rwsem);
 }
 
@@ -66,6 +75,7 @@ static void numa_locks_insert_after(struct address_space *mapping, struct vm_are
 	vma->i_mmap_index = prev->i_mmap_index;
 	down_write(&nt->rwsem);
 	i_mmap_tree_insert_after(&nt->tree, vma, prev);
+	count_vmas(mapping, 1);
 	up_write(&nt->rwsem);
 }
 
@@ -76,6 +86,7 @@ static void numa_locks_remove(struct address_space *mapping, struct vm_area_stru
 
 		down_write(&nt->rwsem);
 		i_mmap_tree_remove(&nt->tree, vmas[i]);
+		count_vmas(mapping, -1);
 		up_write(&nt->rwsem);
 	}
 }
@@ -93,8 +104,10 @@ static void numa_locks_prepare(struct address_space *mapping, struct vma_prepare
 	i_mmap_tree_remove(&tree_of(mapping, vp->vma)->tree, vp->vma);
 	if (vp->adj_next)
 		i_mmap_tree_remove(&tree_of(mapping, vp->adj_next)->tree, vp->adj_next);
-	if (vp->insert)
+	if (vp->insert) {
 		i_mmap_tree_insert(&tree_of(mapping, vp->insert)->tree, vp->insert);
+		count_vmas(mapping, 1);
+	}
 }
 
 static void numa_locks_complete(struct address_space *mapping, struct vma_prepare *vp)
@@ -109,6 +122,8 @@ static void numa_locks_complete(struct address_space *mapping, struct vma_prepar
 		i_mmap_tree_remove(&tree_of(mapping, vp->remove)->tree, vp->remove);
 	if (vp->remove2)
 		i_mmap_tree_remove(&tree_of(mapping, vp->remove2)->tree, vp->remove2);
+	if (vp->remove)
+		count_vmas(mapping, vp->remove2 ? -2 : -1);
 	while (n--)
 		up_write(&nl->nodes[nodes[n]]->rwsem);
 }
@@ -139,10 +154,7 @@ static bool numa_locks_mapped(struct address_space *mapping)
 {
 	struct numa_locks *nl = rmap_private(mapping, struct numa_locks);
 
-	for (uint32_t node = 0; node < emu_nr_nodes(); node++)
-		if (!i_mmap_tree_empty(&nl->nodes[node]->tree))
-			return true;
-	return numa_locks_walk(mapping, 0, UINT64_MAX, false, rmap_found, NULL);
+	return atomic_load_explicit(&nl->vma_count, memory_order_relaxed) != 0;
 }
 
 EMU_EXPORT const struct rmap_ops emu_rmap_ops = {

@@ -4,6 +4,10 @@
  *
  * A VMA goes into the tree of the node that maps it and remembers which; a forked child and the halves of a split stay
  * in the parent's tree. Trees become smaller and their lines stay on one node; the lock is as hot as before.
+ *
+ * As posted, mapping_mapped() is a count of the file's VMAs, beside the pointer to the trees: a line that each holder of
+ * the lock writes. There it also falls and rises while a VMA is out of its tree to be changed, so that a file with a single
+ * mapping looks unmapped for a moment; not here.
  */
 #include <emu/rmap.h>
 
@@ -11,9 +15,17 @@
 
 /* Each tree is on a line of its own node. */
 struct numa_trees {
-	struct rw_semaphore i_mmap_rwsem; /* guards all trees */
+	struct rw_semaphore i_mmap_rwsem; /* guards all trees, and changes of vma_count */
 	struct interval_tree_root **trees; /* [emu_nr_nodes()], constant */
+	_Atomic int64_t vma_count; /* read without the lock */
 };
+
+static inline void count_vmas(struct numa_trees *nt, int64_t n)
+{
+	int64_t count = atomic_load_explicit(&nt->vma_count, memory_order_relaxed);
+
+	atomic_store_explicit(&nt->vma_count, count + n, memory_order_relaxed);
+}
 
 static inline struct interval_tree_root *tree_of(struct numa_trees *nt, struct vm_area_struct *vma)
 {
@@ -25,6 +37,7 @@ static void numa_trees_init(struct address_space *mapping)
 	struct numa_trees *nt = rmap_private(mapping, struct numa_trees);
 
 	init_rwsem(&nt->i_mmap_rwsem, lock_class("i_mmap_rwsem", mapping->name));
+	atomic_init(&nt->vma_count, 0);
 	nt->trees = emu_alloc(emu_nr_nodes() * sizeof(*nt->trees), emu_node_id());
 	for (uint32_t node = 0; node < emu_nr_nodes(); node++)
 		nt->trees[node] = emu_zalloc(EMU_CACHELINE, node);
@@ -46,6 +59,7 @@ static void numa_trees_insert(struct address_space *mapping, struct vm_area_stru
 	vma->i_mmap_index = emu_node_id();
 	down_write(&nt->i_mmap_rwsem);
 	i_mmap_tree_insert(tree_of(nt, vma), vma);
+	count_vmas(nt, 1);
 	up_write(&nt->i_mmap_rwsem);
 }
 
@@ -57,6 +71,7 @@ static void numa_trees_insert_after(struct address_space *mapping, struct vm_are
 	vma->i_mmap_index = prev->i_mmap_index;
 	down_write(&nt->i_mmap_rwsem);
 	i_mmap_tree_insert_after(tree_of(nt, vma), vma, prev);
+	count_vmas(nt, 1);
 	up_write(&nt->i_mmap_rwsem);
 }
 
@@ -70,6 +85,7 @@ static void numa_trees_insert_batch(struct address_space *mapping, struct vm_are
 		vmas[i]->i_mmap_index = prevs ? prevs[i]->i_mmap_index : emu_node_id();
 		i_mmap_tree_insert_batch(tree_of(nt, vmas[i]), &vmas[i], prevs ? &prevs[i] : NULL, 1);
 	}
+	count_vmas(nt, n);
 	up_write(&nt->i_mmap_rwsem);
 }
 
@@ -80,6 +96,7 @@ static void numa_trees_remove(struct address_space *mapping, struct vm_area_stru
 	down_write(&nt->i_mmap_rwsem);
 	for (uint32_t i = 0; i < n; i++)
 		i_mmap_tree_remove(tree_of(nt, vmas[i]), vmas[i]);
+	count_vmas(nt, -(int64_t)n);
 	up_write(&nt->i_mmap_rwsem);
 }
 
@@ -94,6 +111,7 @@ static void numa_trees_prepare(struct address_space *mapping, struct vma_prepare
 	if (vp->insert) {
 		vp->insert->i_mmap_index = vp->vma->i_mmap_index;
 		i_mmap_tree_insert(tree_of(nt, vp->insert), vp->insert);
+		count_vmas(nt, 1);
 	}
 }
 
@@ -108,6 +126,8 @@ static void numa_trees_complete(struct address_space *mapping, struct vma_prepar
 		i_mmap_tree_remove(tree_of(nt, vp->remove), vp->remove);
 	if (vp->remove2)
 		i_mmap_tree_remove(tree_of(nt, vp->remove2), vp->remove2);
+	if (vp->remove)
+		count_vmas(nt, vp->remove2 ? -2 : -1);
 	up_write(&nt->i_mmap_rwsem);
 }
 
@@ -131,10 +151,7 @@ static bool numa_trees_mapped(struct address_space *mapping)
 {
 	struct numa_trees *nt = rmap_private(mapping, struct numa_trees);
 
-	for (uint32_t node = 0; node < emu_nr_nodes(); node++)
-		if (!i_mmap_tree_empty(nt->trees[node]))
-			return true;
-	return numa_trees_walk(mapping, 0, UINT64_MAX, false, rmap_found, NULL);
+	return atomic_load_explicit(&nt->vma_count, memory_order_relaxed) != 0;
 }
 
 EMU_EXPORT const struct rmap_ops emu_rmap_ops = {

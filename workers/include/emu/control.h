@@ -130,6 +130,7 @@ struct emu_config {
 	uint32_t oversubscribed;	       /* more emulated than host CPUs: spinners yield to the host's scheduler */
 	uint32_t numa_penalty;		       /* emu_line_moved() costs */
 	uint32_t work_jitter_permille;	       /* each work_ns varies evenly by +- this */
+	uint32_t vma_change_ns;		       /* see task_struct */
 	uint32_t strict;		       /* munmap or mprotect of what is not mapped, a wrong expect: an error */
 	uint32_t nr_walkers;		       /* upper bound */
 	uint32_t share_mm;		       /* all CPUs are threads of the process that CPU 0's first exec makes */

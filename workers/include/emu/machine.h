@@ -64,7 +64,11 @@ struct task_struct;
 extern EMU_EXPORT _Thread_local struct task_struct *emu_current __attribute__((tls_model("initial-exec")));
 #define EMU_MACHINE_ID 1u
 #define EMU_CPUS_AT_ONCE true /* the machine's own code runs on several CPUs at a time */
-#define EMU_HOLD_SAMPLE 16u /* one hold of a lock in so many is timed: two looks at the clock cost a lock */
+/*
+ * One hold of a lock in so many is timed: two looks at the clock cost a lock. A prime, so that of locks that a program takes
+ * in turn each has its turn.
+ */
+#define EMU_HOLD_SAMPLE 17u
 static inline void emu_waited(uint32_t class_id, uint64_t wait_ns)
 {
 	(void)class_id;

@@ -46,18 +46,14 @@ static inline void mm_maple_unlink(struct mm_struct *mm, struct vm_area_struct *
 	maple_store(&mm_private(mm, struct mm_maple)->tree, vma->vm_start, vma->vm_end - 1, NULL);
 }
 
-/* The tree's part of a change; before it, the VMA still says what it was. */
+/*
+ * The tree's part of a change; before it, the VMA still says what it was. What it gives up stays its own in the tree until
+ * another VMA is stored there, as in the kernel: one store for a split. Faults meanwhile see that the VMA is being changed.
+ */
 static inline void mm_maple_move(struct mm_struct *mm, struct vm_area_struct *vma, const struct vma_change *to)
 {
-	struct maple_root *tree = &mm_private(mm, struct mm_maple)->tree;
-	uint64_t start = vma->vm_start, end = vma->vm_end;
-
-	if (to->start > start)
-		maple_store(tree, start, to->start - 1, NULL);
-	if (to->end < end)
-		maple_store(tree, to->end, end - 1, NULL);
-	if (to->start < start || to->end > end)
-		maple_store(tree, to->start, to->end - 1, vma);
+	if (to->start < vma->vm_start || to->end > vma->vm_end)
+		maple_store(&mm_private(mm, struct mm_maple)->tree, to->start, to->end - 1, vma);
 }
 
 /* The highest range whose end keeps away from a stack above it. */

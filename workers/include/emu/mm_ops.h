@@ -76,7 +76,8 @@ struct mm_ops {
 	/*
 	 * vma_set() it to this, with no fault in between that could see one half; its order among the VMAs stays. May be
 	 * what it is already: then too, faults that use the VMA are over when this returns. The range is locked, and where a
-	 * file's VMA changes its bounds, the i_mmap lock is held. Required.
+	 * file's VMA changes its bounds, the i_mmap lock is held. What a VMA gives up another one gets, by link or change,
+	 * before the range is unlocked; nothing is looked for there until then. Required.
 	 */
 	void (*change)(struct mm_struct *mm, struct vm_area_struct *vma, const struct vma_change *to);
 

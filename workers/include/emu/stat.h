@@ -52,7 +52,7 @@ static inline void lock_stat_acquired(uint32_t class_id, const void *lock)
 	struct lock_stat *stat = &task->lock_stats[class_id * EMU_SITES_MAX + task->site];
 
 	stat->acquired++;
-	if (unlikely((++task->hold_tick & (EMU_HOLD_SAMPLE - 1)) == 0))
+	if (unlikely(++task->hold_tick % EMU_HOLD_SAMPLE == 0))
 		lock_stat_hold_begin(task, stat, lock);
 }
 

@@ -58,6 +58,8 @@ struct task_struct {
 	uint64_t wait_ns;	      /* all waiting for locks so far, spinning or asleep */
 	struct emu_hold holds[EMU_HOLDS];
 	uint64_t fault_work_ns;	      /* what a page fault costs beside locks and tables */
+	uint64_t vma_change_ns;	      /* what the kernel computes from vma_prepare() to vma_complete(), beside what is here */
+	uint64_t work_ahead_ns;	      /* so much of it has been computed, and is part of the work of calls yet to come */
 	const struct emu_call *fault_call; /* whose uses of the rest of the kernel a fault makes; NULL: none */
 	/* The page that the fault under way has asked the page cache for; NULL: none so far. */
 	const struct address_space *fault_file;
