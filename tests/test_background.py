@@ -271,8 +271,9 @@ def test_a_changed_vma_keeps_its_file_locked_as_long_as_in_the_kernel(
         machine, duration = ("generic:sockets=1,nodes=2,cores=4", "20ms")
         if engine == "native":
             machine, duration = ("host", "200ms")
-        args = ("--engine", engine, "--topology", machine, "--duration", duration, "--json", "-")
-        done = emu("run", *args, "--workload", str(path), "--cpus", "1", "--rmap", "single", *options)
+        args = ("--engine", engine, "--topology", machine, "--duration", duration, "--cpus", "1")
+        design = ("--workload", str(path), "--rmap", "single")
+        done = emu("run", *args, *design, "--json", "-", *options)
         assert done.returncode == 0, done.stderr
         cell = json.loads(done.stdout)["cells"][0]
         lock = next(lock for lock in cell["locks"] if lock["file"] == "lib")
