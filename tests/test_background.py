@@ -267,7 +267,7 @@ def test_a_changed_vma_keeps_its_file_locked_as_long_as_in_the_kernel(
 
     def run(*options: str) -> tuple[float, float]:
         """(ns that the lock was held each time, operations a second)."""
-        # The native engine times one hold of some hundred.
+        # The native engine times one hold in 17.
         machine, duration = ("generic:sockets=1,nodes=2,cores=4", "20ms")
         if engine == "native":
             machine, duration = ("host", "200ms")
