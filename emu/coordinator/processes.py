@@ -34,7 +34,7 @@ _WORDS_BYTES = 1 << 20
 """Of what a process wrote on stderr, at most; its last line is what counts."""
 _LENGTH = struct.Struct("=Q")
 """Of an answer, in bytes."""
-_OUTSIDE = (signal.SIGKILL, signal.SIGTERM)
+OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
 """Sent by somebody else: no code under test does."""
 FORK = multiprocess.get_context("fork")
 _T = TypeVar("_T")
@@ -125,7 +125,7 @@ class Child(Generic[_T]):
             last = words.strip().splitlines()[-1:]
             how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
             reason = last[0].removeprefix("emu: ") if last else how
-            outside = -status in _OUTSIDE
+            outside = -status in OUTSIDE
             raise ChildDied(f"{self._what} died: {reason}", outside=outside) from None
         answer = ForkingPickler.loads(self._read[_LENGTH.size : _LENGTH.size + size])
         del self._read[: _LENGTH.size + size]
@@ -311,7 +311,7 @@ def on_cpus(
                     raise CellFailed(f"CPU {cpu} was stopped by {name}", outside=True)
                 del pids[pid]
                 if info.si_status:  # a signal, or what it exited with
-                    outside = info.si_code != os.CLD_EXITED and info.si_status in _OUTSIDE
+                    outside = info.si_code != os.CLD_EXITED and info.si_status in OUTSIDE
                     raise CellFailed(_how_it_ended(core, cpu, info, doing(cpu)), outside=outside)
             time.sleep(0.001)
             now, reached = time.monotonic(), progress()

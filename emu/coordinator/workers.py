@@ -28,7 +28,7 @@ import zmq
 
 from emu import _core
 from emu.coordinator.plan import Plan
-from emu.coordinator.processes import FORK, no_process, start
+from emu.coordinator.processes import FORK, OUTSIDE, no_process, start
 from emu.coordinator.stop import HANG_S, CellFailed, StopFlag
 from emu.errors import EmuError, InputError
 from emu.workers import cpu as worker
@@ -250,7 +250,7 @@ class Workers:
             return f"was stopped by {signal.Signals(info.si_status).name}", True
         if info.si_code in (os.CLD_KILLED, os.CLD_DUMPED):
             name = signal.Signals(info.si_status).name
-            outside = name in ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT", "SIGQUIT")
+            outside = info.si_status in OUTSIDE
             words = own_words or ("" if outside else self._last_words())
             return f"was killed by {name}{words and ': ' + words}", outside
         words = own_words or self._last_words() or f"exit status {info.si_status}"
