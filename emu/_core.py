@@ -11,6 +11,7 @@ from __future__ import annotations
 import _ctypes
 import contextlib
 import ctypes
+import errno
 import functools
 import json
 import math
@@ -99,7 +100,8 @@ LOCK_STAT_DTYPE = np.dtype(
         ("contended", np.uint64),
         ("wait_ns", np.uint64),
         ("hold_ns", np.uint64),
-        ("hold_samples", np.uint64),
+        ("hold_samples", np.uint32),
+        ("next_used", np.uint32),
     ]
 )
 """``struct lock_stat``."""
@@ -422,7 +424,9 @@ _PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "emu_cpu_state": (ctypes.POINTER(CpuState), _U32),
     "emu_cpu_result": (ctypes.POINTER(CpuResult), _U32),
     "emu_cpu_hists": (_PTR, _U32),
-    "emu_cpu_lock_stats": (_PTR, _U32),
+    "emu_lock_stats": (_PTR,),
+    "emu_lock_waits": (None, _PTR),
+    "emu_site_path": (_INT, _U32, _STR, ctypes.c_size_t),
     "emu_nr_lock_classes": (_U32,),
     "emu_lock_class_name": (_INT, _U32, ctypes.POINTER(_STR), ctypes.POINTER(_STR)),
     "emu_cpu_site_path": (_INT, _U32, _U32, _STR, ctypes.c_size_t),
@@ -587,10 +591,21 @@ class Core:
         histogram = _view(address + ctypes.sizeof(Walker), HIST_DTYPE, (1,))
         return Walker.from_address(address), histogram[0]
 
-    def lock_stats(self, cpu: int) -> NDArray[np.void]:
-        """The CPU's lock statistics, ``[class, site]``: a view of the arena."""
-        shape = (self._lib.emu_nr_lock_classes(), SITES_MAX)
-        return _view(self._lib.emu_cpu_lock_stats(cpu), LOCK_STAT_DTYPE, shape)
+    def lock_stats(self) -> NDArray[np.void]:
+        """The lock statistics of all CPUs together, ``[class, site]``, until the next call.
+
+        ``site_path`` knows these sites. Raises CoreError where a CPU's are damaged.
+        """
+        address = self._lib.emu_lock_stats()
+        if not address:
+            raise CoreError(self._text(self._lib.emu_error()), errno.EINVAL)
+        return _view(address, LOCK_STAT_DTYPE, (self._lib.emu_nr_lock_classes(), SITES_MAX))
+
+    def lock_waits(self) -> NDArray[np.uint64]:
+        """What all CPUs have waited in this phase so far, ns by class; also while they run."""
+        wait_ns = np.zeros(self._lib.emu_nr_lock_classes(), np.uint64)
+        self._lib.emu_lock_waits(wait_ns.ctypes.data)
+        return wait_ns
 
     def lock_class_name(self, class_id: int) -> tuple[str, str | None]:
         """Name and file of a lock class; no file: None."""
@@ -600,7 +615,11 @@ class Core:
         )
         return self._text(name.value), self._text(file.value) or None
 
-    def site_path(self, cpu: int, site: int) -> str:
+    def site_path(self, site: int) -> str:
+        """The path "a>b>c" of a call site of ``lock_stats``."""
+        return self.text_of("site_path", site)
+
+    def cpu_site_path(self, cpu: int, site: int) -> str:
         """The path "a>b>c" of a call site of the CPU."""
         return self.text_of("cpu_site_path", cpu, site)
 

@@ -19,10 +19,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
-import numpy as np
 
 from emu.results import CellResult, write_atomically
 from emu.store import Owner
@@ -104,14 +103,12 @@ def look(core: _core.Core, plan: Plan, phase: str) -> Inside:
     cpus = range(len(plan.node_of_cpu))
     elapsed_ns = _elapsed_ns(core, cpus)
     iterations: Counter[int] = Counter()
-    wait_ns: Any = 0
     for cpu, node in zip(cpus, plan.node_of_cpu, strict=True):
         iterations[node] += core.cpu_result(cpu).contents.iterations
-        wait_ns = wait_ns + core.lock_stats(cpu)["wait_ns"].sum(axis=1, dtype=np.float64)
     time_ns = max(1, elapsed_ns) * len(cpus)
     waits = {
-        _lock_name(*core.lock_class_name(number)): float(ns) / time_ns
-        for number, ns in enumerate(wait_ns)
+        _lock_name(*core.lock_class_name(number)): ns / time_ns
+        for number, ns in enumerate(core.lock_waits().tolist())
         if ns > 0
     }
     return Inside(

@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,14 @@ def a_plan(machine: str, path: Path, cpus: int, *, isolate: bool = False) -> Pla
     )
 
 
+def acquisitions(core: _core.Core) -> Counter[str]:
+    """By lock class, since statistics began."""
+    sums: Counter[str] = Counter()
+    for lock in coordinator.totals.gather_locks(core):
+        sums[lock.name] += int(lock.total["acquired"])
+    return sums
+
+
 def acquired(plan: Plan, times: int) -> dict[str, dict[str, int]]:
     """By list and lock class, after running each list so often on each CPU."""
     core = _core.load(plan.machine)
@@ -143,18 +152,18 @@ def acquired(plan: Plan, times: int) -> dict[str, dict[str, int]]:
             core.virtual_config(ctypes.byref(cost_model(machine, len(cpus))))
         order = [work.load_list, *(phase.list for phase in work.phases), work.drain_list]
         for place, number in enumerate(order):
-            sums: dict[str, int] = {}
+            sums: Counter[str] = Counter()
             for _ in range(times if 0 < place < len(order) - 1 else 1):
+                before: Counter[str] = Counter()
                 if plan.machine == "virtual":
                     core.phase_prepare(number, 1, 1, 0)
                     core.virtual_run_phase()
-                for cpu in cpus:
-                    if plan.machine == "native":
-                        core.lock_stats(cpu)[:] = 0
+                else:
+                    before = acquisitions(core)
+                    for cpu in cpus:
                         core.cpu_attach(cpu)
                         assert core.list_run(number) is None
-                for lock in coordinator.totals._gather_locks(core, cpus):
-                    sums[lock.name] = sums.get(lock.name, 0) + int(lock.total["acquired"])
+                sums += acquisitions(core) - before
             found[f"{place} {work.list_names[number]}"] = sums
         # Compares every line with the number of uses.
         core.check_drained()

@@ -12,6 +12,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,17 @@ def a_plan(machine: str, rmap: str, cpus: int) -> Plan:
     )
 
 
+def acquisitions(core: _core.Core) -> Counter[tuple[str, str | None, str]]:
+    """By lock class, file and call site, since statistics began."""
+    return Counter(
+        {
+            (lock.name, lock.file, site): int(stat["acquired"])
+            for lock in coordinator.totals.gather_locks(core)
+            for site, stat in lock.sites.items()
+        }
+    )
+
+
 def run_once(plan: Plan) -> dict[str, Any]:
     """Each list of the workload once on every CPU: what each came to."""
     core = _core.load(plan.machine)
@@ -59,18 +71,16 @@ def run_once(plan: Plan) -> dict[str, Any]:
             machine = topology.load("generic:sockets=1,nodes=1,cores=4")
             core.virtual_config(ctypes.byref(cost_model(machine, plan.nr_hw_cpus or len(cpus))))
         for number in (work.load_list, *(phase.list for phase in work.phases), work.drain_list):
+            before: Counter[tuple[str, str | None, str]] = Counter()
             if plan.machine == "virtual":
                 core.phase_prepare(number, 1, 1, 0)
                 core.virtual_run_phase()
             else:
+                before = acquisitions(core)
                 for cpu in cpus:
-                    core.lock_stats(cpu)[:] = 0
                     core.cpu_attach(cpu)
                     assert core.list_run(number) is None
-            locks: dict[tuple[str, str | None, str], int] = {}
-            for lock in coordinator.totals._gather_locks(core, cpus):
-                for site, stat in lock.sites.items():
-                    locks[lock.name, lock.file, site] = int(stat["acquired"])
+            locks = acquisitions(core) - before
             maps = []
             for cpu in cpus:
                 core.cpu_attach(cpu)

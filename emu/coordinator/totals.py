@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -106,7 +106,7 @@ def gather(core: _core.Core, plan: Plan, name: str) -> PhaseTotals:
         wait_ns=sum(result.wait_ns for result in results),
         counts=counts,
         hists=hists,
-        locks=_gather_locks(core, cpus),
+        locks=gather_locks(core),
         walkers=[_gather_walker(core, plan, i) for i in range(len(plan.workload.walkers))],
     )
 
@@ -130,30 +130,22 @@ def _gather_walker(core: _core.Core, plan: Plan, number: int) -> WalkerTotals:
     )
 
 
-def _gather_locks(core: _core.Core, cpus: Iterable[int]) -> list[LockTotals]:
+def gather_locks(core: _core.Core) -> list[LockTotals]:
     """Lock statistics of all CPUs by class and by the path of the call site."""
-    sums: dict[int, dict[str, list[int]]] = {}
-    for cpu in cpus:
-        stats = core.lock_stats(cpu)
-        classes, sites = np.nonzero((stats["acquired"] > 0) | (stats["contended"] > 0))
-        paths = {site: core.site_path(cpu, site) for site in set(sites.tolist())}
-        # Plain numbers: there are thousands of records on a large machine.
-        for class_id, site, record in zip(
-            classes.tolist(), sites.tolist(), stats[classes, sites].tolist(), strict=True
-        ):
-            by_path = sums.setdefault(class_id, {})
-            before = by_path.get(paths[site])
-            by_path[paths[site]] = (
-                [a + b for a, b in zip(before, record, strict=True)] if before else list(record)
-            )
+    stats = core.lock_stats()
+    path_of = functools.cache(core.site_path)
     found = []
-    for class_id, by_path in sorted(sums.items()):
+    for class_id in np.flatnonzero(stats["acquired"].any(axis=1)).tolist():
+        of_class = stats[class_id]
+        by_path: dict[str, list[int]] = {}
+        for site in np.flatnonzero(of_class["acquired"]).tolist():
+            by_path.setdefault(path_of(site), []).append(site)
         name, file = core.lock_class_name(class_id)
-        total = _stat([sum(column) for column in zip(*by_path.values(), strict=True)])
-        by_site = {path: _stat(record) for path, record in by_path.items()}
-        found.append(LockTotals(name, file, total, by_site))
+        by_site = {path: _sum(of_class[sites]) for path, sites in by_path.items()}
+        found.append(LockTotals(name, file, _sum(of_class), by_site))
     return found
 
 
-def _stat(record: list[int]) -> NDArray[np.void]:
-    return np.array(tuple(record), _core.LOCK_STAT_DTYPE)
+def _sum(records: NDArray[np.void]) -> NDArray[np.void]:
+    dtype = _core.LOCK_STAT_DTYPE
+    return np.array(tuple(records[name].sum() for name in dtype.names or ()), dtype)

@@ -46,7 +46,7 @@ class Recorder:
         def symbol(offset: int) -> str:
             return core.text_of("virtual_symbol", offset)
 
-        site = cache(core.site_path)
+        site = cache(core.cpu_site_path)
         trace = Trace(full_ns=full_ns.value - start_ns if full_ns.value else None)
         for record in self._slices[:number].tolist():
             start, end, at, cpu, number, what, site_id, stack_id, _ = record

@@ -18,16 +18,17 @@
 
 static const uint32_t node_of_cpu[3] = { 0, 1, 1 };
 
+static const struct emu_config three_cpus = {
+	.bytes = sizeof(three_cpus), .nr_cpus = 3, .nr_nodes = 2, .seed = 7, .node_of_cpu = node_of_cpu,
+};
+
 /* A fresh arena; the calling thread is CPU 0. */
 static void *arena_new(uint64_t bytes)
 {
-	const struct emu_config config = {
-		.bytes = sizeof(config), .nr_cpus = 3, .nr_nodes = 2, .seed = 7, .node_of_cpu = node_of_cpu,
-	};
 	void *base = mmap(NULL, ARENA_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 
 	ASSERT(base != MAP_FAILED, "mmap: %s", strerror(errno));
-	ASSERT(!emu_arena_format(base, bytes, &config), "%s", emu_error());
+	ASSERT(!emu_arena_format(base, bytes, &three_cpus), "%s", emu_error());
 	ASSERT(!emu_cpu_attach(0), "%s", emu_error());
 	return base;
 }
@@ -186,25 +187,81 @@ static void outer(void)
 	inner();
 }
 
+/* Acquisitions of a class at a site of emu_lock_stats(). */
+static uint64_t acquired_at(const struct lock_stat *stats, uint32_t class_id, const char *wanted)
+{
+	char path[64];
+
+	for (uint32_t site = 0; site < EMU_SITES_MAX; site++) {
+		const struct lock_stat *stat = &stats[class_id * EMU_SITES_MAX + site];
+
+		if (!stat->acquired)
+			continue;
+		ASSERT(emu_site_path(site, path, sizeof(path)) >= 0, "%s", emu_error());
+		if (!strcmp(path, wanted))
+			return stat->acquired;
+	}
+	return 0;
+}
+
 static void sites_are_paths(void)
 {
 	void *base = arena_new(ARENA_BYTES);
-	uint32_t x = lock_class("x", NULL), found = 0;
-	char path[64];
+	uint32_t x = lock_class("x", NULL);
+	const struct lock_stat *stats;
 
 	ASSERT(x == lock_class("x", "") && x != lock_class("x", "file") && x != lock_class("y", NULL), "classes");
 	outer();
 	inner();
-	for (uint32_t site = 0; site < EMU_SITES_MAX; site++) {
-		uint64_t acquired = emu_cpu_lock_stats(0)[x * EMU_SITES_MAX + site].acquired;
+	/* The same sites under other numbers, and one that the first CPU has not. */
+	ASSERT(!emu_cpu_attach(2), "%s", emu_error());
+	inner();
+	outer();
+	lock_stat_acquired(x, "");
+	stats = emu_lock_stats();
+	ASSERT(stats, "%s", emu_error());
+	ASSERT(acquired_at(stats, x, "outer>inner") == 4 && acquired_at(stats, x, "inner") == 2 &&
+		       acquired_at(stats, x, "") == 1 && current->site == 0, "paths");
+	munmap(base, ARENA_BYTES);
+}
 
-		if (!acquired)
-			continue;
-		ASSERT(emu_cpu_site_path(0, site, path, sizeof(path)) > 0, "%s", emu_error());
-		found += !strcmp(path, "outer>inner") && acquired == 2;
-		found += !strcmp(path, "inner") && acquired == 1;
-	}
-	ASSERT(found == 2 && current->site == 0, "%u of 2 paths", found);
+static void statistics_begin_anew(void)
+{
+	void *base = arena_new(ARENA_BYTES);
+	uint32_t x = lock_class("x", NULL);
+	uint64_t wait_ns[16] = { 0 };
+	const struct lock_stat *stats;
+
+	outer();
+	lock_stat_contended(x, 5);
+	lock_stat_acquired(x, "");
+	emu_lock_waits(wait_ns);
+	ASSERT(wait_ns[x] == 5 && emu_nr_lock_classes() <= ARRAY_SIZE(wait_ns), "waits");
+	/* What an earlier run left is gone when the arena is laid out again. */
+	ASSERT(!emu_arena_format(base, ARENA_BYTES, &three_cpus) && !emu_cpu_attach(0), "%s", emu_error());
+	ASSERT(lock_class("x", NULL) == x, "the same class");
+	stats = emu_lock_stats();
+	ASSERT(stats && !acquired_at(stats, x, "outer>inner") && !acquired_at(stats, x, ""), "left from before");
+	outer();
+	stats = emu_lock_stats();
+	ASSERT(stats && acquired_at(stats, x, "outer>inner") == 2, "counted anew");
+	munmap(base, ARENA_BYTES);
+}
+
+static void damaged_statistics_are_refused(void)
+{
+	void *base = arena_new(ARENA_BYTES);
+	struct lock_stat *own = current->lock_stats;
+
+	outer();
+	own[own->next_used].next_used = own->next_used;
+	ASSERT(!emu_lock_stats() && strstr(emu_error(), "lock statistics of CPU 0"), "a ring: %s", emu_error());
+	own[own->next_used].next_used = UINT32_MAX;
+	ASSERT(!emu_lock_stats() && strstr(emu_error(), "lock statistics of CPU 0"), "outside: %s", emu_error());
+	own[own->next_used].next_used = 0;
+	ASSERT(emu_lock_stats(), "%s", emu_error());
+	current->sites[1].parent = 1;
+	ASSERT(!emu_lock_stats() && strstr(emu_error(), "call sites of CPU 0"), "sites: %s", emu_error());
 	munmap(base, ARENA_BYTES);
 }
 
@@ -283,6 +340,8 @@ int main(void)
 	TEST(a_full_arena_ends_the_cpu_with_a_reason);
 	TEST(a_small_arena_is_refused);
 	TEST(sites_are_paths);
+	TEST(statistics_begin_anew);
+	TEST(damaged_statistics_are_refused);
 	TEST(histogram_counts_what_fits_and_what_does_not);
 	TEST(a_line_from_another_node_costs_its_penalty);
 	TEST(computing_takes_the_time_asked_for);

@@ -318,15 +318,17 @@ static void run_machine(const char *design, const char *params, bool penalty, ui
 
 static void stress(const char *design, const char *params, bool penalty, uint64_t seed)
 {
+	const struct lock_stat *stats;
 	uint64_t acquired = 0;
 
 	run_machine(design, params, penalty, seed, cpu_main);
 	ASSERT(refuses_walks == !atomic_load(&shared->walks), "%llu walks",
 	       (unsigned long long)atomic_load(&shared->walks));
 	ASSERT(refuses_walks || calls_per_cpu < 1000 || atomic_load(&shared->unmapped), "walks have unmapped nothing");
-	for (uint32_t cpu = 0; cpu < CPUS; cpu++)
-		for (uint32_t i = 0; i < emu_nr_lock_classes() * EMU_SITES_MAX; i++)
-			acquired += emu_cpu_lock_stats(cpu)[i].acquired;
+	stats = emu_lock_stats();
+	ASSERT(stats, "%s", emu_error());
+	for (uint32_t i = 0; i < emu_nr_lock_classes() * EMU_SITES_MAX; i++)
+		acquired += stats[i].acquired;
 	ASSERT(acquired > (uint64_t)CPUS * calls_per_cpu / 2, "only %llu acquisitions", (unsigned long long)acquired);
 	munmap(arena_base, ARENA_BYTES);
 }

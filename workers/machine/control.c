@@ -153,7 +153,11 @@ int emu_arena_format(void *base, uint64_t bytes, const struct emu_config *config
 
 	for (uint32_t i = 0; i < config->nr_cpus; i++) {
 		struct emu_cpu *cpu = &arena->cpus[i];
+		struct lock_stat *stats = arena->lock_stats + (uint64_t)i * l.max_classes * EMU_SITES_MAX;
 
+		/* An earlier run's are found from here. */
+		cpu->task.lock_stats = stats;
+		emu_lock_stats_clear(&cpu->task);
 		memset(cpu, 0, offsetof(struct emu_cpu, hists));
 		hists_clear(cpu);
 		cpu->task.nr = i;
@@ -161,7 +165,7 @@ int emu_arena_format(void *base, uint64_t bytes, const struct emu_config *config
 		cpu->task.node = arena->node_of_cpu[i];
 		cpu->task.waiter.task = &cpu->task;
 		cpu->task.vma_change_ns = config->vma_change_ns;
-		cpu->task.lock_stats = emu_cpu_lock_stats(i);
+		cpu->task.lock_stats = stats;
 		cpu->task.sites = cpu->sites;
 		atomic_init(&cpu->task.on_cpu, 1);
 		cpu->walk_due_ns = UINT64_MAX;
@@ -510,7 +514,7 @@ void emu_phase_reset(uint32_t number)
 	struct emu_cpu *cpu = &emu_arena->cpus[number];
 
 	memset(&cpu->result, 0, sizeof(cpu->result));
-	memset(cpu->task.lock_stats, 0, (uint64_t)emu_arena->nr_classes * EMU_SITES_MAX * sizeof(struct lock_stat));
+	emu_lock_stats_clear(&cpu->task);
 	hists_clear(cpu);
 	/* One does it for all: nobody goes on before all have said that they are here. */
 	if (!number && emu_arena->micro)

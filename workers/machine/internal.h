@@ -147,6 +147,7 @@ bool emu_background_symbol(const void *at, char *buf, size_t size);
 
 /* A CPU's part of a phase: statistics to zero; and the phase itself, from the start line on. */
 void emu_phase_reset(uint32_t cpu);
+void emu_lock_stats_clear(struct task_struct *task);
 int emu_phase_body(void);
 
 /* walker.c. A CPU's walkers: results to zero; from the start line on; those whose time has come. */

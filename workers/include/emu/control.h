@@ -237,11 +237,18 @@ EMU_EXPORT struct emu_phase_status *emu_phase_status(void);
 EMU_EXPORT struct emu_cpu_state *emu_cpu_state(uint32_t cpu);
 EMU_EXPORT struct emu_cpu_result *emu_cpu_result(uint32_t cpu);
 EMU_EXPORT struct emu_hist *emu_cpu_hists(uint32_t cpu);     /* [EMU_LAT_NR] */
-EMU_EXPORT struct lock_stat *emu_cpu_lock_stats(uint32_t cpu); /* [emu_nr_lock_classes()][EMU_SITES_MAX] */
 EMU_EXPORT uint32_t emu_nr_lock_classes(void);
 EMU_EXPORT int emu_lock_class_name(uint32_t class_id, const char **name, const char **file);
 /* The path "a>b>c" of a CPU's call site; "" for the root. Returns its length or -errno. */
 EMU_EXPORT int emu_cpu_site_path(uint32_t cpu, uint32_t site, char *buf, size_t size);
+/*
+ * The lock statistics of all CPUs together, [emu_nr_lock_classes()][EMU_SITES_MAX], with call sites of their own; valid
+ * until the next call. No CPU may run. NULL: emu_error() says what is damaged.
+ */
+EMU_EXPORT struct lock_stat *emu_lock_stats(void);
+EMU_EXPORT int emu_site_path(uint32_t site, char *buf, size_t size);
+/* Adds to wait_ns[emu_nr_lock_classes()] what all CPUs have waited so far in this phase; while they run: by and by. */
+EMU_EXPORT void emu_lock_waits(uint64_t *wait_ns);
 
 /* One line in /proc/PID/maps style a VMA ("start-end perms offset name") of the CPU's current mm; length needed. */
 EMU_EXPORT int64_t emu_maps(char *buf, uint64_t size);

@@ -22,7 +22,8 @@ struct lock_stat {
 	uint64_t contended;
 	uint64_t wait_ns;
 	uint64_t hold_ns; /* of the hold_samples timed ones */
-	uint64_t hold_samples;
+	uint32_t hold_samples;
+	uint32_t next_used; /* in the CPU's table, from entry 0 on, which is no class's; 0: the last */
 };
 
 /*
@@ -42,16 +43,19 @@ static inline struct lock_stat *lock_stat_here(uint32_t class_id)
 	return &current->lock_stats[class_id * EMU_SITES_MAX + current->site];
 }
 
+/* The first acquisition of a class at a site in this phase: few of a table's entries are ever used. */
+EMU_EXPORT void lock_stat_first_use(struct task_struct *task, struct lock_stat *stat);
 EMU_EXPORT void lock_stat_hold_begin(struct task_struct *task, struct lock_stat *stat, const void *lock);
 EMU_EXPORT void lock_stat_hold_end(struct task_struct *task, const void *lock);
 
-/* Each lock calls these on every path: got it / got it after waiting / about to release it. */
+/* Each lock calls these on every path: got it / got it after waiting, before that / about to release it. */
 static inline void lock_stat_acquired(uint32_t class_id, const void *lock)
 {
 	struct task_struct *task = current;
 	struct lock_stat *stat = &task->lock_stats[class_id * EMU_SITES_MAX + task->site];
 
-	stat->acquired++;
+	if (unlikely(!stat->acquired++))
+		lock_stat_first_use(task, stat);
 	if (unlikely(++task->hold_tick % EMU_HOLD_SAMPLE == 0))
 		lock_stat_hold_begin(task, stat, lock);
 }
