@@ -611,7 +611,7 @@ def run(
 
     What is missing of an unfinished run of the same experiment is run; with ``fresh``, and where
     there is none, a new one begins. ``jobs``: virtual cells at once, at most; None: as many as this
-    machine has CPUs.
+    machine has CPUs, and the last one beside them.
 
     ``cluster``: the address of a Dask scheduler, to whose workers the cells go (docs/cluster.md).
 

@@ -93,7 +93,8 @@ def execute(
     """Run what is missing of the experiments, which were made from ``given``.
 
     The unfinished run of the same experiment, on the same version, is gone on with; else, or with
-    ``fresh``, a new one begins. ``jobs``: virtual cells at once (None: the host's CPUs).
+    ``fresh``, a new one begins. ``jobs``: virtual cells at once (None: the host's CPUs, and the
+    last one beside them).
     ``cluster``: the Dask scheduler whose workers run the cells.
     ``uncertainty``: then also run what the virtual engine runs on so many machines whose numbers
     are drawn (``emu.uncertainty``). ``trace``: of the only cell.
@@ -153,7 +154,11 @@ def execute(
                         scheduler.run_on(far, jobs)
                     status = "done"
                 else:
-                    status = "done" if scheduler.run(jobs or info.host["cpus"]) else "stopped"
+                    status = (
+                        "done"
+                        if scheduler.run(jobs or info.host["cpus"], last_beside=not jobs)
+                        else "stopped"
+                    )
             if uncertainty:
                 info.uncertainty = list(_uncertainty(list(tasks.values()), uncertainty, stop))
                 store.add_uncertainty(run, info.uncertainty)
@@ -270,6 +275,8 @@ class _Scheduler:
     spent: dict[str, list[float]] = field(default_factory=dict)
     """By engine: seconds and weight of the cells that finished here."""
     at_once: int = 1
+    last_beside: bool = False
+    """Does the last virtual cell begin beside so many others? Else CPUs are idle while it runs."""
     failed: int = 0
     """Cells that failed here."""
 
@@ -280,11 +287,11 @@ class _Scheduler:
         for job, _ in self.jobs.values():
             job.close()
 
-    def run(self, at_once: int) -> bool:
+    def run(self, at_once: int, last_beside: bool) -> bool:
         """Run all that is missing; False: somebody else killed or stopped a worker."""
         from emu.engines import ManyAtOnce
 
-        self.at_once = at_once
+        self.at_once, self.last_beside = at_once, last_beside
         # Virtual cells first: they are forked, which is cheapest before a machine is loaded here.
         many = [task for task in self.tasks if isinstance(task.machine, ManyAtOnce)]
         single = [task for task in self.tasks if not isinstance(task.machine, ManyAtOnce)]
@@ -364,7 +371,7 @@ class _Scheduler:
         waiting = list(by_number)
         go_on = True
         while True:
-            while waiting and len(self.jobs) < self.at_once and self._has_room(waiting, by_number):
+            while waiting and self._may_begin(waiting, by_number):
                 number = self._claim([by_number[number] for number in waiting])
                 if number is None:
                     waiting.clear()
@@ -409,8 +416,10 @@ class _Scheduler:
             f"runs out the kernel kills so: it may need {needed:,} MiB, {available:,} are available"
         )
 
-    def _has_room(self, waiting: list[int], by_number: Mapping[int, _Task]) -> bool:
-        """Is there memory for one more beside those that run? One alone may always try."""
+    def _may_begin(self, waiting: list[int], by_number: Mapping[int, _Task]) -> bool:
+        """May one more run, and is there memory for it? One alone may always try."""
+        if len(self.jobs) >= self.at_once + (self.last_beside and len(waiting) == 1):
+            return False
         return not self.jobs or memory_available() > _bytes_of(by_number[waiting[0]])
 
     def _run_single(self, task: _Task) -> bool:

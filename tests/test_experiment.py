@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,26 @@ def stop_after_one(**options: Any) -> None:
             stop._set = True
 
     package.run(**options, jobs=1, progress=progress, stop=stop)
+
+
+def test_the_last_virtual_cell_begins_beside_as_many_as_there_are_cpus() -> None:
+    cpus = os.cpu_count() or 1
+
+    def most(jobs: int | None) -> int:
+        seen = [0]
+        package.run(
+            **TINY | {"duration": "5ms"},
+            rmap="single",
+            cpus="32",
+            repeats=cpus + 2,
+            jobs=jobs,
+            fresh=True,
+            progress=lambda now: seen.append(len(now.running)),
+        )
+        return max(seen)
+
+    assert most(None) == cpus + 1
+    assert most(cpus) == cpus
 
 
 def test_interrupted_and_gone_on_with_is_one_run() -> None:
