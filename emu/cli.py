@@ -200,7 +200,10 @@ def run(
     ] = False,
     jobs: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Virtual cells at once.  Default: this machine's CPUs"),
+        typer.Option(
+            metavar="N",
+            help="Virtual cells at once.  Default: this machine's CPUs, the last cell beside them",
+        ),
     ] = None,
     cluster: Annotated[
         str | None,
