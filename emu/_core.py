@@ -570,9 +570,13 @@ class Core:
         """One line "name=value: help" a parameter of the loaded design."""
         return self.text_of("design_params", NAME_OF_KIND.index(kind)).splitlines()
 
-    def hists(self, cpu: int) -> NDArray[np.void]:
-        """The CPU's histograms in the arena, by LAT_NAMES: a view, not a copy."""
-        return _view(self._lib.emu_cpu_hists(cpu), HIST_DTYPE, (len(LAT_NAMES),))
+    def hists(self, cpus: int) -> NDArray[np.void]:
+        """The histograms of the first CPUs, ``[cpu, op]`` by LAT_NAMES: a view of the arena."""
+        first = self._lib.emu_cpu_hists(0)
+        stride = self._lib.emu_cpu_hists(1) - first
+        memory = (ctypes.c_uint8 * (stride * cpus)).from_address(first)
+        strides = (stride, HIST_DTYPE.itemsize)
+        return np.ndarray((cpus, len(LAT_NAMES)), HIST_DTYPE, memory, strides=strides)
 
     def memory(self) -> dict[str, int]:
         """What the rmap design takes of the arena, as results have it. After check_drained()."""
@@ -586,10 +590,10 @@ class Core:
         }
 
     def walker(self, number: int) -> tuple[Walker, NDArray[np.void]]:
-        """What a walker has done in the last phase, and its latencies (HIST_DTYPE): views."""
+        """What a walker has done in the last phase, and its latencies, one HIST_DTYPE: views."""
         address = self._lib.emu_walker(number)
         histogram = _view(address + ctypes.sizeof(Walker), HIST_DTYPE, (1,))
-        return Walker.from_address(address), histogram[0]
+        return Walker.from_address(address), histogram
 
     def lock_stats(self) -> NDArray[np.void]:
         """The lock statistics of all CPUs together, ``[class, site]``, until the next call.

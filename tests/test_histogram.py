@@ -36,6 +36,13 @@ def record(values: list[int]) -> Any:
     return hist
 
 
+def merged(*records: Any) -> Histogram:
+    together = np.zeros(len(records), HIST_DTYPE)
+    for number, each in enumerate(records):
+        together[number] = each
+    return Histogram.merged(together)
+
+
 def test_layout_is_the_packages() -> None:
     hdr = new_hdr()
     assert hdr.counts_len == HIST_COUNTS
@@ -54,7 +61,7 @@ def test_same_as_recording_with_the_package(values: list[int]) -> None:
     hdr = new_hdr()
     for ns in values:
         hdr.record_value(ns)
-    ours = Histogram.merged([record(values)])
+    ours = merged(record(values))
     assert list(ours.to_hdr().counts) == list(hdr.counts)
     for name, percentile in (("p50", 50.0), ("p90", 90.0), ("p99", 99.0), ("p999", 99.9)):
         expected = min(hdr.get_value_at_percentile(percentile), max(values))
@@ -66,23 +73,27 @@ def test_same_as_recording_with_the_package(values: list[int]) -> None:
 @given(st.lists(st.lists(NS, max_size=50), max_size=5))
 def test_merged_is_the_sum(workers: list[list[int]]) -> None:
     together = record([ns for values in workers for ns in values])
-    merged = Histogram.merged(record(values) for values in workers)
-    assert merged.counts.tolist() == together["counts"].tolist()
+    added = merged(*(record(values) for values in workers))
+    assert added.counts.tolist() == together["counts"].tolist()
     for field in ("total", "sum_ns", "max_ns", "overflow"):
-        assert getattr(merged, field) == int(together[field])
+        assert getattr(added, field) == int(together[field])
 
 
 @given(st.lists(NS, max_size=50), st.lists(NS, max_size=50))
 def test_addition_is_merging(one: list[int], other: list[int]) -> None:
-    added = Histogram.merged([record(one)]) + Histogram.merged([record(other)])
-    merged = Histogram.merged([record(one), record(other)])
-    assert added.counts.tolist() == merged.counts.tolist()
-    assert (added.count, added.mean, added.max_ns) == (merged.count, merged.mean, merged.max_ns)
+    added = merged(record(one)) + merged(record(other))
+    together = merged(record(one), record(other))
+    assert added.counts.tolist() == together.counts.tolist()
+    assert (added.count, added.mean, added.max_ns) == (
+        together.count,
+        together.mean,
+        together.max_ns,
+    )
 
 
 @given(st.lists(NS, min_size=1, max_size=50))
 def test_encoding_keeps_the_buckets(values: list[int]) -> None:
-    histogram = Histogram.merged([record(values)])
+    histogram = merged(record(values))
     decoded = decode(histogram.encode())
     counts = [decoded.get_count_at_index(index) for index in range(HIST_COUNTS)]
     assert counts == histogram.counts.tolist()
@@ -92,20 +103,20 @@ def test_counts_beyond_32_bits_add_up() -> None:
     full = record([7])
     full["counts"][7] = 2**32 - 1
     full["total"] = 2**32 - 1
-    assert int(Histogram.merged([full, full]).counts[7]) == 2 * (2**32 - 1)
+    assert int(merged(full, full).counts[7]) == 2 * (2**32 - 1)
 
 
 def test_values_beyond_the_range_count_and_rank() -> None:
     beyond = HIST_MAX_NS + 12345
-    histogram = Histogram.merged([record([1000] * 97 + [beyond] * 3)])
+    histogram = merged(record([1000] * 97 + [beyond] * 3))
     assert (histogram.count, histogram.overflow) == (100, 3)
     assert histogram.percentiles() == {"p50": 1003, "p90": 1003, "p99": beyond, "p999": beyond}
-    only = Histogram.merged([record([beyond])])
+    only = merged(record([beyond]))
     assert only.percentiles()["p50"] == beyond
 
 
 def test_empty() -> None:
-    empty = Histogram.merged([])
+    empty = merged()
     assert (empty.count, empty.mean) == (0, 0.0)
     assert set(empty.percentiles().values()) == {0}
 

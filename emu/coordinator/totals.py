@@ -88,11 +88,8 @@ def gather(core: _core.Core, plan: Plan, name: str) -> PhaseTotals:
         for number, op in enumerate(_core.CALL_NAMES)
     }
     counts["iteration"] = sum(result.iterations for result in results)
-    by_cpu = [core.hists(cpu) for cpu in cpus]
-    hists = {
-        op: Histogram.merged(of_cpu[number] for of_cpu in by_cpu)
-        for number, op in enumerate(_core.LAT_NAMES)
-    }
+    records = core.hists(len(cpus))
+    hists = {op: Histogram.merged(records[:, number]) for number, op in enumerate(_core.LAT_NAMES)}
     # A call that touches pages makes as many faults as there are pages missing.
     counts["fault"] = hists["fault"].count
     for op, histogram in hists.items():
@@ -126,7 +123,7 @@ def _gather_walker(core: _core.Core, plan: Plan, number: int) -> WalkerTotals:
         lost=walker.lost,
         vmas=walker.vmas,
         pages=walker.pages,
-        latency=Histogram.merged([latency]),
+        latency=Histogram.merged(latency),
     )
 
 
