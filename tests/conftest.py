@@ -15,6 +15,11 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import emu_command
 import pytest
+from hypothesis import settings
+
+# No test is timed: other guests of the host slow it down as they like.
+settings.register_profile("mm-emu", deadline=None)
+settings.load_profile("mm-emu")
 
 # In the background of a script it is ignored; commands that are to end by it would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -194,7 +194,7 @@ def test_exported_and_imported_again_a_machine_has_the_same_structure(
     cores=st.integers(1, 3),
     smt=st.integers(1, 2),
 )
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_any_machine_survives_xml_and_toml(
     tmp_path_factory: pytest.TempPathFactory,
     sockets: int,

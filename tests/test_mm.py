@@ -186,9 +186,7 @@ operations = st.tuples(
     ("rmap", "mm"),
     [*((rmap, "mmap-sem-rbtree") for rmap in DESIGNS), *(("single", mm) for mm in MMS[1:])],
 )
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
-)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(st.lists(operations, max_size=40))
 def test_random_calls_leave_the_maps_of_the_oracle(
     rmap: str, mm: str, ops: list[tuple[int, tuple[Any, ...]]]
@@ -243,7 +241,7 @@ def test_random_calls_leave_the_maps_of_the_oracle(
 
 
 @pytest.mark.parametrize("mm", MMS)
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(
     st.lists(st.tuples(st.integers(0, 90), st.integers(1, 6)), min_size=3, max_size=30),
     st.lists(st.integers(1, 7), min_size=1, max_size=12),
@@ -273,7 +271,7 @@ def test_a_mapping_without_an_address_takes_the_highest_gap(
 
 
 @pytest.mark.parametrize("mm", MMS)
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(st.lists(st.integers(-3, 40), max_size=20))
 def test_brk_grows_and_shrinks_the_heap_up_to_its_neighbour(mm: str, steps: list[int]) -> None:
     machine = Machine("single", mm, mmap_base=BASE)

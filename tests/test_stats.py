@@ -32,7 +32,7 @@ SAMPLES = st.lists(st.floats(1, 1e6), min_size=2, max_size=8)
 # ---- estimates ----
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(SAMPLES)
 def test_an_interval_holds_the_median_and_is_within_the_sample(sample: list[float]) -> None:
     estimate = stats.median(sample)
@@ -259,7 +259,7 @@ def test_the_text_report_fits_a_mail(real: Run, tmp_path: Path) -> None:
 WORDS = st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), max_size=100)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(WORDS, st.floats(0, 1e12), st.integers(1, 4096))
 def test_no_line_of_a_mail_is_too_long(word: str, rate: float, cpus: int) -> None:
     run = run_of(*(made_cell(rmap=word, ops_per_s=rate, cpus=cpus, repeat=r) for r in range(2)))

@@ -395,7 +395,7 @@ def test_bad_generic_machines_are_refused(text: str, expected: str) -> None:
     assert expected in str(caught.value)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     shape=st.tuples(*[st.integers(1, most) for most in (5, 4, 3, 4, 3)]),
     data=st.data(),
