@@ -425,7 +425,7 @@ _PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "emu_cpu_result": (ctypes.POINTER(CpuResult), _U32),
     "emu_cpu_hists": (_PTR, _U32),
     "emu_lock_stats": (_PTR,),
-    "emu_lock_waits": (None, _PTR),
+    "emu_lock_waits": (None, _PTR, _U32),
     "emu_site_path": (_INT, _U32, _STR, ctypes.c_size_t),
     "emu_nr_lock_classes": (_U32,),
     "emu_lock_class_name": (_INT, _U32, ctypes.POINTER(_STR), ctypes.POINTER(_STR)),
@@ -573,10 +573,10 @@ class Core:
     def hists(self, cpus: int) -> NDArray[np.void]:
         """The histograms of the first CPUs, ``[cpu, op]`` by LAT_NAMES: a view of the arena."""
         first = self._lib.emu_cpu_hists(0)
-        stride = self._lib.emu_cpu_hists(1) - first
-        memory = (ctypes.c_uint8 * (stride * cpus)).from_address(first)
-        strides = (stride, HIST_DTYPE.itemsize)
-        return np.ndarray((cpus, len(LAT_NAMES)), HIST_DTYPE, memory, strides=strides)
+        stride, size = self._lib.emu_cpu_hists(1) - first, HIST_DTYPE.itemsize
+        length = stride * (cpus - 1) + size * len(LAT_NAMES)
+        memory = (ctypes.c_uint8 * length).from_address(first)
+        return np.ndarray((cpus, len(LAT_NAMES)), HIST_DTYPE, memory, strides=(stride, size))
 
     def memory(self) -> dict[str, int]:
         """What the rmap design takes of the arena, as results have it. After check_drained()."""
@@ -608,7 +608,7 @@ class Core:
     def lock_waits(self) -> NDArray[np.uint64]:
         """What all CPUs have waited in this phase so far, ns by class; also while they run."""
         wait_ns = np.zeros(self._lib.emu_nr_lock_classes(), np.uint64)
-        self._lib.emu_lock_waits(wait_ns.ctypes.data)
+        self._lib.emu_lock_waits(wait_ns.ctypes.data, len(wait_ns))
         return wait_ns
 
     def lock_class_name(self, class_id: int) -> tuple[str, str | None]:

@@ -56,9 +56,8 @@ class Histogram:
         """The sum of records of HIST_DTYPE; of none: empty."""
         total, overflow = records["total"], records["overflow"]
         counts = np.zeros(HIST_COUNTS, np.uint64)
-        for number in np.flatnonzero(
-            total
-        ):  # few, on a large machine: leave the others' pages alone
+        # Few, on a large machine: the pages of the others are left alone.
+        for number in np.flatnonzero(total):
             counts += records["counts"][number]
         return cls(
             counts,

@@ -236,7 +236,7 @@ int emu_site_path(uint32_t site, char *buf, size_t size)
 	return site_path(all_sites, 0, site, buf, size);
 }
 
-void emu_lock_waits(uint64_t *wait_ns)
+void emu_lock_waits(uint64_t *wait_ns, uint32_t nr_classes)
 {
 	for (uint32_t nr = 0; nr < emu_arena->config.nr_cpus; nr++) {
 		const struct task_struct *task = &emu_arena->cpus[nr].task;
@@ -244,6 +244,7 @@ void emu_lock_waits(uint64_t *wait_ns)
 		const struct lock_stat *stat;
 
 		for (uint32_t at = task->lock_stats->next_used; (stat = used_entry(task, at, &left)); at = stat->next_used)
-			wait_ns[at / EMU_SITES_MAX] += stat->wait_ns;
+			if (at / EMU_SITES_MAX < nr_classes)
+				wait_ns[at / EMU_SITES_MAX] += stat->wait_ns;
 	}
 }

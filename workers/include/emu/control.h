@@ -247,8 +247,8 @@ EMU_EXPORT int emu_cpu_site_path(uint32_t cpu, uint32_t site, char *buf, size_t 
  */
 EMU_EXPORT struct lock_stat *emu_lock_stats(void);
 EMU_EXPORT int emu_site_path(uint32_t site, char *buf, size_t size);
-/* Adds to wait_ns[emu_nr_lock_classes()] what all CPUs have waited so far in this phase; while they run: by and by. */
-EMU_EXPORT void emu_lock_waits(uint64_t *wait_ns);
+/* Adds to wait_ns[nr_classes] what all CPUs have waited for the first classes in this phase; while they run: so far. */
+EMU_EXPORT void emu_lock_waits(uint64_t *wait_ns, uint32_t nr_classes);
 
 /* One line in /proc/PID/maps style a VMA ("start-end perms offset name") of the CPU's current mm; length needed. */
 EMU_EXPORT int64_t emu_maps(char *buf, uint64_t size);
