@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 from emu_command import emu
 
 import emu as package
-from emu import experiment
+from emu import experiment, schedule
 from emu.coordinator import StopFlag
 from emu.errors import InputError
 from emu.experiment import Cell, Experiment, Rule, make, override, read_toml
@@ -175,24 +174,20 @@ def stop_after_one(**options: Any) -> None:
     package.run(**options, jobs=1, progress=progress, stop=stop)
 
 
-def test_the_last_virtual_cell_begins_beside_as_many_as_there_are_cpus() -> None:
-    cpus = os.cpu_count() or 1
+def test_the_last_virtual_cell_begins_beside_as_many_as_there_are_cpus(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(schedule, "_bytes_of", lambda _: 0)
 
-    def most(jobs: int | None) -> int:
-        seen = [0]
-        package.run(
-            **TINY | {"duration": "5ms"},
-            rmap="single",
-            cpus="32",
-            repeats=cpus + 2,
-            jobs=jobs,
-            fresh=True,
-            progress=lambda now: seen.append(len(now.running)),
-        )
-        return max(seen)
+    def begins(running: int, waiting: int, last_beside: bool) -> bool:
+        scheduler: Any = object.__new__(schedule._Scheduler)
+        scheduler.jobs = dict.fromkeys(range(running))
+        scheduler.at_once, scheduler.last_beside = 2, last_beside
+        return bool(scheduler._may_begin([*range(waiting)], dict.fromkeys(range(waiting))))
 
-    assert most(None) == cpus + 1
-    assert most(cpus) == cpus
+    assert [begins(2, waiting, True) for waiting in (3, 2, 1)] == [False, False, True]
+    assert [begins(running, 1, True) for running in (1, 2, 3)] == [True, True, False]
+    assert [begins(running, 1, False) for running in (1, 2)] == [True, False]
 
 
 def test_interrupted_and_gone_on_with_is_one_run() -> None:
