@@ -154,11 +154,9 @@ def execute(
                         scheduler.run_on(far, jobs)
                     status = "done"
                 else:
-                    status = (
-                        "done"
-                        if scheduler.run(jobs or info.host["cpus"], last_beside=not jobs)
-                        else "stopped"
-                    )
+                    at_once = jobs or info.host["cpus"]
+                    done = scheduler.run(at_once, last_beside=not jobs)
+                    status = "done" if done else "stopped"
             if uncertainty:
                 info.uncertainty = list(_uncertainty(list(tasks.values()), uncertainty, stop))
                 store.add_uncertainty(run, info.uncertainty)
