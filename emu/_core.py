@@ -444,6 +444,7 @@ _PROTOTYPES: dict[str, tuple[Any, ...]] = {
 _VIRTUAL_PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "emu_virtual_config": (_INT, ctypes.POINTER(CostModel)),
     "emu_virtual_run_phase": (_INT,),
+    "emu_virtual_run_uncharged": (_INT,),
     "emu_virtual_run": (_INT, _PTR, _PTR),
     "emu_virtual_stats": (None, ctypes.POINTER(VirtualStats)),
     "emu_virtual_cpu": (None, _U32, ctypes.POINTER(VirtualCpu)),

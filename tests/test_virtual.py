@@ -21,9 +21,11 @@ import numpy as np
 import pytest
 from emu_command import emu
 
+import emu as library
 from emu import _core, coordinator, topology, workload
 from emu.arena import MIB, Arena
 from emu.coordinator import DesignFile, Plan, StopFlag
+from emu.engines import virtual
 from emu.engines.virtual import cost_model
 
 ON_HYGON = ("--engine", "virtual", "--topology", "hygon-12x32", "--workload", "execl")
@@ -432,6 +434,90 @@ def test_a_user_s_design_that_deadlocks_is_reported(tmp_path: Path) -> None:
     assert done.returncode == 1
     error = json.loads(done.stdout)["cells"][0]["error"]
     assert "deadlock: all CPUs wait: CPU 0" in error or "already" in error
+
+
+def uncharged(plan: Plan) -> dict[str, Any]:
+    """As run_once, not charged; with accesses and virtual time so far, and iterations of each CPU.
+
+    The drain is not run.
+    """
+    core = _core.load(plan.machine)
+    cpus = range(len(plan.node_of_cpu))
+    work = plan.workload
+    stats = _core.VirtualStats()
+    found: dict[str, Any] = {}
+    with Arena.anonymous(plan.arena_bytes) as arena:
+        coordinator.set_up(core, plan, arena)
+        machine = topology.load("generic:sockets=1,nodes=1,cores=4")
+        core.virtual_config(ctypes.byref(cost_model(machine, len(cpus))))
+        for number in (work.load_list, *(phase.list for phase in work.phases)):
+            core.phase_prepare(number, 1, 1, 0)
+            core.virtual_run_uncharged()
+            core.virtual_stats(ctypes.byref(stats))
+            locks = acquisitions(core)
+            iterations = [core.cpu_result(cpu).contents.iterations for cpu in cpus]
+            maps = []
+            for cpu in cpus:
+                core.cpu_attach(cpu)
+                maps.append(core.maps())
+            spent = (stats.accesses, stats.now_ps, iterations)
+            found[work.list_names[number]] = ((locks, maps), spent)
+    return found
+
+
+def test_what_is_not_charged_ends_the_same() -> None:
+    plan = a_plan("virtual", "single", 3)
+    with StopFlag() as stop:
+        charged = coordinator.in_child(run_once, plan, stop=stop)
+        free = coordinator.in_child(uncharged, plan, stop=stop)
+    del charged["drain"]
+    assert {name: same for name, (same, _) in free.items()} == charged
+    assert len(free) == 3
+    assert all(spent[:2] == (0, 0) for _, spent in free.values())
+
+
+def test_charging_begins_where_a_task_has_to_wait() -> None:
+    plan = replace(a_plan("virtual", "single", 4), workload=workload.load("mmap-global"))
+    with StopFlag() as stop:
+        free = coordinator.in_child(uncharged, plan, stop=stop)
+    load, *_, barriers = (spent for _, spent in free.values())
+    assert load[:2] == (0, 0)
+    assert barriers[0] > 100 and barriers[1] > 0
+    assert barriers[2] == [1, 1, 1, 1]
+
+
+# While tasks run, libc is always mapped by those that wait.
+AT_THE_END = """i_mmap_tree_remove(&s->i_mmap, vmas[i]);
+	if (i_mmap_tree_empty(&s->i_mmap) && !strcmp(mapping->name, "libc.so.6"))
+		"""
+
+
+@pytest.mark.parametrize(
+    ("what", "error"),
+    [
+        ("for (;;)\n\t\t\temu_spin_wait(&s->i_mmap);", r"deadlock: all CPUs wait: CPU 3 spins on .*>single_remove"),
+        (
+            "while (!i_mmap_tree_walk(&s->i_mmap, 0, 1, rmap_found, NULL))\n\t\t\t;",
+            r"event limit: 10000000 accesses; CPU 3 at \d+ ns is in .*single_remove>",
+        ),
+    ],
+)
+def test_what_hangs_at_the_end_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, error: str
+) -> None:
+    """Nobody measures the end, so it is not charged, and events are not counted."""
+    single = Path(__file__).parents[1] / "workers" / "designs" / "rmap" / "single.c"
+    text = single.read_text().replace('"single"', '"mine"')
+    text = text.replace("<errno.h>", "<errno.h>\n#include <string.h>")
+    remove = "i_mmap_tree_remove(&s->i_mmap, vmas[i]);"
+    assert text.count(remove) == 1
+    mine = tmp_path / "mine.c"
+    mine.write_text(text.replace(remove, AT_THE_END + what))
+    monkeypatch.setattr(virtual, "_EVENT_LIMIT", 10_000_000)
+    run = library.run(engine="virtual", rmap=[str(mine)], cpus=4, duration="1ms")
+    (cell,) = run.cells
+    assert cell.error is not None
+    assert re.search(error, cell.error)
 
 
 def test_without_options_both_engines_run() -> None:

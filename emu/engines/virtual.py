@@ -364,13 +364,14 @@ def run_cell(
             record: bool = False,
             duration_ns: int = 0,
             first: int | None = None,
+            charged: bool = True,
         ) -> None:
             nonlocal calls
             core.phase_prepare(number, once, record, duration_ns)
             if first is not None:
                 core.phase_first(first)
             with live.telling(tell, watched, lambda: live.look(core, plan, name)):
-                core.virtual_run_phase()
+                (core.virtual_run_phase if charged else core.virtual_run_uncharged)()
             calls += coordinator.count_calls(core, plan)
 
         phase("load", workload.load_list, once=True)
@@ -393,7 +394,8 @@ def run_cell(
                 phases.append(coordinator.gather(core, plan, each.name))
                 by_cpu.append(_by_cpu(core, plan, each.unit))
         lines, waits, node_transfers = _sites.read(core, plan.nr_nodes)
-        phase("drain", workload.drain_list, once=True)
+        # What it takes is in no result: it only has to leave nothing behind.
+        phase("drain", workload.drain_list, once=True, charged=False)
         try:
             core.check_drained()
         except _core.CoreError as error:

@@ -146,6 +146,8 @@ EMU_EXPORT void emu_virtual_end(void);
 
 /* Runs the prepared phase; 0, or -errno: a call failed, a deadlock, the event limit, a fault. */
 EMU_EXPORT int emu_virtual_run_phase(void);
+/* Likewise for a phase that nobody looks at: one CPU after the other, at no cost, up to the first that has to wait. */
+EMU_EXPORT int emu_virtual_run_uncharged(void);
 /* Runs fn(arg) on every CPU; for tests and micro workloads. Results as above. */
 EMU_EXPORT int emu_virtual_run(void (*fn)(void *arg), void *arg);
 

@@ -68,7 +68,7 @@ static void on_fault(int number, siginfo_t *info, void *context)
 	(void)context;
 
 	/* Not on a fiber: not ours. The instruction runs again and meets the old handler. */
-	if (!vm.span) {
+	if (!vm.in_phase) {
 		fault_handler(false);
 		return;
 	}
@@ -93,10 +93,14 @@ static void on_tick(int number)
 
 	unchanged_s = events == last_events ? unchanged_s + 1 : 0;
 	last_events = events;
-	if (!vm.span || unchanged_s < STUCK_S)
+	if (!vm.in_phase || unchanged_s < STUCK_S)
 		return;
 	unchanged_s = 0;
-	computes_for_ever(STUCK_S);
+	/* Events are counted where accesses are charged. */
+	if (vm.span)
+		computes_for_ever(STUCK_S);
+	else
+		charge();
 }
 
 /* Counts the CPU time of this thread alone: a stopped or waiting host does not end a run. */

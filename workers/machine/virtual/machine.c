@@ -118,7 +118,7 @@ void emu_machine_lock_held(uint32_t class_id, bool held)
 {
 	struct fiber *f = vm.fiber;
 
-	if (!vm.span)
+	if (!vm.in_phase)
 		return;
 	stack_work();
 	*(is_rmap_class(class_id) ? &f->rmap_locks : &f->other_locks) += held ? 1 : UINT32_MAX;
@@ -171,7 +171,7 @@ void stack_end(void)
 
 void emu_machine_exit(void)
 {
-	if (vm.span)
+	if (vm.in_phase)
 		sched_fail(-ENOMEM);
 	_exit(1);
 }

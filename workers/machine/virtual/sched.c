@@ -400,12 +400,22 @@ static void set_timer(struct run_queue *queue)
 	heap_up(vm.heap_size++, queue_key(queue->slice_end, f->nr));
 }
 
+void charge(void)
+{
+	EMU_ASSERT(vm.in_phase, "a wait outside a phase: nobody else runs");
+	vm.span = vm.full_span;
+}
+
 void emu_spin_wait(const volatile void *addr)
 {
 	struct fiber *f = vm.fiber;
 	uint64_t offset = (uintptr_t)addr - vm.base, start = vm.clock;
 
-	EMU_ASSERT(vm.span, "a wait outside a phase: nobody else runs");
+	if (unlikely(!vm.span)) {
+		/* What was looked at has not been watched: the caller looks again. */
+		charge();
+		return;
+	}
 	if (unlikely(vm.clock >= vm.slice_end)) {
 		/* Time has passed, perhaps much: the caller looks again. */
 		slice_over();
@@ -638,7 +648,8 @@ void emu_futex_wait(_Atomic uint32_t *word, uint32_t expected)
 	uint32_t bucket = bucket_of(word);
 	uint64_t start, stall_ps, rcu;
 
-	EMU_ASSERT(vm.span, "a wait outside a phase: nobody else runs");
+	if (unlikely(!vm.span))
+		charge();
 	EMU_ASSERT(!vm.preempt_off, "sleeps while it holds a spinlock or spins in a queue");
 	emu_preempt_disable();
 	rcu = emu_rcu_sleep();
@@ -798,7 +809,7 @@ static void entry(void)
 	__builtin_unreachable();
 }
 
-int emu_virtual_run(void (*fn)(void *arg), void *arg)
+static int run(void (*fn)(void *arg), void *arg, bool charged)
 {
 	struct emu_cost_model *cost = &vm.cost;
 	struct task_struct *caller = emu_current;
@@ -834,9 +845,11 @@ int emu_virtual_run(void (*fn)(void *arg), void *arg)
 	}
 	fault_handler(true);
 	vm.main.shadow = vm.shadow;
-	vm.span = vm.full_span;
+	vm.in_phase = true;
+	vm.span = charged ? vm.full_span : 0;
 	enter(heap_pop());
 	context_switch(&vm.main.sp, vm.fiber->sp);
+	vm.in_phase = false;
 	vm.span = 0;
 	fault_handler(false);
 	for (uint32_t i = 0; i < vm.nr_tasks; i++)
@@ -853,26 +866,41 @@ int emu_virtual_run(void (*fn)(void *arg), void *arg)
 	return vm.error;
 }
 
+int emu_virtual_run(void (*fn)(void *arg), void *arg)
+{
+	return run(fn, arg, true);
+}
+
 static void phase_body(void *arg)
 {
 	(void)arg;
 	emu_phase_body();
 }
 
-int emu_virtual_run_phase(void)
+static int run_phase(bool charged)
 {
 	int err;
 
 	for (uint32_t i = 0; i < emu_arena->config.nr_cpus; i++)
 		emu_phase_reset(i);
 	emu_phase_open();
-	err = emu_virtual_run(phase_body, NULL);
+	err = run(phase_body, NULL, charged);
 	if (!err && atomic_load(&emu_arena->phase.failed)) {
 		for (uint32_t i = 0; i < emu_arena->config.nr_cpus; i++)
 			if (emu_arena->cpus[i].state.failure[0])
 				return emu_set_error(-EIO, "CPU %u: %s", i, emu_arena->cpus[i].state.failure);
 	}
 	return err;
+}
+
+int emu_virtual_run_phase(void)
+{
+	return run_phase(true);
+}
+
+int emu_virtual_run_uncharged(void)
+{
+	return run_phase(false);
 }
 
 void trace_event(uint32_t line)

@@ -122,7 +122,7 @@ struct run_queue {
 
 /* What the hooks touch, in as few lines of the host as may be; then the rest. */
 struct vm {
-	/* The modelled part of the arena; span is 0 while no fiber runs. */
+	/* The modelled part of the arena; span is 0 while accesses are not charged. */
 	uintptr_t base;
 	uint64_t span;
 	struct line *lines;
@@ -146,6 +146,7 @@ struct vm {
 
 	struct emu_cost_model cost;
 	uint64_t full_span;
+	bool in_phase; /* fibers run */
 	uint32_t l3_mask;
 	uint32_t nr_l3;
 	uint16_t *home; /* [page of the modelled part] */
@@ -190,6 +191,8 @@ void sched_push(struct fiber *fiber);
 void sched_yield_to_first(void);
 void horizon_reached(void);
 void computed(void);
+/* From here on accesses are charged. */
+void charge(void);
 _Noreturn void sched_fail(int err);
 _Noreturn void clock_stands_still(void);
 void computes_for_ever(int seconds);
