@@ -495,7 +495,10 @@ AT_THE_END = """i_mmap_tree_remove(&s->i_mmap, vmas[i]);
 @pytest.mark.parametrize(
     ("what", "error"),
     [
-        ("for (;;)\n\t\t\temu_spin_wait(&s->i_mmap);", r"deadlock: all CPUs wait: CPU 3 spins on .*>single_remove"),
+        (
+            "for (;;)\n\t\t\temu_spin_wait(&s->i_mmap);",
+            r"deadlock: all CPUs wait: CPU 3 spins on .*>single_remove",
+        ),
         (
             "while (!i_mmap_tree_walk(&s->i_mmap, 0, 1, rmap_found, NULL))\n\t\t\t;",
             r"event limit: 10000000 accesses; CPU 3 at \d+ ns is in .*single_remove>",

@@ -345,9 +345,11 @@ int emu_virtual_config(const struct emu_cost_model *model)
 		emu_virtual_end();
 		return emu_set_error(-ENOMEM, "no memory for a machine of %u CPUs", model->nr_cpus);
 	}
-	/* Only for speed: these are looked up all over the place. */
+	/* Only for speed: these are used all over, and densely. */
+	madvise(emu_arena, emu_arena->bytes, MADV_HUGEPAGE);
 	madvise(vm.lines, nr_lines * sizeof(*vm.lines), MADV_HUGEPAGE);
 	madvise(tags, model->nr_cpus * sets * sizeof(*tags), MADV_HUGEPAGE);
+	madvise(l3_tags, vm.nr_l3 * ((uint64_t)vm.l3_mask + 1) * sizeof(*l3_tags), MADV_HUGEPAGE);
 	/* Zeroed tags name version 0 of line 0; no line but this starts with another. */
 	vm.lines[0].version = 1;
 	vm.top_key = UINT64_MAX;
