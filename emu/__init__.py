@@ -11,7 +11,6 @@
 
 import contextlib
 import importlib
-import importlib.metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,8 @@ __all__ = ["CellResult", "EmuError", "InputError", "Run", "__version__", "compar
 # A checkout in the current directory hides the installed package; what only the build makes (and
 # what lies elsewhere in the checkout) is then found in the installed one.
 if not (Path(__file__).parent / "lib").is_dir():
+    import importlib.metadata
+
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         __path__.append(str(importlib.metadata.distribution("mm-emu").locate_file("emu")))
 
