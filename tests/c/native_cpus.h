@@ -16,6 +16,7 @@
 #include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
+#include <execinfo.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -46,16 +47,34 @@ static void run_cpus(void (*fn)(uint32_t cpu))
 		pthread_join(threads[i], NULL);
 }
 #else
+static uint32_t this_cpu;
+
+/* A lost wake-up must not hang the tests. Where each CPU is says more than that one was late. */
+static void on_watchdog(int number)
+{
+	void *stack[32];
+	int depth = backtrace(stack, 32);
+
+	dprintf(STDERR_FILENO, "CPU %u (pid %d) is here:\n", this_cpu, getpid());
+	backtrace_symbols_fd(stack, depth, STDERR_FILENO);
+	signal(number, SIG_DFL);
+	raise(number);
+}
+
 static void run_cpus(void (*fn)(uint32_t cpu))
 {
 	pid_t pids[CPUS];
+	void *none;
 
 	fflush(stdout);
 	for (uint32_t i = 0; i < CPUS; i++) {
 		pids[i] = fork();
 		ASSERT(pids[i] >= 0, "fork: %s", strerror(errno));
 		if (!pids[i]) {
-			alarm(120); /* a lost wake-up must not hang the tests */
+			this_cpu = i;
+			backtrace(&none, 1); /* loads what it needs, which a handler may not */
+			signal(SIGALRM, on_watchdog);
+			alarm(120);
 			fn(i);
 			_exit(0);
 		}
@@ -66,10 +85,12 @@ static void run_cpus(void (*fn)(uint32_t cpu))
 
 		ASSERT(pid > 0, "wait: %s", strerror(errno));
 		if (status) {
-			/* The others would wait for it at the end. */
+			/* The others would wait for it at the end: where are they? */
 			for (uint32_t i = 0; i < CPUS; i++)
 				if (pids[i] != pid)
-					kill(pids[i], SIGKILL);
+					kill(pids[i], SIGALRM);
+			while (wait(NULL) > 0)
+				;
 			ASSERT(!status, "a CPU ended with status %#x", status);
 		}
 	}
