@@ -224,9 +224,9 @@ class CellResult(msgspec.Struct, kw_only=True):
     bottleneck: Bottleneck | None = None
     """None: nothing was waited for, as far as the engine sees lines."""
     waits: list[Wait] = []
-    """The longest; of all phases, as are lines."""
+    """The longest; of all recorded phases, as are lines."""
     node_transfers: list[list[int]] = []
-    """[to][from]: lines that went from node to node, all phases (virtual engine)."""
+    """[to][from]: lines that went from node to node, recorded phases (virtual engine)."""
     by_cpu: ByCpu | None = None
     memory: Memory
     host: Host

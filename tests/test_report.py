@@ -409,8 +409,9 @@ def test_c2c_shows_who_pulled_the_lines_and_from_which_node(tmp_path: Path) -> N
         for name in ("transfers", "remote_transfers", "wait_ns"):
             of_sites = sum(getattr(site, name) for site in line.sites)
             assert of_sites <= getattr(line, name)
-        # A few sites are most of the line.
-        assert sum(site.wait_ns for site in line.sites) > 0.5 * line.wait_ns - 100
+        # A few sites are most of the line; of folios each page is one.
+        if not line.symbol.startswith("folio "):
+            assert sum(site.wait_ns for site in line.sites) > 0.5 * line.wait_ns - 100
     shown = text.c2c([(0, cell)])
     assert re.search(r"\+0\.\.8 count (load|modify) \S+>single_\w+", shown)
     assert re.search(r"^ +2( +[1-9]\d*){6}( +0){6}$", shown, re.MULTILINE)

@@ -102,7 +102,7 @@ struct emu_virtual_cpu {
 
 #define EMU_SYMBOL_MAX 120u
 
-/* All lines of one name and place in their objects that CPUs handed on or waited for. */
+/* All lines of one name and place in their objects that CPUs handed on or waited for, in recorded phases. */
 struct emu_virtual_line {
 	uint64_t wait_ps;
 	uint64_t transfers, remote_transfers;

@@ -111,11 +111,13 @@ static void finish(uint64_t offset, enum emu_site_kind kind, const struct fiber 
 		vm.remote_transfers += remote;
 		vm.fiber->spent.transfers++;
 		vm.fiber->spent.remote_transfers += remote;
-		vm.node_transfers[vm.fiber->node * vm.cost.nr_nodes + from->node]++;
+		if (vm.recorded)
+			vm.node_transfers[vm.fiber->node * vm.cost.nr_nodes + from->node]++;
 	} else if (!wait_ps) {
 		return;
 	}
-	site_count((uint32_t)(offset >> 6), kind, (uint32_t)offset & 63, from, wait_ps);
+	if (vm.recorded)
+		site_count((uint32_t)(offset >> 6), kind, (uint32_t)offset & 63, from, wait_ps);
 	vm.fiber->spent.stall_ps += wait_ps;
 	vm.clock += wait_ps;
 }

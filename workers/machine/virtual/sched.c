@@ -868,6 +868,7 @@ static int run(void (*fn)(void *arg), void *arg, bool charged)
 
 int emu_virtual_run(void (*fn)(void *arg), void *arg)
 {
+	vm.recorded = true;
 	return run(fn, arg, true);
 }
 
@@ -884,6 +885,7 @@ static int run_phase(bool charged)
 	for (uint32_t i = 0; i < emu_arena->config.nr_cpus; i++)
 		emu_phase_reset(i);
 	emu_phase_open();
+	vm.recorded = emu_arena->phase_record;
 	err = run(phase_body, NULL, charged);
 	if (!err && atomic_load(&emu_arena->phase.failed)) {
 		for (uint32_t i = 0; i < emu_arena->config.nr_cpus; i++)

@@ -6,9 +6,9 @@
  *   paths    the functions that a CPU was in, from the shadow stack that __tsan_func_entry() keeps
  *   sites    (object, path, kind, word of the line): how often and how long
  *
- * Looked up for each line that comes from another CPU and for each wait, so never for an access that hits. All tables
- * are bounded: what finds its table full is counted under object or path 0, "elsewhere". Addresses of the host decide
- * only where an entry lies, not whether it has room, so that equal runs give equal reports.
+ * Looked up, in phases that are recorded, for each line that comes from another CPU and for each wait, so never for an
+ * access that hits. All tables are bounded: what finds its table full is counted under object or path 0, "elsewhere".
+ * Addresses of the host decide only where an entry lies, not whether it has room, so that equal runs give equal reports.
  */
 #include "virtual.h"
 #include "../../mm/micro.h"
@@ -285,7 +285,7 @@ void site_count(uint32_t line, enum emu_site_kind kind, uint32_t in_line, const 
 
 void site_waited(uint64_t offset, enum emu_site_kind kind, uint64_t start_ps, uint64_t wait_ps)
 {
-	if (offset < vm.full_span)
+	if (offset < vm.full_span && vm.recorded)
 		site_count((uint32_t)(offset >> 6), kind, (uint32_t)offset & 63, NULL, wait_ps);
 	slice_waited(offset, kind, start_ps / 1000);
 }

@@ -147,6 +147,7 @@ struct vm {
 	struct emu_cost_model cost;
 	uint64_t full_span;
 	bool in_phase; /* fibers run */
+	bool recorded; /* in a phase that reports are about: lines and sites are counted */
 	uint32_t l3_mask;
 	uint32_t nr_l3;
 	uint16_t *home; /* [page of the modelled part] */
