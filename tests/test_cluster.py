@@ -101,14 +101,17 @@ def test_a_killed_workers_cells_run_elsewhere(
     folder: Path, address: str, steady: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
     """And what comes back is what comes out here; what is measured goes where it may."""
-    both = ("--engine", "native,virtual", *CELLS, "--repeats", "1", "--duration", "10ms")
+    both = ("--engine", "native,virtual", *CELLS, "--repeats", "1", "--duration", "50ms")
     lost = worker(folder)
     try:
         run = start("run", *both, "--cluster", address, "--store", str(tmp_path))
         wait_until(lambda: cells_of(lost), timeout_s=60)
         (cell,) = cells_of(lost)
+        # It must not end before its worker does.
+        os.kill(cell, signal.SIGSTOP)
     finally:
         end(lost)
+    os.kill(cell, signal.SIGCONT)
     _, err = run.communicate(timeout=120)
     assert run.returncode == 0, err
     assert "is lost; its cells run again elsewhere" in err
@@ -123,7 +126,7 @@ def test_a_killed_workers_cells_run_elsewhere(
         topology="laptop-8c",
         cpus="1,2",
         repeats=1,
-        duration="10ms",
+        duration="50ms",
     )
     assert plain([c for c in done.cells if c.engine == "virtual"]) == plain(here.cells)
 

@@ -53,12 +53,27 @@ static uint64_t ticks(void)
 	return __builtin_ia32_rdtsc();
 }
 
-/* Invariant TSC: the same rate in all power states, so the same on all CPUs of a machine that Linux trusts it on. */
+/* Linux compares the CPUs' TSCs with each other and with other clocks, and takes one that is off from this list. */
+static bool linux_trusts_tsc(void)
+{
+	FILE *file = fopen("/sys/devices/system/clocksource/clocksource0/available_clocksource", "re");
+	char name[32];
+	bool found = false;
+
+	if (!file)
+		return false;
+	while (!found && fscanf(file, "%31s", name) == 1)
+		found = !strcmp(name, "tsc");
+	fclose(file);
+	return found;
+}
+
+/* Invariant: the same rate in all power states. */
 static bool ticks_usable(void)
 {
 	unsigned int a, b, c, d;
 
-	return __get_cpuid(0x80000007, &a, &b, &c, &d) && (d & (1u << 8));
+	return __get_cpuid(0x80000007, &a, &b, &c, &d) && (d & (1u << 8)) && linux_trusts_tsc();
 }
 #else
 static uint64_t ticks(void)
@@ -177,6 +192,11 @@ void emu_spin_wait(const volatile void *addr)
 	/* Without oversubscription too a host thread may have taken the owner's CPU: do not keep it from running. */
 	if (unlikely(spins % (emu_arena && emu_arena->config.oversubscribed ? SPINS_PER_YIELD : 4096u) == 0))
 		sched_yield();
+}
+
+void emu_wait_unwatched(void)
+{
+	emu_spin_wait(NULL);
 }
 
 bool emu_need_resched(void)

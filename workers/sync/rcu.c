@@ -134,23 +134,13 @@ static void advance(struct emu_rcu_cpu *cpu)
 	emu_preempt_enable();
 }
 
-/* For those who are behind: they may need this host CPU to speak. */
-static void let_others_run(void)
-{
-#ifdef EMU_MACHINE_NATIVE
-	emu_spin_wait(&emu_rcu->done);
-#else
-	/* Their words are not in the modelled memory, so they cannot be watched. A look at what is: the earlier come first. */
-	emu_compute(1000);
-	(void)task_running(current);
-#endif
-}
-
 void emu_rcu_quiescent_slow(struct emu_rcu_cpu *cpu)
 {
 	advance(cpu);
 	while (cpu->waiting > EMU_RCU_BACKLOG) {
-		let_others_run();
+		emu_wait_unwatched();
+		/* A look at the arena: on the virtual machine those who are behind come first. */
+		(void)task_running(current);
 		advance(cpu);
 	}
 }

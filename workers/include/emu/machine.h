@@ -97,7 +97,7 @@ EMU_EXPORT uint32_t emu_nr_nodes(void);
 EMU_EXPORT uint32_t emu_cpu_to_node(uint32_t cpu);
 
 /*
- * Nanoseconds since the machine started. Native: the TSC where it is invariant, else CLOCK_MONOTONIC_RAW. Virtual: looking
+ * Nanoseconds since the machine started. Native: the TSC where Linux trusts it, else CLOCK_MONOTONIC_RAW. Virtual: looking
  * takes no time, so that a loop that waits for the clock must compute.
  */
 EMU_EXPORT uint64_t emu_clock_ns(void);
@@ -127,6 +127,8 @@ EMU_EXPORT uint32_t emu_futex_wake(_Atomic uint32_t *word, uint32_t n);
  * there are more emulated than host CPUs. Virtual: the fiber is parked until somebody writes the line.
  */
 EMU_EXPORT void emu_spin_wait(const volatile void *addr);
+/* Likewise for a word that the virtual machine does not model, and so cannot watch: it lets a microsecond pass. */
+EMU_EXPORT void emu_wait_unwatched(void);
 
 /*
  * Should the running task give up its CPU instead of spinning on? As in the kernel, ends optimistic spinning. Native:
