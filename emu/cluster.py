@@ -276,10 +276,10 @@ class Cluster:
         """Numbers of the orders that have not been answered."""
         return list(self._orders)
 
-    def look(self) -> None:
-        """See which workers there are; new ones are asked for their versions."""
+    def look(self, *, at_once: bool = False) -> None:
+        """See now and then which workers there are; new ones are asked for their versions."""
         now = time.monotonic()
-        if now - self._looked_s < _LOOK_S:
+        if not at_once and now - self._looked_s < _LOOK_S:
             return
         self._looked_s = now
         try:

@@ -356,6 +356,8 @@ class _Scheduler:
                     self.store.add_node(self.run_id, answer.node, answer.about)
                 self._save(task, answer.result, again=False)
             self._tell([_of_order(by_number[number].cell) for number in cluster.running])
+        # Who was lost a moment ago is to be named, too.
+        cluster.look(at_once=True)
 
     def _look(self) -> set[int]:
         self.left = self.store.missing(self.run_id)
