@@ -472,6 +472,35 @@ static void need_resched_ends_spinning(void)
 	machine_end();
 }
 
+/* As above, but the slice ends between the look at emu_need_resched() and the wait. */
+static void spin_and_be_told_late(void *arg)
+{
+	(void)arg;
+	if (current->nr == 0) {
+		emu_preempt_disable();
+		while (!emu_need_resched()) {
+			emu_compute(SLICE_NS + 1000);
+			emu_spin_wait(&turns->word);
+		}
+		turns->end_ns[0] = emu_clock_ns();
+		emu_preempt_enable();
+	} else if (current->nr == 2) {
+		turns->first_ns[2] = emu_clock_ns();
+	}
+}
+
+static void who_is_told_late_does_not_wait(void)
+{
+	machine_share(&small, 2, 3, 1);
+	turns = machine_zalloc(sizeof(*turns), 0);
+	ASSERT(!emu_virtual_run(spin_and_be_told_late, NULL), "%s", emu_error());
+	ASSERT(turns->end_ns[0] >= SLICE_NS + 1000 && turns->end_ns[0] < SLICE_NS + 1100, "told at %llu ns",
+	       (unsigned long long)turns->end_ns[0]);
+	ASSERT(turns->first_ns[2] > turns->end_ns[0], "the other begins at %llu ns",
+	       (unsigned long long)turns->first_ns[2]);
+	machine_end();
+}
+
 /* Task 0 has the lock and goes on with the CPU shared; task 1, on a CPU of its own, wants it. */
 static void hold_and_lose_the_cpu(void *arg)
 {
@@ -852,6 +881,7 @@ int main(void)
 	TEST(tasks_of_a_cpu_take_turns);
 	TEST(no_slice_ends_for_one_alone);
 	TEST(need_resched_ends_spinning);
+	TEST(who_is_told_late_does_not_wait);
 	TEST(a_flush_interrupts_cpus_that_run_the_mm);
 	TEST(a_preempted_owner_releases_its_spinner);
 	TEST(a_sleeping_owner_releases_its_spinner);

@@ -422,6 +422,12 @@ void emu_spin_wait(const volatile void *addr)
 		f->nr_watches = 0;
 		return;
 	}
+	/* Its slice may have ended after it asked whether to go on. Parked, it would not ask again. */
+	if (unlikely(vm.queues[vm.cpu].resched && !vm.queues[vm.cpu].told)) {
+		vm.queues[vm.cpu].told = true;
+		f->nr_watches = 0;
+		return;
+	}
 	if (offset < vm.span)
 		watch((uint32_t)(offset >> 6));
 	for (uint32_t i = 0; i < f->nr_watches; i++) {
@@ -474,7 +480,7 @@ static void queue_add(struct run_queue *queue, struct fiber *f, uint64_t when)
 static void run_on(struct run_queue *queue, struct fiber *f)
 {
 	queue->running = f;
-	queue->resched = false;
+	queue->resched = queue->told = false;
 	queue->slice_end = vm.shared ? f->clock + vm.cost.time_slice_ps : UINT64_MAX;
 	sched_push(f);
 }

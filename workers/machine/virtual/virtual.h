@@ -117,6 +117,7 @@ struct run_queue {
 	uint64_t free;	    /* since when it has been idle */
 	uint64_t idles_ps;  /* how long it is idle at a time, of late */
 	bool resched;	    /* the running task must go as soon as it may be preempted */
+	bool told;	    /* a spinner has been made to look again since */
 	bool timer;	    /* slice_end is in the queue of events, since the running task is parked */
 };
 
