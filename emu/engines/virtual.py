@@ -377,17 +377,13 @@ def run_cell(
         phase("load", workload.load_list, once=True)
         start_s = time.monotonic() - began
         line_waits: Counter[str] = Counter()
-        before: Counter[str] = Counter()
         for each in workload.phases:
             recorder = Recorder(core, window) if window and each.record and not phases else None
-            counts = each.name == workload.counting_phase
-            if counts:
-                before = _sites.line_waits(core)
             ns = round(plan.duration_ns * each.share)
             phase(each.name, each.list, each.once, each.record, ns, each.first)
-            if counts:
+            if each.name == workload.counting_phase:
+                # The first that is recorded: of what was before nothing is counted.
                 line_waits = _sites.line_waits(core)
-                line_waits.subtract(before)
             if recorder:
                 traced = recorder.finish()
             if each.record:
