@@ -772,6 +772,15 @@ MM = [
         mm="spf",
     ),
     small_mm(
+        "faults find a VMA before walkers do",
+        "mm/mmap.c",
+        "\tvma_link_file(vma);\n\temu_mm->link(mm, vma);\n",
+        "\temu_mm->link(mm, vma);\n\tvma_link_file(vma);\n",
+        "truncate-map",
+        ASSERT,
+        design="spf",
+    ),
+    small_mm(
         "grace period ends while a CPU is in it",
         "sync/rcu.c",
         "\treturn !seen || seen >= n;",

@@ -501,6 +501,27 @@ static void who_is_told_late_does_not_wait(void)
 	machine_end();
 }
 
+static void sleep_5_ms(void *arg)
+{
+	(void)arg;
+	emu_sleep(5000000);
+}
+
+/* More of them than a page of the queue holds: two CPUs alone would never need one. */
+static void all_tasks_may_sleep_at_once(void)
+{
+	struct emu_virtual_cpu t;
+
+	machine_share(&small, 2, 4000, 1);
+	ASSERT(!emu_virtual_run(sleep_5_ms, NULL), "%s", emu_error());
+	for (uint32_t i = 0; i < 4000; i++) {
+		emu_virtual_cpu(i, &t);
+		ASSERT(t.sleep_ps >= 5000000000 && t.sleep_ps < 20000000000, "task %u slept for %llu ps", i,
+		       (unsigned long long)t.sleep_ps);
+	}
+	machine_end();
+}
+
 /* Task 0 has the lock and goes on with the CPU shared; task 1, on a CPU of its own, wants it. */
 static void hold_and_lose_the_cpu(void *arg)
 {
@@ -882,6 +903,7 @@ int main(void)
 	TEST(no_slice_ends_for_one_alone);
 	TEST(need_resched_ends_spinning);
 	TEST(who_is_told_late_does_not_wait);
+	TEST(all_tasks_may_sleep_at_once);
 	TEST(a_flush_interrupts_cpus_that_run_the_mm);
 	TEST(a_preempted_owner_releases_its_spinner);
 	TEST(a_sleeping_owner_releases_its_spinner);

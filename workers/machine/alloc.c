@@ -200,12 +200,12 @@ void *emu_alloc(size_t size, uint32_t node)
 	uint32_t c = class_for(size);
 	void *ptr;
 
-	EMU_ASSERT(size && node < emu_arena->config.nr_nodes, "emu_alloc(%zu, node %u)", size, node);
+	EMU_ASSERT(size && size <= EMU_ALLOC_MAX && node < emu_arena->config.nr_nodes, "emu_alloc(%zu, node %u)", size,
+		   node);
 	cpu->live_objects++;
 	if (c == EMU_SIZE_CLASSES) {
 		uint32_t nr = (uint32_t)((size + EMU_CACHELINE + EMU_CHUNK_BYTES - 1) / EMU_CHUNK_BYTES);
 
-		EMU_ASSERT(size <= 256 * 1024, "emu_alloc(%zu): 256 KiB is the most", size);
 		cpu->live_bytes += (int64_t)(nr * EMU_CHUNK_BYTES);
 		return (char *)large_take(node, nr) + EMU_CACHELINE;
 	}

@@ -76,8 +76,12 @@ static void vma_new(struct mm_struct *mm, uint64_t start, uint64_t end, uint32_t
 {
 	struct vm_area_struct *vma = vm_area_alloc(mm, start, end, vm_flags, file, pgoff);
 
-	emu_mm->link(mm, vma);
+	/*
+	 * Where faults do not wait for the range (spf, pt-extents) they may map its pages from link() on: a walker that
+	 * comes then must find it. Linux has it the other way round, and the VMA locked for writing until both are done.
+	 */
 	vma_link_file(vma);
+	emu_mm->link(mm, vma);
 }
 
 static EMU_NOINLINE void mmap_region(struct mm_struct *mm, uint64_t addr, uint64_t len, uint32_t vm_flags,
@@ -132,7 +136,16 @@ int64_t emu_sys_mmap(uint64_t addr, uint64_t len, uint32_t prot, uint32_t flags,
 	return (int64_t)range.start;
 }
 
-/* A segment's VMAs; those of files are linked to them with the batch. */
+/* Those of the batch, in the order of vma_new(). */
+static void link_segments(struct mm_struct *mm, struct link_vma_file_batch *vb)
+{
+	link_file_vma_batch_final(vb);
+	for (uint32_t i = 0; i < vb->count; i++)
+		emu_mm->link(mm, vb->vmas[i]);
+	vb->count = 0;
+}
+
+/* A segment's VMAs; those of files are linked with the batch. */
 static void map_segment(struct mm_struct *mm, const struct map_segment *s, struct link_vma_file_batch *vb)
 {
 	uint64_t pgoff = s->pgoff;
@@ -147,47 +160,15 @@ static void map_segment(struct mm_struct *mm, const struct map_segment *s, struc
 				continue;
 		}
 		vma = vm_area_alloc(mm, at, border, s->vm_flags, s->file, pgoff);
-		emu_mm->link(mm, vma);
-		if (!vma_mapping(vma))
+		if (!vma_mapping(vma)) {
+			emu_mm->link(mm, vma);
 			continue;
-		if (!link_file_vma_batch_fits(vb, vma)) {
-			link_file_vma_batch_final(vb);
-			vb->count = 0;
 		}
+		if (!link_file_vma_batch_fits(vb, vma))
+			link_segments(mm, vb);
 		vb->prevs[vb->count] = NULL;
 		vb->vmas[vb->count++] = vma;
 	}
-}
-
-EMU_NOINLINE int64_t emu_map_segments(uint64_t addr, uint64_t len, uint64_t hint, uint32_t flags,
-				      const struct map_segment *segments, uint32_t n, uint64_t brk)
-{
-	EMU_CALL_SITE();
-	struct link_vma_file_batch vb = { 0 };
-	struct mm_struct *mm = current->mm;
-	struct vm_area_struct *old;
-	struct mm_range range;
-
-	if (lock_unmapped_area(mm, hint, len, flags, &range))
-		return -ESTALE;
-	if (range.start != addr) {
-		emu_mm->unlock(mm, &range);
-		return -ESTALE;
-	}
-	old = vms_gather_munmap_vmas(mm, addr, addr + len);
-	if (old)
-		vms_clear_ptes(mm, old);
-	for (const struct map_segment *s = segments; s < segments + n; s++)
-		map_segment(mm, s, &vb);
-	link_file_vma_batch_final(&vb);
-	if (old)
-		vms_complete_munmap_vmas(mm, old);
-	if (brk) {
-		mm->start_brk = brk;
-		atomic_store_explicit(&mm->brk, brk, memory_order_relaxed);
-	}
-	emu_mm->unlock(mm, &range);
-	return (int64_t)addr;
 }
 
 static EMU_NOINLINE void do_munmap(struct mm_struct *mm, uint64_t start, uint64_t end)
@@ -199,6 +180,33 @@ static EMU_NOINLINE void do_munmap(struct mm_struct *mm, uint64_t start, uint64_
 		vms_clear_ptes(mm, old);
 		vms_complete_munmap_vmas(mm, old);
 	}
+}
+
+EMU_NOINLINE int64_t emu_map_segments(uint64_t addr, uint64_t len, uint64_t hint, uint32_t flags,
+				      const struct map_segment *segments, uint32_t n, uint64_t brk)
+{
+	EMU_CALL_SITE();
+	struct link_vma_file_batch vb = { 0 };
+	struct mm_struct *mm = current->mm;
+	struct mm_range range;
+
+	if (lock_unmapped_area(mm, hint, len, flags, &range))
+		return -ESTALE;
+	if (range.start != addr) {
+		emu_mm->unlock(mm, &range);
+		return -ESTALE;
+	}
+	/* The segments may leave holes: page tables there go now, while nothing new is above them. */
+	do_munmap(mm, addr, addr + len);
+	for (const struct map_segment *s = segments; s < segments + n; s++)
+		map_segment(mm, s, &vb);
+	link_segments(mm, &vb);
+	if (brk) {
+		mm->start_brk = brk;
+		atomic_store_explicit(&mm->brk, brk, memory_order_relaxed);
+	}
+	emu_mm->unlock(mm, &range);
+	return (int64_t)addr;
 }
 
 int64_t emu_sys_munmap(uint64_t addr, uint64_t len)

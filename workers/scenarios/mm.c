@@ -7,6 +7,7 @@
  *
  * For designs whose faults have a fast way, setup() makes it open: there is a page table, and pages of the process's own.
  */
+#include "../mm/walk.h"
 #include "world.h"
 
 #include <emu/pgtable.h>
@@ -358,6 +359,117 @@ static void end_cold(void)
 	end();
 }
 
+/*
+ * Truncate, while its pages are still taken: none of them is mapped any more, whoever maps and faults meanwhile. A child
+ * that is to be looked at is in borrowed[0].
+ */
+static void gone_from(const struct emu_walk *walk, struct mm_struct *mm)
+{
+	for (uint64_t i = 0; i < 4; i++) {
+		struct page_table *table = pte_find(mm, BASE + i * PAGE, NULL);
+		uint64_t pte = table ? pte_get(table, pte_index(BASE + i * PAGE)) : 0;
+
+		EMU_ASSERT(!pte || pte_file(pte) != walk->mapping->id || pte_page(pte) < walk->first ||
+				   pte_page(pte) > walk->last,
+			   "truncate has left page %llu of the file mapped, at page %llu of the %s",
+			   (unsigned long long)pte_page(pte), (unsigned long long)i,
+			   mm == world->mm[0] ? "process" : "child");
+	}
+}
+
+static int gone(const struct emu_walk *walk)
+{
+	int64_t child = atomic_load_explicit(&world->borrowed[0], memory_order_acquire);
+
+	/* Page tables go by RCU. */
+	rcu_read_lock();
+	gone_from(walk, world->mm[0]);
+	if (child)
+		gone_from(walk, (struct mm_struct *)(uintptr_t)child);
+	rcu_read_unlock();
+	return 0;
+}
+
+static void truncate_pages(struct address_space *file, uint64_t first, uint64_t last)
+{
+	struct emu_walk walk = { .kind = EMU_WALK_TRUNCATE, .mapping = file, .first = first, .last = last,
+				 .taken = gone };
+	int err = emu_walk(&walk);
+
+	EMU_ASSERT(!err, "truncate: %d", err);
+	emu_rcu_quiescent();
+}
+
+/* The file comes over another one. */
+static void truncate_map(uint32_t cpu)
+{
+	if (cpu == 2) {
+		truncate_pages(data(), 8, 11);
+		return;
+	}
+	enter();
+	if (cpu == 0)
+		map(0, 4, READ, data(), 8);
+	else
+		(void)fault(0, false);
+	leave();
+}
+
+static void truncate_munmap(uint32_t cpu)
+{
+	if (cpu == 2) {
+		truncate_pages(libc(), 0, 3);
+		return;
+	}
+	enter();
+	if (cpu == 0) {
+		unmap(1, 1);
+		map(1, 1, READ, libc(), 2);
+	} else {
+		(void)fault(1, true);
+		(void)fault(2, false);
+	}
+	leave();
+}
+
+static void truncate_split(uint32_t cpu)
+{
+	if (cpu == 2) {
+		truncate_pages(libc(), 0, 3);
+		return;
+	}
+	enter();
+	if (cpu == 0) {
+		protect(1, 1, EXEC);
+		protect(1, 1, WRITE);
+	} else {
+		must_fault(1, false);
+		must_fault(2, true);
+	}
+	leave();
+}
+
+/* The child is there until the end. */
+static void truncate_fork(uint32_t cpu)
+{
+	if (cpu == 2) {
+		truncate_pages(libc(), 0, 3);
+		return;
+	}
+	enter();
+	if (cpu == 0) {
+		world->mm[1] = dup_mmap(current->mm);
+		atomic_store_explicit(&world->borrowed[0], (int64_t)(uintptr_t)world->mm[1], memory_order_release);
+		current->mm = world->mm[1];
+		must_fault(1, true);
+		must_fault(0, true);
+	} else {
+		must_fault(1, true);
+		must_fault(2, false);
+	}
+	leave();
+}
+
 #define MM(NAME, SETUP, CPU, HELP)                                                                              \
 	{                                                                                                       \
 		.name = NAME, .help = HELP, .nr_cpus = 3, .kind = EMU_SCENARIO_MM, .setup = SETUP, .cpu = CPU,  \
@@ -377,6 +489,10 @@ const struct emu_scenario emu_mm_scenarios[] = {
 	MM("fixed-addresses", one_page, fixed_addresses, "free addresses, where a third maps at a fixed one"),
 	MM("fork-border", border, fork_border, "a fork copies what a second thread maps and a third uses"),
 	MM("fork-fault", four_pages, fork_fault, "a fork of a process whose threads write"),
+	MM("truncate-map", four_pages, truncate_map, "truncate of a file that one thread maps and another uses"),
+	MM("truncate-munmap", four_pages, truncate_munmap, "truncate of what one thread unmaps and another uses"),
+	MM("truncate-split", four_pages, truncate_split, "truncate of a mapping that becomes three, and one again"),
+	MM("truncate-fork", four_pages, truncate_fork, "truncate of a file that parent and child of a fork use"),
 	{ .name = "fault-read", .help = "two threads sleep for pages where a third maps over one and unmaps another",
 	  .nr_cpus = 3, .kind = EMU_SCENARIO_MM, .setup = four_cold_pages, .cpu = fault_read, .check = end_cold },
 	{ 0 },

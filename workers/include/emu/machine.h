@@ -108,8 +108,9 @@ EMU_EXPORT uint64_t emu_random(void);
 /*
  * Arena memory, at least 16-byte aligned (cache-line aligned from 64 bytes up), not zeroed, homed on `node`.
  * Never fails: exhaustion ends the cell with a message that names the option that gives more (see emu_fail()).
- * emu_free() may be called on any CPU; NULL is a no-op. Sizes up to 256 KiB.
+ * emu_free() may be called on any CPU; NULL is a no-op.
  */
+#define EMU_ALLOC_MAX (UINT64_C(4) << 20) /* bytes of an object: a line for each of 65,535 CPUs */
 EMU_EXPORT void *emu_alloc(size_t size, uint32_t node);
 EMU_EXPORT void *emu_zalloc(size_t size, uint32_t node);
 EMU_EXPORT void emu_free(void *ptr);

@@ -147,7 +147,7 @@ static void *take(size_t size, uint32_t node, int byte)
 	uint64_t at = (x.heap_end + align - 1) & ~(align - 1);
 	struct object *o;
 
-	EMU_ASSERT(size && size <= 256 * 1024 && node < emu_arena->config.nr_nodes, "emu_alloc(%zu, node %u)", size,
+	EMU_ASSERT(size && size <= EMU_ALLOC_MAX && node < emu_arena->config.nr_nodes, "emu_alloc(%zu, node %u)", size,
 		   node);
 	if (at + size + GAP > x.full_span)
 		emu_fail("the arena of %llu MiB is full: a scenario should need less",

@@ -338,7 +338,8 @@ int emu_virtual_config(const struct emu_cost_model *model)
 	vm.transits = keep(nr_lines, sizeof(*vm.transits));
 	vm.home = keep((vm.full_span >> EMU_PAGE_SHIFT) + 1, sizeof(*vm.home));
 	vm.fibers = keep(nr_tasks, sizeof(*vm.fibers));
-	vm.heap = keep(model->nr_cpus, sizeof(*vm.heap));
+	/* Who sleeps until a time is in it too, and has no CPU. */
+	vm.heap = keep(nr_tasks, sizeof(*vm.heap));
 	vm.queues = keep(model->nr_cpus, sizeof(*vm.queues));
 	vm.busy = keep(model->nr_cpus, sizeof(*vm.busy));
 	shadows = keep((uint64_t)nr_tasks * SHADOW_DEPTH, sizeof(*shadows));
