@@ -222,6 +222,15 @@ def test_more_tasks_than_cpus_share_them() -> None:
     assert again == cells
 
 
+def test_faults_are_counted_cpu_by_cpu_too() -> None:
+    """Of them a call makes as many as pages are missing: they are no calls of their own."""
+    workloads = "fault,fault-file-cold,mixed"
+    arguments = (*SHARED, "--rmap", "single", "--cpus", "3,6", "--duration", "2ms")
+    for cell in cells_of(*arguments, "--workload", workloads):
+        check_time_stack(cell, min(cell["cpus"], 4))
+        assert min(cell["by_cpu"]["ops"]) > 0
+
+
 MM_DESIGNS = "mmap-sem-rbtree,mmap-lock-maple,spf,per-vma-lock,pt-extents,pt-extents-percpu"
 
 

@@ -28,6 +28,7 @@ from emu.coordinator.totals import (
     WalkerTotals,
     count_calls,
     gather,
+    ops_by_task,
 )
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "gather",
     "in_child",
     "on_cpus",
+    "ops_by_task",
     "rehearse",
     "run",
     "run_apart",

@@ -78,6 +78,19 @@ def count_calls(core: _core.Core, plan: Plan) -> int:
     return sum(sum(core.cpu_result(cpu).contents.counts) for cpu in cpus)
 
 
+def ops_by_task(core: _core.Core, plan: Plan, unit: str) -> list[int]:
+    """How many of a unit each task did in the phase that has just ended."""
+    tasks = range(len(plan.node_of_cpu))
+    if unit == "fault":  # as gather() counts them
+        records = core.hists(len(tasks))[:, _core.LAT_NAMES.index(unit)]
+        faults: list[int] = (records["total"] + records["overflow"]).tolist()
+        return faults
+    results = [core.cpu_result(task).contents for task in tasks]
+    if unit == "iteration":
+        return [result.iterations for result in results]
+    return [result.counts[_core.CALL_NAMES.index(unit)] for result in results]
+
+
 def gather(core: _core.Core, plan: Plan, name: str) -> PhaseTotals:
     """Add up what the CPUs left in the arena. Raises CellFailed when it does not add up."""
     cpus = range(len(plan.node_of_cpu))

@@ -431,15 +431,10 @@ def _by_cpu(core: _core.Core, plan: Plan, unit: str) -> ByCpu:
         time_ps={name: [0] * cpus for name in _core.STACK_NAMES},
     )
     spent = _core.VirtualCpu()
-    for task in range(len(plan.node_of_cpu)):
+    for task, ops in enumerate(coordinator.ops_by_task(core, plan, unit)):
         cpu = task % cpus
-        result = core.cpu_result(task).contents
         core.virtual_cpu(task, ctypes.byref(spent))
-        found.ops[cpu] += (
-            result.iterations
-            if unit == "iteration"
-            else result.counts[_core.CALL_NAMES.index(unit)]
-        )
+        found.ops[cpu] += ops
         found.transfers[cpu] += spent.transfers
         found.remote_transfers[cpu] += spent.remote_transfers
         for name, time_ps in zip(_core.STACK_NAMES, spent.stack_ps, strict=True):
