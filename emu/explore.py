@@ -455,7 +455,9 @@ def _finding(core: _core.Core, unit: Unit, status: _core.ExploreStatus) -> Findi
     kind = KINDS[status.found]
     events: tuple[Event, ...] = ()
     schedule, critical = "", None
-    if kind != "lock order":
+    # A lock order is of several runs, and what goes wrong in setup() of none.
+    of_a_run = kind != "lock order" and status.schedules > 0
+    if of_a_run:
         if unit.policy != "replay":
             core.explore_shorten(round(unit.shorten_seconds * 1e9))
         events = _events(core, core.explore_record())
@@ -463,16 +465,17 @@ def _finding(core: _core.Core, unit: Unit, status: _core.ExploreStatus) -> Findi
         with contextlib.suppress(_core.CoreError):
             critical = core.explore_critical(_CRITICAL_TRIES)
     core.explore_failure(ctypes.byref(failure))
+    where = "" if status.schedules else "setup() of the scenario: "
     return Finding(
         kind=kind,
-        text=failure.text.decode(errors="replace"),
+        text=where + failure.text.decode(errors="replace"),
         schedule=schedule,
         by=POLICIES[status.by],
         after=status.schedules,
         critical=critical,
         events=events,
         names=_names(core, events),
-        command=unit.command(schedule) if kind != "lock order" else "",
+        command=unit.command(schedule) if of_a_run else "",
     )
 
 

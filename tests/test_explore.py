@@ -275,6 +275,23 @@ def test_a_users_design(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_what_goes_wrong_in_setup_is_found_too(tmp_path: Path) -> None:
+    """A design that keeps its lock: the next call of setup() is a finding, and the rest goes on."""
+    path, trace = tmp_path / "mine.c", tmp_path / "trace.json"
+    skeleton = (planted.WORKERS / "designs" / "rmap" / "skeleton.c").read_text()
+    path.write_text(skeleton.replace("\tup_write(&s->rwsem);\n", ""))
+    scenarios = ("--scenario", "fork-truncate,last-mapping", "--schedules", "5")
+    done = emu("check", str(path), *scenarios, "--trace", str(trace))
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "scenario fork-truncate, after 0 schedules" in done.stdout
+    assert "setup() of the scenario: rwsem.c:" in done.stdout
+    assert done.stdout.count("  again: ") == 1
+    assert "2 scenarios, 1 schedules: 2 found" in done.stdout
+    assert "traceEvents" in json.loads(trace.read_text())
+    program = emu("check", str(path), "--scenario", "random:2", "--schedules", "5", timeout_s=120)
+    assert (program.returncode, program.stderr) == (1, "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -4,7 +4,7 @@
  *
  * An arena is made and designs are loaded as for a cell (control.h), up to emu_boot(). Then:
  *   emu_explore_scenarios(...)         which scenarios there are: built in, or those of a file
- *   emu_explore_start(&config)         setup() of the scenario has run
+ *   emu_explore_start(&config)         setup() of the scenario has run; where that failed, the status says so
  *   emu_explore_slice(n, ns)           up to n schedules, for up to ns of the host's time; again and again
  *   emu_explore_status(&status)
  *   after a failure: emu_explore_shorten(), emu_explore_record(), emu_explore_event()
