@@ -273,7 +273,8 @@ def _rules(key: str, value: object) -> tuple[dict[str, Any], ...]:
 
 def _rule(key: str, rule: object) -> dict[str, Any]:
     if isinstance(rule, str):
-        words = rule.split()
+        # Names of files may have spaces in them.
+        words = re.split(r"\s+(?=\w+=)", rule.strip())
         if not words or not all("=" in word for word in words):
             raise InputError(f'--{key} "{rule}": words like "rmap=btree cpus=32..64"')
         rule = dict(word.split("=", 1) for word in words)
@@ -321,6 +322,8 @@ _READERS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
 }
 _ONCE = {"engine": _names, "exclude": _rules, "include": _rules}
 """Words that are not for one engine."""
+_RULED = {"exclude": ("rmap", "mm", "topology", "workload", "engine"), "include": ("engine",)}
+"""Words of rules whose names are the matrix's: what is included may be new to it."""
 _WRITERS: dict[str, Callable[[Any], Any]] = {
     "duration": format_duration,
     "timeout": format_duration,
@@ -433,9 +436,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     raw, text = _parse(path)
     try:
         given = flatten(raw)
-        made = make(given)
-        for each in made:
-            _check_exclude(each)
+        _check_rules(given, make(given), "[[{}]]")
     except InputError as error:
         line = line_of_key(text, error.key) if isinstance(error, BadKey) else None
         raise InputError(f"{path}{f':{line}' if line else ''}: {error}") from None
@@ -478,14 +479,26 @@ def flatten(raw: Mapping[str, Any]) -> dict[str, Any]:
     return given | dict(matrix)
 
 
-def _check_exclude(matrix: Experiment) -> None:
-    """A rule about a name that the matrix does not have is a slip of the hand."""
-    for rule in matrix.exclude:
-        for word in ("rmap", "mm", "topology", "workload"):
-            have = getattr(matrix, word)
-            for name in getattr(rule, word):
-                if name not in have and name not in (each.partition(":")[0] for each in have):
-                    raise unknown(f"{word} in the matrix that [[exclude]] is about:", name, have)
+def _check_rules(given: Mapping[str, Any], made: Iterable[Experiment], place: str) -> None:
+    """A rule about a name that the matrix does not have is a slip of the hand.
+
+    ``given``: its rules are looked at; ``place``: what they are called, with {} for the key.
+    """
+    have: dict[str, dict[str, None]] = {word: {} for word in _RULED["exclude"]}
+    for matrix in made:
+        if matrix.included:
+            continue
+        for word, known in have.items():
+            value = getattr(matrix, word)
+            known.update(dict.fromkeys((value,) if word == "engine" else value))
+    for key, words in _RULED.items():
+        for rule in _rules(key, given.get(key) or ()):
+            for word in words:
+                valid = have[word]
+                for name in _names(word, rule[word]) if word in rule else ():
+                    if name not in valid and name not in {v.partition(":")[0] for v in valid}:
+                        what = f"{word} in the matrix that {place.format(key)} is about:"
+                        raise unknown(what, name, valid)
 
 
 def describe(
@@ -658,9 +671,12 @@ def run(
     elif all(value is None for value in options.values()):
         given = {"engine": BOTH}
     given = override(given, options)
+    made = make(given)
+    # Those of a file may be about what options have taken out of its matrix.
+    _check_rules(options, made, "--{}")
     if uncertainty:
         check_draws(uncertainty)
-        if not any(each.engine == "virtual" and len(each.rmap) > 1 for each in make(given)):
+        if not any(each.engine == "virtual" and len(each.rmap) > 1 for each in made):
             raise InputError(
                 "--uncertainty: is of speed-ups that the virtual engine predicts; "
                 "it needs --engine virtual and two designs"
@@ -671,7 +687,7 @@ def run(
     if trace is None and trace_window is not None:
         raise InputError(f"--trace-window {trace_window}: --trace says where the trace goes")
     return execute(
-        make(given),
+        made,
         given,
         store=where,
         name=name,

@@ -117,6 +117,12 @@ BAD_INPUT = {
     "rule-key": (["{dir}/rule.toml"], ["rule.toml:2: no key in [[exclude]] 'cpu'", "'cpus'"]),
     "rule-name": (["{dir}/stray.toml"], ["stray.toml", "[[exclude]]", "'btre'", "single, btree"]),
     "rule-option": (["--exclude", "btree"], ['--exclude "btree"', "rmap=btree cpus=32..64"]),
+    "rule-option-name": (
+        ["--rmap", "single", "--exclude", "rmap=singel"],
+        ["that --exclude is about: 'singel'", "did you mean 'single'"],
+    ),
+    "rule-engine": (["--exclude", "engine=bogus"], ["no engine", "--exclude", "'bogus'", "native"]),
+    "include-engine": (["--include", "engine=bogus"], ["no engine", "--include", "'bogus'"]),
     "nothing-left": (["--rmap", "single", "--exclude", "rmap=single"], ["no cell is left"]),
     "timeout": (["--timeout", "5"], ["--timeout 5", "with its unit"]),
     "jobs": (["--jobs", "0"], ["--jobs 0", "from 1 to"]),

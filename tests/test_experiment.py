@@ -79,6 +79,33 @@ def test_a_rule_without_words_fits_everything() -> None:
     assert not Rule(workload=("spawn",)).fits(cell)
 
 
+def test_rules_of_a_file_are_about_the_matrices_of_all_engines(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text(
+        'engine = ["native", "virtual"]\n[[exclude]]\nengine = "native"\ntopology = "host"\n'
+        '[[exclude]]\ntopology = "hygon-12x32"\n[[include]]\nengine = "virtual"\ncpus = 3\n'
+    )
+    assert len(read_toml(path)["exclude"]) == 2
+    path.write_text('[[include]]\nengine = "virtual"\ncpus = 3\n')
+    with pytest.raises(InputError, match=r"no engine in .* \[\[include\]\] .* 'virtual'.*native"):
+        read_toml(path)
+
+
+def test_an_option_may_take_out_what_a_rule_of_the_file_is_about(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text('[matrix]\nrmap = ["single", "btree"]\n[[exclude]]\nrmap = "btree"\n')
+    run = package.run(path, **TINY, rmap="single", cpus="1")
+    assert [cell.rmap for cell in run.cells] == ["single"]
+
+
+def test_names_in_rules_may_have_spaces() -> None:
+    mine = "./my own.c:a=1"
+    given: dict[str, object] = {"rmap": [mine, "single"], "cpus": "1,2", "repeats": 1}
+    everything = set(what(given))
+    assert set(what(given | {"exclude": f"rmap={mine}  cpus=2"})) == everything - {(mine, 2)}
+    assert set(what(given | {"exclude": "cpus=2 rmap=./my own.c"})) == everything - {(mine, 2)}
+
+
 def test_a_file_with_everything_is_read(tmp_path: Path) -> None:
     path = tmp_path / "x.toml"
     path.write_text(
