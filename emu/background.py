@@ -63,9 +63,10 @@ LOCK_NS, GUARDED_LINE_NS, ATOMIC_LINE_NS = 15, 2, 6
 """What an uncontended lock with its unlock, and a line that is in the cache, take on a middling
 machine: subtracted from [work] for each use."""
 
+_MAX_NAME_BYTES = 47
 BACKGROUND_DTYPE = np.dtype(
     [
-        ("name", "S48"),
+        ("name", f"S{_MAX_NAME_BYTES + 1}"),
         ("kind", np.uint32),
         ("per", np.uint32),
         ("lines", np.uint32),
@@ -80,7 +81,7 @@ USE_DTYPE = np.dtype([("entry", np.uint32), ("file", np.int32), ("times_ppm", np
 
 
 class _Raw(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    name: Annotated[str, msgspec.Meta(min_length=1, max_length=47)]
+    name: Annotated[str, msgspec.Meta(min_length=1)]
     kind: Literal["spinlock", "rwsem", "mutex", "atomic"]
     source: Annotated[str, msgspec.Meta(min_length=1)]
     times: dict[str, Annotated[float, msgspec.Meta(gt=0, le=1000)]] = {}
@@ -140,6 +141,8 @@ def read(raw: Sequence[object], where: str, parse_time: Callable[[str], int]) ->
             raise InputError(f"{place}: {error}; an entry has: {valid}") from None
         except ValueError as error:
             raise InputError(f"{place} hold: {error}") from None
+        if len(entry.name.encode()) > _MAX_NAME_BYTES:
+            raise InputError(f"{place}: the name is too long; at most {_MAX_NAME_BYTES} bytes")
         if hold_ns > 10**8:
             raise InputError(f"{place} hold: {entry.hold} is too long; at most 100ms")
         for op in entry.times:

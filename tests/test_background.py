@@ -487,6 +487,7 @@ def test_every_entry_of_the_kernels_says_where_it_is_from() -> None:
         ("lines = 100", "lines = 0", "an atomic without lines"),
         ('hold = "100ns"', 'hold = "100"', "'inner' hold: '100' is no time"),
         ('hold = "100ns"', 'hold = "1s"', "1s is too long"),
+        ('name = "refs"', f'name = "{"é" * 24}"', "the name is too long; at most 47 bytes"),
         ('name = "refs"', 'name = "inner"', "this name is taken"),
         ("times = { exec = 2 }", "times = { fault_new = 2 }", "a fault must not sleep for a mutex"),
         ("times = { exec = 1, fork = 3 }", "times = { fork = 3 }\nbatch = 3", "'inner': Expected"),

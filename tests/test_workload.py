@@ -296,6 +296,7 @@ BAD = [
         ":29: [[phase]] 1: unknown key 'shares' (did you mean 'share'?",
     ),
     ('name = "fork+exit"', 'name = "warm-up"', "[[phase]] 'warm-up': this name is taken"),
+    ('name = "fork+exit"', 'name = ""', "[[phase]] 1: name is empty; a phase needs one"),
     ("[[phase]]", "[phase]", ": phase: Expected `array`, got `object`"),
 ]
 

@@ -546,6 +546,8 @@ class _Reader:
         for number, raw in enumerate(raw_phases):
             place = f"[[phase]] {number + 1}"
             spec = self.table(raw, _Phase, place)
+            if not spec.name:
+                raise self.error(place, "name is empty; a phase needs one")
             place = f"[[phase]] '{spec.name}'"
             if spec.name in ("load", "warm-up", "drain", *(phase.name for phase in phases)):
                 raise self.error(place, "this name is taken; names of phases differ")
