@@ -8,6 +8,7 @@ import typer
 
 from emu import hwloc, topology
 from emu.errors import InputError
+from emu.terminal import printable
 
 app = typer.Typer(
     name="topology", help="Look at machines and check machine files.", no_args_is_help=True
@@ -34,7 +35,7 @@ def show(
 
     Example: emu topology show generic:sockets=8,nodes=2,l3=4,cores=8,smt=2
     """
-    typer.echo(topology.load(machine).render(), nl=False)
+    typer.echo(printable(topology.load(machine).render()), nl=False)
 
 
 @app.command()
@@ -48,10 +49,8 @@ def check(
     machine = topology.check(file)
     numbers = machine.costs.numbers().values()
     weak = sum(cost.confidence in "LU" for cost in numbers)
-    typer.echo(
-        f"{file}: ok: {machine.summary()}; "
-        f"{len(numbers)} numbers, {weak} of them by analogy or unverified"
-    )
+    summary = f"{len(numbers)} numbers, {weak} of them by analogy or unverified"
+    typer.echo(printable(f"{file}: ok: {machine.summary()}; {summary}"))
 
 
 @app.command(name="import")
@@ -72,7 +71,7 @@ def import_(
     """
     imported = hwloc.load(file)
     for remark in imported.remarks:
-        typer.echo(f"{file}: note: {remark}", err=True)
+        typer.echo(printable(f"{file}: note: {remark}"), err=True)
     _write(imported.machine.to_toml(), output)
 
 
@@ -94,7 +93,7 @@ def export(
 
 def _write(text: str, output: Path | None) -> None:
     if output is None:
-        typer.echo(text, nl=False)
+        typer.echo(printable(text), nl=False)
         return
     try:
         output.write_text(text, encoding="utf-8")

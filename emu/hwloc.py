@@ -25,6 +25,7 @@ from defusedxml.common import DefusedXmlException
 from emu import topology
 from emu.errors import InputError
 from emu.files import read_bytes
+from emu.terminal import printable
 from emu.topology import Cost, IntArray, Topology, format_cpu_list
 
 HWLOC = "HWLOCXML"
@@ -315,7 +316,8 @@ class _Writer:
         self._info(top, "Backend", "mm-emu")
         for number, cpus in _split(m.socket_of_cpu, everything):
             package = self._object(top, "Package", cpus, os_index=number)
-            self._info(package, "CPUModel", m.description)
+            # XML has no control characters, not even escaped.
+            self._info(package, "CPUModel", printable(m.description))
             nodes = list(_split(m.node_of_cpu, cpus))
             for node, in_node in nodes:
                 # A group holds the memory of a part of the package.

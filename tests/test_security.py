@@ -16,7 +16,7 @@ from emu_command import children, start, wait_until
 from rich.table import Table
 
 import emu as package
-from emu import arena, cli, experiment, terminal, workload
+from emu import arena, cli, experiment, terminal, topology, workload
 from emu.errors import InputError
 from emu.results import read_run
 from emu.store import Store
@@ -275,6 +275,33 @@ def test_hostile_names_reach_no_terminal(
     names = [str(hostile)] * (2 if command == "compare" else 1)
     assert cli._call([command, *names, *options]) == 0
     steers_not(capsys.readouterr(), shows)
+
+
+def test_machines_steer_no_terminal_and_their_xml_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What somebody calls a machine is printed, and comes back through hwloc's format and TOML."""
+    mine, xml, back = (tmp_path / name for name in ("mine.toml", "mine.xml", "back.toml"))
+    text = (ROOT / "topologies" / "laptop-8c.toml").read_text()
+    for name in ('name = "laptop-8c', 'description = "AMD'):
+        assert name in text
+        text = text.replace(name, name + r"owned\u001b[31m\u009b\u202e")
+    mine.write_text(text)
+    for words, shows in (
+        (("show", str(mine)), True),
+        (("check", str(mine)), False),
+        (("export", str(mine)), True),
+        (("export", str(mine), "-o", str(xml)), False),
+        (("import", str(xml)), False),
+        (("import", str(xml), "-o", str(back)), False),
+    ):
+        assert cli._call(["topology", *words]) == 0
+        steers_not(capsys.readouterr(), shows)
+    assert topology.load(str(back)).nr_cpus == topology.load("laptop-8c").nr_cpus
+    named = topology.load(str(mine))
+    assert "\x9b" in named.name
+    mine.write_text(named.to_toml())
+    assert topology.load(str(mine)).name == named.name
 
 
 def test_an_error_steers_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
