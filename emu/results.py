@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import html
+import math
 import os
 import secrets
 import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from emu.errors import InputError
@@ -28,19 +30,21 @@ if TYPE_CHECKING:
 
 KIND = {"native": "measured", "virtual": "predicted"}
 """What the figures of an engine are."""
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+"""Of anything, ns and bytes too; this and other bounds are looked at where a result is read."""
 
 
 class Latency(msgspec.Struct, kw_only=True):
     """Latencies of one operation; all ns but ``count`` and ``overflow`` (beyond the range)."""
 
-    count: int = 0
+    count: Count = 0
     mean: float = 0.0
-    p50: int = 0
-    p90: int = 0
-    p99: int = 0
-    p999: int = 0
-    max: int = 0
-    overflow: int = 0
+    p50: Count = 0
+    p90: Count = 0
+    p99: Count = 0
+    p999: Count = 0
+    max: Count = 0
+    overflow: Count = 0
     hdr: str = ""
     """The buckets in HdrHistogram's exchange format; "" where there are none."""
 
@@ -49,9 +53,9 @@ class Site(msgspec.Struct, kw_only=True):
     """What one call site ("mmap_region>vma_link_file") did to a lock."""
 
     site: str
-    acquired: int
-    contended: int
-    wait_ns: int
+    acquired: Count
+    contended: Count
+    wait_ns: Count
 
 
 class Lock(msgspec.Struct, kw_only=True):
@@ -59,10 +63,10 @@ class Lock(msgspec.Struct, kw_only=True):
 
     name: str
     file: str | None
-    acquired: int
-    contended: int
-    wait_ns: int
-    hold_ns: int
+    acquired: Count
+    contended: Count
+    wait_ns: Count
+    hold_ns: Count
     sites: list[Site]
 
 
@@ -74,16 +78,16 @@ class Walker(msgspec.Struct, kw_only=True):
 
     kind: str
     file: str
-    cpu: int
-    first: int
-    last: int
-    at_once: int
-    every_ns: int
-    done: int
-    refused: int
-    lost: int
-    vmas: int
-    pages: int
+    cpu: Count
+    first: Count
+    last: Count
+    at_once: Count
+    every_ns: Count
+    done: Count
+    refused: Count
+    lost: Count
+    vmas: Count
+    pages: Count
     latency_ns: Latency
 
 
@@ -96,19 +100,19 @@ class LineSite(msgspec.Struct, kw_only=True):
     """The bytes of the object, and what they are if that is known: "+0..8 count"."""
     access: str
     """"load", "store" or "modify" (an atomic read-modify-write)."""
-    transfers: int
-    remote_transfers: int
-    wait_ns: int
+    transfers: Count
+    remote_transfers: Count
+    wait_ns: Count
 
 
 class Line(msgspec.Struct, kw_only=True):
     """The cache lines of one name (virtual engine)."""
 
     symbol: str
-    transfers: int
+    transfers: Count
     """Lines that came out of another CPU's cache; remote: of another node's."""
-    remote_transfers: int
-    wait_ns: int
+    remote_transfers: Count
+    wait_ns: Count
     """Stalls on these lines, where they came from memory too."""
     sites: list[LineSite] = []
     """Who did that: the sites with most of it; others are left out."""
@@ -122,8 +126,8 @@ class Wait(msgspec.Struct, kw_only=True):
     symbol: str
     field: str
     site: str
-    count: int
-    wait_ns: int
+    count: Count
+    wait_ns: Count
 
 
 class Bottleneck(msgspec.Struct, kw_only=True):
@@ -139,25 +143,30 @@ class Bottleneck(msgspec.Struct, kw_only=True):
 class ByCpu(msgspec.Struct, kw_only=True):
     """What each CPU did in the phase that counts operations: lists by CPU (virtual engine)."""
 
-    node: list[int]
-    ops: list[int]
-    transfers: list[int]
+    node: list[Count]
+    ops: list[Count]
+    transfers: list[Count]
     """Cache lines that it got from other CPUs; ``remote_transfers``: from other nodes."""
-    remote_transfers: list[int]
-    time_ps: dict[str, list[int]]
+    remote_transfers: list[Count]
+    time_ps: dict[str, list[Count]]
     """By share of the time stack. A CPU's add up to the phase's length times its tasks."""
+
+    def __post_init__(self) -> None:
+        lists = (self.ops, self.transfers, self.remote_transfers, *self.time_ps.values())
+        if any(len(each) != len(self.node) for each in lists):
+            raise ValueError("by_cpu has lists of different lengths")
 
 
 class Memory(msgspec.Struct, kw_only=True):
     """What a design's index costs: bytes of the arena, of the file that takes most."""
 
-    rmap_bytes_per_file: int = 0
+    rmap_bytes_per_file: Count = 0
     """Of a file that was never mapped."""
-    rmap_bytes_per_mapped_file: int = 0
+    rmap_bytes_per_mapped_file: Count = 0
     """Once it is mapped, by one process."""
-    rmap_bytes_per_used_file: int = 0
+    rmap_bytes_per_used_file: Count = 0
     """After the run: with what the design has put up for a file in use."""
-    bytes_per_vma: int = 0
+    bytes_per_vma: Count = 0
     """A VMA with its share of an index."""
 
 
@@ -165,11 +174,11 @@ class Host(msgspec.Struct, kw_only=True):
     """What the cell cost the host. ``events``: system calls emulated."""
 
     wall_s: float = 0.0
-    events: int = 0
-    peak_rss_bytes: int = 0
+    events: Count = 0
+    peak_rss_bytes: Count = 0
     start_s: float = 0.0
     """From the first fork until all CPUs were ready."""
-    accesses: int = 0
+    accesses: Count = 0
     """Memory accesses that were modelled (virtual engine)."""
     other_cpus: float = 0.0
     """CPUs of the host that were busy with something else meanwhile (native engine)."""
@@ -184,7 +193,7 @@ class Phase(msgspec.Struct, kw_only=True):
 
     name: str
     unit: str
-    ops: int
+    ops: Count
     seconds: float
     counts_ops: bool
     """Is this the phase that the cell's ops, locks and wait_share are from?"""
@@ -202,16 +211,16 @@ class CellResult(msgspec.Struct, kw_only=True):
     rmap: str
     mm: str
     topology: str
-    cpus: int
+    cpus: Annotated[int, Meta(ge=1, le=65_535)]
     workload: str
     engine: str
     seed: int
-    repeat: int
+    repeat: Count
     status: str
     error: str | None = None
-    ops: int = 0
+    ops: Count = 0
     seconds: float = 0.0
-    ops_per_s: float = 0.0
+    ops_per_s: Annotated[float, Meta(ge=0, lt=1e12)] = 0.0
     oversubscribed: bool = False
     note: str | None = None
     numa_penalty: bool = False
@@ -225,7 +234,7 @@ class CellResult(msgspec.Struct, kw_only=True):
     """None: nothing was waited for, as far as the engine sees lines."""
     waits: list[Wait] = []
     """The longest; of all recorded phases, as are lines."""
-    node_transfers: list[list[int]] = []
+    node_transfers: list[list[Count]] = []
     """[to][from]: lines that went from node to node, recorded phases (virtual engine)."""
     by_cpu: ByCpu | None = None
     memory: Memory
@@ -306,7 +315,7 @@ class Uncertainty(msgspec.Struct, kw_only=True):
     workload: str
     mm: str
     baseline: str
-    draws: int
+    draws: Annotated[int, Meta(ge=2, le=2**63 - 1)]
     seed: int
     designs: list[DesignUncertainty]
 
@@ -417,8 +426,40 @@ def write_atomically(path: Path, data: bytes) -> None:
 def read_run(path: Path) -> Run:
     """A run from its JSON file. Raises InputError when it cannot be read or is not one."""
     try:
-        return msgspec.json.decode(read_bytes(path, _MAX_BYTES), type=Run)
+        run = msgspec.json.decode(read_bytes(path, _MAX_BYTES), type=Run)
+        _check(run)
+        return run
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except ValueError as error:  # msgspec's errors are of this kind
         raise InputError(f"{path} is not the result of a run: {error}") from None
+
+
+def _check(run: Run) -> None:
+    """Is what reports rely on there? Raises ValueError with the place.
+
+    Cells that stand side by side have the same operations, shares and walkers.
+    """
+    like: dict[object, tuple[str, object]] = {}
+    for number, cell in enumerate(run.cells):
+        if not cell.ok:
+            continue
+        place = f"$.cells[{number}]"
+        counting = [phase for phase in cell.phases if phase.counts_ops]
+        if len(counting) != 1:
+            raise ValueError(f"one phase counts_ops, not {len(counting)} - at `{place}.phases`")
+        if not cell.seconds > 0:
+            raise ValueError(f"Expected `float` > 0 - at `{place}.seconds`")
+        if not math.isclose(cell.ops_per_s * cell.seconds, cell.ops, rel_tol=1e-6):
+            raise ValueError(f"it is not ops / seconds - at `{place}.ops_per_s`")
+        if "exec" not in counting[0].latency_ns:
+            raise ValueError(f"no `exec` in latency_ns - at `{place}.phases`")
+        walkers = [(walker.kind, walker.file) for walker in cell.walkers]
+        for what, of, value in (
+            ("latency_ns", None, set(cell.latency_ns)),
+            ("time_stack", cell.engine, set(cell.time_stack)),
+            ("walkers", (cell.engine, cell.workload, cell.topology), walkers),
+        ):
+            first, expected = like.setdefault((what, of), (place, value))
+            if value != expected:
+                raise ValueError(f"not those of `{first}` - at `{place}.{what}`")

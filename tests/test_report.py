@@ -270,6 +270,62 @@ def test_the_table_of_a_run_shows_time_stacks(made: Path) -> None:
     assert "Where the time went" not in str(made_run(cell))
 
 
+INCONSISTENT: dict[str, tuple[dict[str, object], str]] = {
+    "no-time": ({"ops": 0, "seconds": 0.0, "ops_per_s": 0.0}, "`float` > 0 - at `$.cells[1].sec"),
+    "no-cpus": ({"cpus": 0}, ">= 1 - at `$.cells[1].cpus`"),
+    "no-phases": ({"phases": []}, "one phase counts_ops, not 0 - at `$.cells[1].phases`"),
+    "rate": ({"ops_per_s": 1e308}, "< 1000000000000.0 - at `$.cells[1].ops_per_s`"),
+    "other-rate": ({"ops_per_s": 251.0}, "not ops / seconds - at `$.cells[1].ops_per_s`"),
+    "share": ({"time_stack": {"lunch": 1.0}}, "not those of `$.cells[0]` - at `$.cells[1].time"),
+    "no-latencies": ({"latency_ns": {}}, "not those of `$.cells[0]` - at `$.cells[1].latency_ns`"),
+    "too-much": (
+        {"memory": Memory(bytes_per_vma=2**64)},
+        "<= 9223372036854775807 - at `$.cells[1].memory.bytes_per_vma`",
+    ),
+    "less-than-nothing": ({"repeat": -1}, ">= 0 - at `$.cells[1].repeat`"),
+}
+
+
+@pytest.mark.parametrize("case", INCONSISTENT)
+def test_a_result_that_contradicts_itself_is_refused_in_one_line(case: str, tmp_path: Path) -> None:
+    changes, says = INCONSISTENT[case]
+    path = tmp_path / "run.json"
+    path.write_bytes(made_run(made_cell(), made_cell(**changes)).to_json())
+    for words in (("show", str(path)), ("report", str(path), "--format", "html")):
+        done = emu(*words)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+        assert done.stderr.startswith(f"emu: {path} is not the result of a run: ")
+        assert says in done.stderr
+
+
+def test_the_phase_that_counts_has_execs_even_if_none(tmp_path: Path) -> None:
+    cell = made_cell()
+    cell.phases[0].latency_ns = {}
+    path = tmp_path / "run.json"
+    path.write_bytes(made_run(cell).to_json())
+    with pytest.raises(InputError, match=r"no `exec` in latency_ns - at `.*phases`"):
+        read_run(path)
+
+
+def test_lists_by_cpu_are_of_one_length(tmp_path: Path) -> None:
+    by_cpu = ByCpu(node=[0], ops=[1], transfers=[2], remote_transfers=[3], time_ps={"own": [4]})
+    path = tmp_path / "run.json"
+    whole = made_run(made_cell(by_cpu=by_cpu)).to_json()
+    for name in ("node", "ops", "transfers", "remote_transfers", "own"):
+        short = re.sub(rb'("%s": )\[\s*\d+\s*\]' % name.encode(), rb"\1[]", whole, count=1)
+        assert short != whole
+        path.write_bytes(short)
+        with pytest.raises(InputError, match="by_cpu has lists of different lengths"):
+            read_run(path)
+
+
+def test_the_text_of_a_rate_with_a_long_unit_fits_its_columns() -> None:
+    cells = [made_cell(), made_cell(rmap="single")]
+    for cell in cells:
+        cell.phases[0].unit = "iteration"
+    assert "iteration/s" in mail.text(made_run(*cells))
+
+
 def test_a_failed_cell_says_so(made: Path) -> None:
     for form in ("lockstat", "c2c", "cpus"):
         assert report(made, "--format", form).endswith(

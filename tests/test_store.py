@@ -55,6 +55,8 @@ def result(ops: int = 5) -> CellResult:
         **{name: getattr(CELL, name) for name in CELL.__dataclass_fields__},
         status="ok",
         ops=ops,
+        seconds=1.0,
+        ops_per_s=float(ops),
         latency_ns=latency,
         memory=Memory(),
         host=Host(),

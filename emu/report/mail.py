@@ -69,7 +69,8 @@ def _sweep(cells: Sequence[CellResult], run: Run) -> Iterator[str]:
     yield ""
     unit, baseline = f"{unit_of(good[0])}/s", designs.baseline
     times = f"x {_cut(baseline, 15)}" if baseline else ""
-    yield f"{'CPUs':>5}  {'design':<22} {unit + ', mean':>12} {'+-95%':>8} {times:>17}".rstrip()
+    heading = f"{'CPUs':>5}  {'design':<22} {unit:>12} {'+-95%':>8} {times:>17}"
+    yield _cut(heading.rstrip(), WIDTH)
     by_cell: dict[tuple[int, str], list[CellResult]] = {}
     for cell in good:
         by_cell.setdefault((cell.cpus, designs.name(cell)), []).append(cell)
@@ -87,7 +88,8 @@ def _sweep(cells: Sequence[CellResult], run: Run) -> Iterator[str]:
         share = f"{100 * spread / value:.1f}%" if spread is not None and value else "-"
         number = str(cpus) if cpus != before else ""
         before = cpus
-        yield f"{number:>5}  {_cut(name, 22):<22} {value:>12,.0f} {share:>8} {times:>17}".rstrip()
+        line = f"{number:>5}  {_cut(name, 22):<22} {value:>12,.0f} {share:>8} {times:>17}"
+        yield _cut(line.rstrip(), WIDTH)
     yield from _waiting(good, designs)
 
 
