@@ -842,6 +842,7 @@ def test_a_workload_may_build_on_another(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ('base = "spawm"', "no workload 'spawm' (did you mean 'spawn'?)"),
+        ('base = "./mine.toml"', "base: ./mine.toml has a base itself"),
         ("base = 3", "base: the name of a workload or a path, not 3"),
         ('base = "execl-walkers"', "base: execl-walkers has a base itself"),
         ('base = "spawn"\n[program.x]\ncalls = []', "images and programs are those of the base"),

@@ -155,7 +155,9 @@ _T = TypeVar("_T", bound=_Table)
 class _Reader:
     """Reads one file; knows where things stand in it."""
 
-    def __init__(self, path: Path, isolate: bool, kernel: str = "") -> None:
+    def __init__(
+        self, path: Path, isolate: bool, kernel: str = "", *, is_base: bool = False
+    ) -> None:
         self.path = path
         self.isolate = isolate
         self.kernel = kernel
@@ -173,7 +175,7 @@ class _Reader:
             raise InputError(f"{path}: not valid TOML: {error}") from None
         self.calls_path = path
         self.line_of_call = _lines_of_calls(self.text)
-        if "base" in self.raw:
+        if "base" in self.raw and not is_base:
             self.read_base(self.raw.pop("base"))
         self.file_numbers: dict[str, int] = {}
         self.pages: list[int] = []
@@ -192,10 +194,9 @@ class _Reader:
         if not is_path and name not in names():
             what = f"no workload '{name}'{nearest(name, names())}; there are: {', '.join(names())}"
             raise self.error("base", what, "base")
-        base = _Reader(
-            self.path.parent / name if is_path else folder() / f"{name}.toml", self.isolate
-        )
-        if base.calls_path != base.path:
+        path = self.path.parent / name if is_path else folder() / f"{name}.toml"
+        base = _Reader(path, self.isolate, is_base=True)
+        if "base" in base.raw:
             raise self.error("base", f"{name} has a base itself", "base")
         if {"image", "program"} & self.raw.keys():
             raise self.error("base", "images and programs are those of the base", "base")
