@@ -30,6 +30,7 @@ from emu.comparison import LAYOUTS, side
 from emu.comparison import compare as compare_sides
 from emu.coordinator import StopFlag
 from emu.errors import EmuError, InputError, unknown
+from emu.files import as_utf8
 from emu.progress import ProgressBar
 from emu.record import Each
 from emu.report import html, mail, plot, text
@@ -270,7 +271,10 @@ def run(
             html_file = Store(store).report_path(result.run.id)
     if html_file and result.cells:
         _write(html_file, html.page(result).encode())
-        print(f"Report: {html_file.resolve()}", file=sys.stderr if json_file == "-" else None)
+        print(
+            printable(f"Report: {html_file.resolve()}"),
+            file=sys.stderr if json_file == "-" else None,
+        )
     if result.run.status == "interrupted":
         raise typer.Exit(130)
     if result.failed:
@@ -652,6 +656,14 @@ def _in_one_line(text: object) -> str:
     return printable(" ".join(str(text).split()))
 
 
+def _check_words(arguments: list[str]) -> None:
+    """What is named goes into descriptions, which are UTF-8. A command to record is not ours."""
+    recorded = arguments[:1] == ["record"] and "--" in arguments
+    for word in arguments[: arguments.index("--")] if recorded else arguments:
+        if as_utf8(word) != word:
+            raise InputError(f"{as_utf8(word)}: is no UTF-8, as what is named here has to be")
+
+
 def _usage_error(error: Exception) -> str | None:
     """The message of an error of the option parser (typer has its own classes for them)."""
     message = getattr(error, "format_message", None)
@@ -667,6 +679,7 @@ _USED_UP = (
 
 def _call(arguments: list[str]) -> int:
     try:
+        _check_words(arguments)
         status: Any = app(arguments, prog_name="emu", standalone_mode=False)
         sys.stdout.flush()
         return status if isinstance(status, int) else 0

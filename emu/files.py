@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from emu.errors import InputError
@@ -24,3 +25,8 @@ def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
 def read_text(path: Path) -> str:
     """A description, in UTF-8. Raises OSError, UnicodeDecodeError, InputError."""
     return read_bytes(path).decode("utf-8").replace("\r\n", "\n")
+
+
+def as_utf8(name: str) -> str:
+    r"""The name as a description can hold it: bytes of it that are not UTF-8 as ``\xff``."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

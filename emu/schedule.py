@@ -30,6 +30,7 @@ from emu.arena import MIB, memory_available, remove_stale
 from emu.cluster import Cluster, check_installed, make_order
 from emu.errors import InputError
 from emu.experiment import Cell, Experiment, describe, own_file
+from emu.files import as_utf8
 from emu.live import CellState, Inside, Publisher
 from emu.results import CellResult, Run, RunInfo, Uncertainty, new_run_id
 from emu.store import MachineLock, Store
@@ -530,12 +531,12 @@ def _describe_run(
         id=new_run_id(),
         started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         version=__version__,
-        command=sys.argv[1:],
+        command=[as_utf8(word) for word in sys.argv[1:]],
         experiment=describe(experiments, [machine.cpus for machine in machines], given, name),
         host=about,
         build=build,
         files={
-            str(path.resolve()): _sha256([path])
+            as_utf8(str(path.resolve())): _sha256([path])
             for each in experiments
             for path in _own_files(each)
         },

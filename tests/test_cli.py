@@ -176,6 +176,47 @@ def test_other_bad_input(arguments: list[str]) -> None:
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("run", "--rmap", "./w\udcff.c"),
+        ("run", "--workload", "./w\udcff.toml"),
+        ("run", "--json", "w\udcff"),
+        ("run", "--html", "w\udcff"),
+        ("run", "--store", "w\udcff"),
+        ("new", "rmap", "w\udcff.c"),
+        ("record", "--name", "w\udcff", "-o", "x.toml", "--", "true"),
+        ("check", "btree:node=w\udcff"),
+    ],
+)
+def test_words_that_are_not_utf_8_are_refused(words: tuple[str, ...]) -> None:
+    done = emu(*words)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert r"w\xff" in done.stderr
+    assert "is no UTF-8" in done.stderr
+
+
+def test_a_folder_whose_name_is_not_utf_8_can_be_worked_in(tmp_path: Path) -> None:
+    folder = tmp_path / "f\udcff"
+    folder.mkdir()
+    (folder / "d.c").write_text((ROOT / "workers/designs/rmap/skeleton.c").read_text())
+    (folder / "w.toml").write_text((ROOT / "emu/workloads/execl.toml").read_text())
+    options = ["--engine", "virtual", "--topology", "laptop-8c", "--duration", "1ms", "--cpus", "1"]
+    own = ["--rmap", "./d.c", "--workload", "./w.toml", "--html", "x.html", "--json", "x.json"]
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(
+        [*COMMAND, "run", *options, *own],
+        cwd=folder,
+        env=environment | {"PYTHONSAFEPATH": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    files = json.loads((folder / "x.json").read_text())["run"]["files"]
+    assert sorted(Path(file).name for file in files) == ["d.c", "w.toml"]
+    assert all(r"f\xff" in file for file in files)
+
+
 def test_a_design_that_does_not_compile(tmp_path: Path) -> None:
     (tmp_path / "mine.c").write_text("#include <emu/rmap.h>\nint x = y;\n")
     done = emu("run", *QUICK, "--rmap", str(tmp_path / "mine.c"))

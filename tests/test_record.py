@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from emu_command import emu
 
 from emu import record, workload
 from emu.errors import EmuError, InputError
@@ -126,6 +127,14 @@ def test_a_threaded_program_leads_to_the_maps_of_the_real_one(tmp_path: Path) ->
     file = tmp_path / "threads.toml"
     file.write_text(recording.toml, encoding="utf-8")
     assert workload.load(file).counting_phase == "iteration"
+
+
+@NEEDS_STRACE
+def test_a_command_may_have_words_that_are_not_utf_8(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    done = emu("record", "--name", "x", "-o", str(path), "--", "sh", "-c", "true \udcff")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"-- sh -c 'true \xff'" in path.read_text()
 
 
 @NEEDS_STRACE

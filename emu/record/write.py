@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from emu.errors import InputError
+from emu.files import as_utf8
 from emu.record.build import MMAP_BASE, Builder, Step
 from emu.record.verify import Mark
 from emu.workload import Call
@@ -115,7 +116,7 @@ def header_of(command: Sequence[str], name: str, each: Each, remark: str, builde
     lines = [
         f"Recorded by `emu record --name {name} --each {each} "
         f"{'--anonymise ' if builder.anonymise else ''}-o {name}.toml -- "
-        f"{shlex.join(words)}`",
+        f"{as_utf8(shlex.join(words))}`",
         f"on {_system()}; addresses not randomized (setarch -R).",
     ]
     if remark:
