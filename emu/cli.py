@@ -342,7 +342,7 @@ def rm(
 ) -> None:
     """Remove stored runs."""
     where = Store(store)
-    for run_id in [where.find_id(name) for name in names]:
+    for run_id in dict.fromkeys([where.find_id(name) for name in names]):
         where.remove(run_id)
 
 

@@ -58,7 +58,7 @@ def run(designs: Sequence[str], options: Options) -> bool:
         raise unknown("memory model", options.memory, _MEMORY)
     if replay is not None and (not scenario or len(designs) > 1):
         raise InputError("--replay TEXT: one design and --scenario NAME belong to it")
-    seconds = parse_duration(options.time) / 1e9
+    seconds = parse_duration(options.time, "time") / 1e9
     with contextlib.ExitStack() as cleanup:
         stop = cleanup.enter_context(StopFlag())
         if scenario == "list":

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -29,6 +30,8 @@ def write_skeleton(kind: str, file: Path) -> None:
         raise unknown("kind of design with a skeleton", kind, SKELETONS)
     if file.suffix != ".c":
         raise InputError(f"{file}: a design is one C file, and its name ends in .c")
+    if re.search(r'["\\\x00-\x1f\x7f]', file.stem):
+        raise InputError(f"{file}: the name goes into C; without quotes, \\ and control characters")
     text = _core.data_path("skeletons", f"{kind}.c").read_text()
     # The comments' word for it stays; what a report calls the design is the file's name.
     text = text.replace('.name = "skeleton"', f'.name = "{file.stem}"')

@@ -96,6 +96,8 @@ def test_new_says_what_to_do_next_and_overwrites_nothing(tmp_path: Path) -> None
     [
         ("rmmap", "x.c", "no kind of design with a skeleton 'rmmap' (did you mean 'rmap'?)"),
         ("rmap", "x.cc", "a design is one C file, and its name ends in .c"),
+        ("rmap", 'q"x.c', "the name goes into C; without quotes"),
+        ("mm", "q\\x.c", "the name goes into C"),
         ("rmap", "nosuch/x.c", "No such file or directory"),
     ],
 )

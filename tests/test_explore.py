@@ -306,6 +306,7 @@ def test_what_goes_wrong_in_setup_is_found_too(tmp_path: Path) -> None:
         (("single", "--scenario", "program:0f/0z"), "from 'z' on"),
         (("single", "--scenario", "random:0"), "1 to 1000"),
         (("single", "--time", "fast"), "a number with its unit"),
+        (("single", "--time", "1us"), "--time 1us: must be from 1ms"),
         (("single", "--suite", "explore", "--engine", "native"), "--engine does not belong"),
         (("single", "--rule", "walk", "--time", "9s"), "--rule does not belong"),
     ],

@@ -133,7 +133,7 @@ def test_a_threaded_program_leads_to_the_maps_of_the_real_one(tmp_path: Path) ->
 def test_a_command_may_have_words_that_are_not_utf_8(tmp_path: Path) -> None:
     path = tmp_path / "x.toml"
     done = emu("record", "--name", "x", "-o", str(path), "--", "sh", "-c", "true \udcff")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
     assert r"-- sh -c 'true \xff'" in path.read_text()
 
 

@@ -326,6 +326,11 @@ def test_the_text_of_a_rate_with_a_long_unit_fits_its_columns() -> None:
     assert "iteration/s" in mail.text(made_run(*cells))
 
 
+def test_too_few_repeats_are_told_without_a_promise() -> None:
+    shown = str(made_run(made_cell(latency_ns={}), made_cell(rmap="single", latency_ns={})))
+    assert "how far repeats spread is seen from 3 of them on." in shown
+
+
 def test_a_failed_cell_says_so(made: Path) -> None:
     for form in ("lockstat", "c2c", "cpus"):
         assert report(made, "--format", form).endswith(

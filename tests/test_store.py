@@ -476,7 +476,7 @@ def test_runs_rm_and_export(own_store: Path, tmp_path: Path) -> None:
     assert file.read_text().count("predicted") == 2
     bad = emu("export", "last", "--format", "xls")
     assert (bad.returncode, bad.stderr.count("\n")) == (2, 1)
-    assert emu("rm", run_id[:-1]).returncode == 0
+    assert emu("rm", "last", run_id[:-1]).returncode == 0
     assert Store(own_store).ids() == []
     assert emu("rm", run_id).returncode == 2
 

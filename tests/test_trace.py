@@ -264,6 +264,17 @@ def test_bad_input(tmp_path: Path, arguments: tuple[str, ...], words: list[str])
     assert not (tmp_path / "t.json").exists()
 
 
+def test_a_window_after_the_phase_is_remarked_on(tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    window = ("--trace", str(path), "--trace-window", "5s+1s")
+    done = emu("run", *ONE_CELL, "--rmap", "single", "--cpus", "2", *window)
+    assert done.returncode == 0
+    assert re.search(
+        r"--trace \S+: nothing is in the window; the phase took \d+\.\d+ us", done.stderr
+    )
+    assert slices(json.loads(path.read_text())) == []
+
+
 def test_a_window_needs_a_file() -> None:
     done = emu("run", *ONE_CELL, "--trace-window", "0us+1ms", "--cpus", "1")
     assert done.returncode == 2

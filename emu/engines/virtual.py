@@ -325,7 +325,12 @@ class VirtualJob:
         self._result.host.accesses = ran.accesses
         if self._window and ran.trace:
             trace.write(ran.trace, self._plan.node_of_cpu, self._name, self._window.file)
-            if ran.trace.full_ns is not None:
+            if not ran.trace.slices:
+                self.notice = (
+                    f"--trace {self._window.file}: nothing is in the window; the phase took "
+                    f"{ran.totals.phases[0].seconds * 1e6:.3f} us (--trace-window)"
+                )
+            elif ran.trace.full_ns is not None:
                 self.notice = (
                     f"--trace {self._window.file}: there was room up to "
                     f"{ran.trace.full_ns / 1000:.3f} us of the phase; what ended later is missing"

@@ -509,7 +509,7 @@ def _verdict(rows: Sequence[_Row]) -> Text:
     if min(len(best.cells), len(second.cells)) < _REPEATS_TO_TELL:
         return Text(
             f"{best.name} had {ratio:.2f} times the rate of {second.name}; "
-            f"whether that is more than chance takes {_REPEATS_TO_TELL} repeats."
+            f"how far repeats spread is seen from {_REPEATS_TO_TELL} of them on."
         )
     tied = [row.name for row in rows if row is not best and not _faster(best, row)]
     if tied:

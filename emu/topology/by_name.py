@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from emu.errors import InputError, nearest
+from emu.topology.cpu_list import MAX_CPUS
 from emu.topology.files import folder, read_machine, shape_of
 from emu.topology.machine import Topology
 from emu.topology.shapes import check_size, from_layout, from_structure
@@ -74,8 +75,11 @@ def _generic(text: str) -> Topology:
             )
         if _GENERIC[key] in given:
             raise InputError(f"{text}: {key} is given twice")
-        if not (number.isascii() and number.isdigit() and len(number) <= 5 and int(number) > 0):
-            raise InputError(f"{text}: {key} must be a whole number from 1, not '{number}'")
+        is_number = number.isascii() and number.isdigit() and len(number) <= len(str(MAX_CPUS))
+        if not (is_number and 1 <= int(number) <= MAX_CPUS):
+            raise InputError(
+                f"{text}: {key} must be a whole number from 1 to {MAX_CPUS}, not '{number}'"
+            )
         given[_GENERIC[key]] = int(number)
     structure = msgspec.structs.replace(machine.structure, **given)
     check_size(structure, text)
