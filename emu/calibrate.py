@@ -125,11 +125,11 @@ def cost(rounds: list[list[float]], confidence: str) -> Cost:
 
 def emulated_ping_pong_ns(machine: Topology, measured_ns: float) -> float:
     """One way between CPUs 0 and 1 of a machine, as the virtual engine has it; the measured time
-    tells how long to look. Raises EmuError if it cannot be emulated."""
+    tells how long to look. Raises EmuError if it cannot be emulated, Interrupted."""
     with tempfile.TemporaryDirectory(prefix="emu-calibrate-") as folder:
         file = Path(folder) / "host.toml"
         file.write_text(machine.to_toml(), encoding="utf-8")
-        ran = experiment.run(
+        ran = experiment.run_whole(
             engine="virtual",
             rmap="single",
             topology=str(file),

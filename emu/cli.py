@@ -28,7 +28,7 @@ from emu._version import __version__
 from emu.cli_options import StoreOption
 from emu.comparison import LAYOUTS, side
 from emu.comparison import compare as compare_sides
-from emu.coordinator import StopFlag
+from emu.coordinator import Interrupted, StopFlag
 from emu.errors import USED_UP, EmuError, InputError, unknown
 from emu.files import check_output, write_output
 from emu.progress import ProgressBar
@@ -655,7 +655,7 @@ def _call(arguments: list[str]) -> int:
     except EmuError as error:
         print(f"emu: {_in_one_line(error)}", file=sys.stderr)
         return 1
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort, Interrupted):
         return 130
     except BrokenPipeError:
         # Whoever read our output has enough; nobody is left to complain to.

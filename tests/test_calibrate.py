@@ -169,6 +169,19 @@ def test_a_calibration_that_is_cut_off_leaves_no_topology(
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_kernel_is_emulated_ends_it_cleanly(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    process = start("compare-kernel", "--cpus", "1", "--duration", "400ms")
+    wait_until(lambda: [*tmp_path.glob("emu-compare-*/store.sqlite")])
+    process.send_signal(number)
+    out, err = process.communicate(timeout=10)
+    assert (process.returncode, out, err) == (130, "", "")
+    assert list(tmp_path.glob("emu-compare-*")) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
