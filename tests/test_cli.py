@@ -276,6 +276,17 @@ def test_output_into_a_closed_pipe_is_no_traceback() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.parametrize("arguments", ["runs", "--version", "show nope", "nope"])
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_what_goes_into_a_closed_stream_is_lost(arguments: str, closed: str) -> None:
+    usual = emu(*arguments.split())
+    command = f"{sys.executable} -m emu {arguments} {closed}"
+    done = subprocess.run(["bash", "-c", command], cwd="/", capture_output=True, text=True)
+    assert done.returncode == usual.returncode
+    assert done.stdout == ("" if ">&-" in closed.split() else usual.stdout)
+    assert done.stderr == ("" if "2>&-" in closed.split() else usual.stderr)
+
+
 def test_output_goes_through_links_and_into_pipes(tmp_path: Path) -> None:
     link, target = tmp_path / "link.json", tmp_path / "target.json"
     link.symlink_to(target.name)
