@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from emu import hwloc, topology
-from emu.errors import InputError
+from emu.files import write_output
 
 app = typer.Typer(
     name="topology", help="Look at machines and check machine files.", no_args_is_help=True
@@ -96,7 +96,4 @@ def _write(text: str, output: Path | None) -> None:
     if output is None:
         typer.echo(text, nl=False)
         return
-    try:
-        output.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{output}: {error.strerror or error}") from error
+    write_output(output, text.encode())
