@@ -123,21 +123,23 @@ def cost(rounds: list[list[float]], confidence: str) -> Cost:
     return Cost(middle, min(wide / middle, 1.0), level, SOURCE)
 
 
-def emulated_ping_pong_ns(machine: Path, measured_ns: float) -> float:
-    """One way between CPUs 0 and 1 of a machine file, as the virtual engine has it; the measured
-    time tells how long to look. Raises EmuError if it cannot be emulated."""
+def emulated_ping_pong_ns(machine: Topology, measured_ns: float) -> float:
+    """One way between CPUs 0 and 1 of a machine, as the virtual engine has it; the measured time
+    tells how long to look. Raises EmuError if it cannot be emulated, Interrupted."""
     with tempfile.TemporaryDirectory(prefix="emu-calibrate-") as folder:
-        ran = experiment.run(
+        file = Path(folder) / "host.toml"
+        file.write_text(machine.to_toml(), encoding="utf-8")
+        ran = experiment.run_whole(
             engine="virtual",
             rmap="single",
-            topology=str(machine.absolute()),
+            topology=str(file),
             cpus=[2],
             workload="line-ping-pong",
             duration=f"{math.ceil(measured_ns / 1000)}ms",
             store=folder,
         )
     if not ran.cells[0].ok:
-        raise EmuError(f"line-ping-pong on {machine}: {ran.cells[0].error}")
+        raise EmuError(f"line-ping-pong on {machine.name}: {ran.cells[0].error}")
     return 1e9 / ran.cells[0].ops_per_s
 
 

@@ -28,16 +28,16 @@ from emu._version import __version__
 from emu.cli_options import StoreOption
 from emu.comparison import LAYOUTS, side
 from emu.comparison import compare as compare_sides
-from emu.coordinator import StopFlag
-from emu.errors import EmuError, InputError, unknown
-from emu.files import as_utf8
+from emu.coordinator import Interrupted, StopFlag
+from emu.errors import USED_UP, EmuError, InputError, unknown
+from emu.files import as_utf8, check_output, write_output
 from emu.progress import ProgressBar
 from emu.record import Each
 from emu.report import html, mail, plot, text
 from emu.report.export import EXPORTS
 from emu.report.table import cell_name, print_run
 from emu.report.trace import DEFAULT_WINDOW
-from emu.results import Run, write_atomically
+from emu.results import Run
 from emu.schedule import Progress
 from emu.store import Store
 from emu.terminal import SafeConsole, printable, stdout_console
@@ -222,9 +222,9 @@ def run(
     What an interrupted run of the same experiment has finished is kept; the same command goes on.
     """
     if json_file and json_file != "-":
-        _check_writable("--json", Path(json_file))
+        check_output("--json", Path(json_file))
     if html_file:
-        _check_writable("--html", html_file)
+        check_output("--html", html_file)
     options: dict[str, Any] = {
         "rmap": rmap,
         "mm": mm,
@@ -264,17 +264,15 @@ def run(
         sys.stdout.buffer.write(result.to_json())
     else:
         if json_file:
-            write_atomically(Path(json_file), result.to_json())
+            write_output(Path(json_file), result.to_json())
         print_run(result, stdout_console())
         nothing_said = experiment_name is None and all(each is None for each in options.values())
         if html_file is None and nothing_said:
             html_file = Store(store).report_path(result.run.id)
     if html_file and result.cells:
-        _write(html_file, html.page(result).encode())
-        print(
-            printable(f"Report: {html_file.resolve()}"),
-            file=sys.stderr if json_file == "-" else None,
-        )
+        write_output(html_file, html.page(result).encode())
+        where = printable(str(html_file.resolve()))
+        print(f"Report: {where}", file=sys.stderr if json_file == "-" else None)
     if result.run.status == "interrupted":
         raise typer.Exit(130)
     if result.failed:
@@ -372,7 +370,7 @@ def export(
     if output is None:
         sys.stdout.buffer.write(data)
     else:
-        _write(output, data)
+        write_output(output, data)
 
 
 @app.command(epilog="Example: emu system")
@@ -471,7 +469,7 @@ def report(
         result.cells = [each for _, each in cells]
         data = plot.image(result, form, which)
         if output is not None:
-            _write(output, data)
+            write_output(output, data)
         elif sys.stdout.isatty():
             raise InputError(f"--format {form}: no terminal shows that; -o plot.{form}")
         else:
@@ -490,7 +488,7 @@ def report(
     if output is None:
         sys.stdout.write(written)
         return
-    _write(output, written.encode())
+    write_output(output, written.encode())
 
 
 @app.command(
@@ -518,13 +516,11 @@ def record(
     """
     if each not in get_args(Each):
         raise unknown("iteration", each, get_args(Each))
+    check_output("--output", output)
     recording = recorder.record(
         command, name=name or output.stem, each=cast(Each, each), anonymise=anonymise
     )
-    try:
-        output.write_text(recording.toml)
-    except OSError as error:
-        raise InputError(f"{output}: {error.strerror}") from None
+    write_output(output, recording.toml.encode())
     print(f"{output}: emu run --workload {output}", file=sys.stderr)
 
 
@@ -550,7 +546,7 @@ def validate(
 ) -> None:
     """Compare the virtual engine with published results, row by row."""
     if json_file and json_file != "-":
-        _check_writable("--json", Path(json_file))
+        check_output("--json", Path(json_file))
     if uncertainty:
         experiment.check_draws(uncertainty)
     console = SafeConsole(stderr=True)
@@ -567,7 +563,7 @@ def validate(
         sys.stdout.buffer.write(found.to_json())
     else:
         if json_file:
-            write_atomically(Path(json_file), found.to_json())
+            write_output(Path(json_file), found.to_json())
         validation.print_validation(found, stdout_console())
     if any(point.note and "failed" in point.note for point in found.points):
         raise typer.Exit(1)
@@ -581,13 +577,6 @@ def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
     for row in rows[1:]:
         table.add_row(*row)
     stdout_console().print(table)
-
-
-def _write(path: Path, data: bytes) -> None:
-    try:
-        write_atomically(path, data)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
 
 
 def _config_of(result: Run) -> str:
@@ -634,12 +623,6 @@ def _workloads() -> list[tuple[str, ...]]:
     return [("workload", "what"), *((name, workloads.load(name).description) for name in names)]
 
 
-def _check_writable(option: str, path: Path) -> None:
-    """Better now than after the run. Raises InputError."""
-    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise InputError(f"{option} {path}: no file can be written there")
-
-
 def _how_far(now: Progress) -> tuple[float, int, str]:
     """Cells that are done, parts of them included; all cells; and what is going on."""
     what = f"{len(now.running)} running"
@@ -670,13 +653,6 @@ def _usage_error(error: Exception) -> str | None:
     return str(message()) if callable(message) else None
 
 
-_USED_UP = (
-    *(errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM),
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
-)
-"""What the host may run out of at any place, which is no bug of ours."""
-
-
 def _call(arguments: list[str]) -> int:
     try:
         _check_words(arguments)
@@ -689,18 +665,19 @@ def _call(arguments: list[str]) -> int:
     except EmuError as error:
         print(f"emu: {_in_one_line(error)}", file=sys.stderr)
         return 1
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort, Interrupted):
         return 130
     except BrokenPipeError:
         # Whoever read our output has enough; nobody is left to complain to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno not in _USED_UP:
+        if error.errno not in (*USED_UP, errno.ENAMETOOLONG):
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(f"emu: {where}{error.strerror}", file=sys.stderr)
-        return 1
+        print(f"emu: {_in_one_line(f'{where}{error.strerror}')}", file=sys.stderr)
+        # All names that may be too long are the user's.
+        return 2 if error.errno == errno.ENAMETOOLONG else 1
     except Exception as error:
         message = _usage_error(error)
         if message is None:

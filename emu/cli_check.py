@@ -16,8 +16,8 @@ from emu import cli_explore, design
 from emu._version import __version__
 from emu.coordinator import Interrupted, StopFlag
 from emu.errors import InputError, unknown
+from emu.files import check_output, write_output
 from emu.progress import ProgressBar
-from emu.results import write_atomically
 from emu.terminal import printable
 
 SUITES = (*checker.SUITES, "explore")
@@ -212,8 +212,13 @@ def check(
         "--trace": trace,
         "--jobs": jobs,
     }
+    suites = _choose_suites(suite, bool(designs), of_rules, of_orders)
+    if json_file and json_file != "-":
+        check_output("--json", Path(json_file))
+    if trace:
+        check_output("--trace", trace)
     found = False
-    for name in _choose_suites(suite, bool(designs), of_rules, of_orders):
+    for name in suites:
         if name == "conformance":
             found |= _conformance(
                 designs or ["all"],
@@ -332,10 +337,7 @@ def _write(report: _Report, file: str) -> None:
     if file == "-":
         sys.stdout.buffer.write(text)
         return
-    try:
-        write_atomically(Path(file), text)
-    except OSError as error:
-        raise InputError(f"--json {file}: {error.strerror}") from None
+    write_output(Path(file), text)
 
 
 def new(

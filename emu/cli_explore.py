@@ -18,8 +18,8 @@ from emu.coordinator import Interrupted, StopFlag
 from emu.errors import InputError, unknown
 from emu.experiment import parse_duration
 from emu.explore import Result, Unit
+from emu.files import write_output
 from emu.progress import ProgressBar
-from emu.results import write_atomically
 from emu.terminal import plain_console, printable
 
 _ROWS = 30
@@ -86,19 +86,12 @@ def run(designs: Sequence[str], options: Options) -> bool:
             raise InputError("--replay TEXT: one design and --scenario NAME belong to it")
         results, interrupted = _run(units, seconds, stop, options.jobs)
     if options.trace and (first := next((r.finding for r in results if r.finding), None)):
-        _write(options.trace, explore_report.perfetto(first))
+        write_output(options.trace, explore_report.perfetto(first).encode())
     if results:
         _summary(results)
     if interrupted:
         raise typer.Exit(130)
     return any(result.finding for result in results)
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        write_atomically(path, text.encode())
-    except OSError as error:
-        raise InputError(f"--trace {path}: {error.strerror}") from None
 
 
 def _kinds(wanted: list[explore.Scenario] | None) -> list[str]:

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from emu import experiment, topology
 from emu.errors import InputError
-from emu.results import write_atomically
+from emu.files import check_output, write_output
 from emu.terminal import SafeConsole, stdout_console
 
 
@@ -39,15 +39,15 @@ def calibrate(
     file = output or topology.host_file()
     try:  # before the measuring, which takes a while
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()
     except OSError as error:
         raise InputError(f"{file}: {error.strerror or error}") from error
+    check_output("--output", file)
     with _progress() as bar:
         task = bar.add_task("calibrating")
         found = calibration.run(lambda done, of: bar.update(task, completed=done, total=of))
     for warning in found.warnings:
         typer.echo(f"emu calibrate: note: {warning}", err=True)
-    write_atomically(file, found.machine.to_toml().encode())
+    write_output(file, found.machine.to_toml().encode())
     table = Table("number", "ns", "+-", title=found.machine.description, title_justify="left")
     for column in (1, 2):
         table.columns[column].justify = "right"
@@ -57,7 +57,7 @@ def calibrate(
     stdout_console().print(table)
     measured_ns = found.ping_pong_ns()
     if measured_ns is not None:
-        emulated_ns = calibration.emulated_ping_pong_ns(file, measured_ns)
+        emulated_ns = calibration.emulated_ping_pong_ns(found.machine, measured_ns)
         typer.echo(
             f"a line from CPU 0 to CPU 1: measured {measured_ns:.1f} ns, emulated "
             f"{emulated_ns:.1f} ns ({emulated_ns / measured_ns - 1:+.1%})"

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from emu import hwloc, topology
-from emu.errors import InputError
+from emu.files import write_output
 from emu.terminal import printable
 
 app = typer.Typer(
@@ -95,7 +95,4 @@ def _write(text: str, output: Path | None) -> None:
     if output is None:
         typer.echo(printable(text), nl=False)
         return
-    try:
-        output.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{output}: {error.strerror or error}") from error
+    write_output(output, text.encode())

@@ -56,7 +56,7 @@ def run(
 ) -> Comparison:
     """Compares at these numbers of CPUs, ascending, from 1 to those of this process.
 
-    Raises EmuError where the host cannot be measured or a cell fails.
+    Raises EmuError where the host cannot be measured or a cell fails, Interrupted.
     """
     host = topology.load("host")
     warnings = list(calibrate.surroundings())
@@ -131,7 +131,7 @@ def _emulate(
 ) -> dict[int, float]:
     """Execs per second by number of CPUs, the median of the repeats."""
     native = engine == "native"
-    ran = experiment.run(
+    ran = experiment.run_whole(
         engine=engine,
         rmap="single",
         topology="host",

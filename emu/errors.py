@@ -5,8 +5,15 @@ The command line prints either as one line on stderr, without a traceback.
 """
 
 import difflib
+import errno
 import re
 from collections.abc import Iterable
+
+USED_UP = (
+    *(errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
+)
+"""What the host may run out of at any place, which is no bug of ours."""
 
 
 class EmuError(Exception):

@@ -701,6 +701,16 @@ def run(
     )
 
 
+def run_whole(**options: Any) -> Run:
+    """``run``, for who can do nothing with a part of it. Raises Interrupted, too."""
+    from emu.coordinator import Interrupted
+
+    ran = run(**options)
+    if ran.run.status == "interrupted":
+        raise Interrupted
+    return ran
+
+
 def _find(experiment: str | Path, store: Store) -> tuple[dict[str, Any], str]:
     """What a file, a built-in experiment or a run of the store gives, and its name."""
     text = str(experiment)

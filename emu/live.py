@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from emu.results import CellResult, write_atomically
+from emu.files import write_atomically
+from emu.results import CellResult
 from emu.store import Owner
 
 if TYPE_CHECKING:

@@ -6,12 +6,9 @@ name ends in ``_ns`` and seconds where it ends in ``_s``.
 
 from __future__ import annotations
 
-import contextlib
 import html
 import math
-import os
 import secrets
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -407,20 +404,6 @@ def new_run_id() -> str:
     now = time.time()
     date = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
     return f"{date}-{int(now * 1000) % 1000:03d}-{secrets.token_hex(2)}"
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old contents or all of the new. May raise OSError."""
-    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(fd, "wb") as file:
-            os.fchmod(fd, 0o644)
-            file.write(data)
-        Path(temporary).replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(temporary).unlink()
-        raise
 
 
 def read_run(path: Path) -> Run:

@@ -153,14 +153,15 @@ def execute(
                 if cluster is not None:
                     with Cluster(cluster, digest(), watchers.notice, stop) as far:
                         scheduler.run_on(far, jobs)
-                    status = "done"
+                    ended = "done"
                 else:
                     at_once = jobs or info.host["cpus"]
                     done = scheduler.run(at_once, last_beside=not jobs)
-                    status = "done" if done else "stopped"
+                    ended = "done" if done else "stopped"
             if uncertainty:
                 info.uncertainty = list(_uncertainty(list(tasks.values()), uncertainty, stop))
                 store.add_uncertainty(run, info.uncertainty)
+            status = ended
         except Interrupted:
             pass
         finally:

@@ -285,8 +285,8 @@ class Store:
     @staticmethod
     def _find(connection: sqlite3.Connection, fingerprint: str) -> str | None:
         row = connection.execute(
-            "SELECT id FROM run WHERE fingerprint = ? AND EXISTS "
-            f"(SELECT 1 FROM cell WHERE run = run.id AND {_UNFINISHED}) ORDER BY id DESC LIMIT 1",
+            "SELECT id FROM run WHERE fingerprint = ? AND (status != 'done' OR EXISTS "
+            f"(SELECT 1 FROM cell WHERE run = run.id AND {_UNFINISHED})) ORDER BY id DESC LIMIT 1",
             (fingerprint,),
         ).fetchone()
         return str(row[0]) if row else None

@@ -243,7 +243,7 @@ def run_all(
     def run_cells(options: Mapping[str, object]) -> Run:
         with tempfile.TemporaryDirectory(prefix="emu_validate_") as folder:
             given: dict[str, Any] = dict(options)
-            return experiment.run(store=folder, stop=stop, **given)
+            return experiment.run_whole(store=folder, stop=stop, **given)
 
     return validate(
         choose(file.result, wanted),

@@ -811,7 +811,7 @@ EXPORTED = "EMU_EXPORT const struct emu_scenario emu_scenarios"
 def _text(name: str) -> str:
     """Of a file below workers/, which may include its neighbours from anywhere."""
     file = WORKERS / name
-    return re.sub(r'#include "(?=\w+\.h")', f'#include "{file.parent}/', file.read_text())
+    return re.sub(r'#include "(?=[\w./]+\.h")', f'#include "{file.parent}/', file.read_text())
 
 
 def _of_library(text: str) -> str:

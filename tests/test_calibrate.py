@@ -5,11 +5,12 @@ on a busy one; that they are what the probe printed, and fit together, can."""
 from __future__ import annotations
 
 import re
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
-from emu_command import emu
+from emu_command import children, emu, start, wait_until
 
 from emu import calibrate, compare_kernel, topology, workload
 from emu.errors import EmuError
@@ -68,13 +69,11 @@ def test_all_pairs_of_a_small_machine_and_each_kind_of_a_large_one() -> None:
 
 
 @pytest.mark.parametrize("name", ["laptop-8c", "hygon-12x32", "altra-q80-1s", "xeon-e7-8870-8s"])
-def test_the_emulated_ping_pong_takes_what_the_file_says(name: str, tmp_path: Path) -> None:
+def test_the_emulated_ping_pong_takes_what_the_machine_says(name: str) -> None:
     """CPUs 0 and 1 are siblings, share an L3, or have only the mesh: each kind of latency."""
     machine = topology.load(name)
-    file = tmp_path / "host.toml"
-    file.write_text(machine.to_toml(), encoding="utf-8")
     ns = machine.c2c_ns(0, 1, int(machine.node_of_cpu[0]))
-    assert calibrate.emulated_ping_pong_ns(file, ns) == pytest.approx(ns, rel=0.03)
+    assert calibrate.emulated_ping_pong_ns(machine, ns) == pytest.approx(ns, rel=0.03)
 
 
 def test_the_probe_measures_and_says_what_it_cannot() -> None:
@@ -154,6 +153,33 @@ def test_three_curves_side_by_side() -> None:
     rows = [line for line in lines if line.startswith("│")]
     assert len(rows) == 2
     assert lines[-1] == "fitted at 1 CPU; the rest is predicted"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_calibration_that_is_cut_off_leaves_no_topology(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    process = start("calibrate")
+    wait_until(lambda: children(process.pid))
+    process.send_signal(number)
+    _, err = process.communicate(timeout=10)
+    assert process.returncode == (130 if number == signal.SIGINT else -number)
+    assert err == ""
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_kernel_is_emulated_ends_it_cleanly(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    process = start("compare-kernel", "--cpus", "1", "--duration", "400ms")
+    wait_until(lambda: [*tmp_path.glob("emu-compare-*/store.sqlite")])
+    process.send_signal(number)
+    out, err = process.communicate(timeout=10)
+    assert (process.returncode, out, err) == (130, "", "")
+    assert list(tmp_path.glob("emu-compare-*")) == []
 
 
 @pytest.mark.parametrize(

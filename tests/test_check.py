@@ -348,6 +348,8 @@ def test_the_command_writes_json(tmp_path: Path) -> None:
         (("single", "--engine", "real"), "no engine 'real'"),
         (("cpu-locks:cpus=0",), "cpus must be a number from 1"),
         (("./nosuch.c",), "there is no file nosuch.c"),
+        (("single", "--json", "/nowhere/x"), "--json /nowhere/x: no file can be written there"),
+        (("--scenario", "list", "--trace", "/nowhere/x"), "--trace /nowhere/x: no file can be"),
     ],
 )
 def test_bad_input_is_one_line(arguments: tuple[str, ...], message: str) -> None:

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from emu_command import COMMAND, emu
+from emu_command import COMMAND, emu, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -108,6 +109,9 @@ BAD_INPUT = {
     "arena-small": (["--cpus", "300", "--arena-size", "1M"], ["--arena-size gives more"]),
     "option": (["--rmpa", "single"], ["--rmpa"]),
     "json": (["--json", "/nonexistent/x.json"], ["--json /nonexistent/x.json"]),
+    "json-folder": (["--json", "{dir}"], ["--json /", "no file can be written there"]),
+    "json-long": (["--json", "x" * 300], ["--json xxx", "File name too long"]),
+    "rmap-long": (["--rmap", f"./{'x' * 300}.c"], ["xxx.c", "File name too long"]),
     "store": (["--store", "/proc/nowhere"], ["/proc/nowhere", "--store"]),
     "experiment": (["{dir}/none.toml"], ["none.toml", "No such file"]),
     "experiment-toml": (["{dir}/broken.toml"], ["broken.toml", "line 1"]),
@@ -169,6 +173,7 @@ def test_bad_input_is_one_line_and_status_2(case: str, tmp_path: Path) -> None:
         ["record", "-o", "x.toml", "--each", "time", "--", "true"],
         ["record", "-o", "x.toml", "--", "no-such-command"],
         ["record", "--", "true"],
+        ["runs", "--store", "x" * 300],
     ],
 )
 def test_other_bad_input(arguments: list[str]) -> None:
@@ -316,6 +321,59 @@ def test_output_into_a_closed_pipe_is_no_traceback() -> None:
     command = f"{sys.executable} -m emu list topologies | true"
     done = subprocess.run(["bash", "-c", command], cwd="/", capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("arguments", ["runs", "--version", "show nope", "nope"])
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_what_goes_into_a_closed_stream_is_lost(arguments: str, closed: str) -> None:
+    usual = emu(*arguments.split())
+    command = f"{sys.executable} -m emu {arguments} {closed}"
+    done = subprocess.run(["bash", "-c", command], cwd="/", capture_output=True, text=True)
+    assert done.returncode == usual.returncode
+    assert done.stdout == ("" if ">&-" in closed.split() else usual.stdout)
+    assert done.stderr == ("" if "2>&-" in closed.split() else usual.stderr)
+
+
+def test_output_goes_through_links_and_into_pipes(tmp_path: Path) -> None:
+    link, target = tmp_path / "link.json", tmp_path / "target.json"
+    link.symlink_to(target.name)
+    for there in (False, True):
+        done = emu("run", *QUICK, "--rmap", "single", "--cpus", "1", "--json", str(link))
+        assert done.returncode == 0, done.stderr
+        assert link.readlink() == Path(target.name) and target.is_file() and not target.is_symlink()
+        assert json.loads(target.read_bytes())["cells"][0]["status"] == "ok"
+        if not there:
+            target.write_text("old")
+    export = ("export", str(target), "--format", "csv")
+    csv = emu(*export).stdout
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with subprocess.Popen(["cat", fifo], stdout=subprocess.PIPE, text=True) as cat:
+        assert emu(*export, "-o", str(fifo)).returncode == 0
+        assert cat.communicate(timeout=10)[0] == csv
+    assert fifo.is_fifo()
+    line = f"{shlex.join((*COMMAND, *export))} -o >(cat > {tmp_path}/got; touch {tmp_path}/end)"
+    done = subprocess.run(["bash", "-c", line], cwd="/", capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    wait_until((tmp_path / "end").exists)
+    assert (tmp_path / "got").read_text() == csv
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *(link.name, target.name, fifo.name, "got", "end")
+    }
+
+
+def test_a_name_may_be_as_long_as_any(tmp_path: Path) -> None:
+    file = tmp_path / ("x" * 255)
+    done = emu("run", *QUICK, "--rmap", "single", "--cpus", "1", "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    assert file.stat().st_size
+
+
+def test_a_command_is_recorded_only_where_its_workload_can_be_written(tmp_path: Path) -> None:
+    done = emu("record", "-o", "/nonexistent/x.toml", "--", "touch", str(tmp_path / "ran"))
+    assert done.returncode == 2
+    assert done.stderr == "emu: --output /nonexistent/x.toml: no file can be written there\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_colour_and_bar_only_on_a_terminal() -> None:

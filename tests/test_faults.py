@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from emu_command import children, cpu_ticks, start, wait_until
+from emu_command import COMMAND, children, cpu_ticks, start, wait_until
 from mm_machine import Machine
 
 import emu
@@ -270,6 +270,23 @@ def test_a_signal_at_any_time_leaves_nothing(delay_s: float) -> None:
     assert process.returncode in (130, -signal.SIGINT, 1)
     if process.returncode == 1:
         assert "KeyboardInterrupt" in err
+
+
+def test_a_signal_while_the_command_loads_is_no_traceback(tmp_path: Path) -> None:
+    # Something that it loads takes for ever.
+    (tmp_path / "typer.py").write_text("import time\nprint('here', flush=True)\ntime.sleep(60)\n")
+    with subprocess.Popen(
+        [*COMMAND, "runs"],
+        cwd="/",
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout and process.stdout.readline() == "here\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=10)
+    assert (process.returncode, err) == (130, "")
 
 
 def test_what_a_killed_coordinator_leaves_goes_with_the_next_run() -> None:

@@ -6,11 +6,12 @@ from __future__ import annotations
 import platform
 import re
 import shutil
+import signal
 import sys
 from pathlib import Path
 
 import pytest
-from emu_command import emu
+from emu_command import children, emu, start, wait_until
 
 from emu import record, workload
 from emu.errors import EmuError, InputError
@@ -174,14 +175,36 @@ def test_files_that_are_gone_and_devices_are_as_long_as_their_mappings(tmp_path:
 
 
 @NEEDS_STRACE
-@pytest.mark.parametrize("signal", ["9", "11"])
-def test_a_command_that_is_killed_is_recorded_until_then(tmp_path: Path, signal: str) -> None:
-    recording = record.record([sys.executable, "-c", GONE, signal], name="killed", cwd=tmp_path)
+@pytest.mark.parametrize("number", ["9", "11"])
+def test_a_command_that_is_killed_is_recorded_until_then(tmp_path: Path, number: str) -> None:
+    recording = record.record([sys.executable, "-c", GONE, number], name="killed", cwd=tmp_path)
     assert recording.points == ()  # nobody could look at it at its end
     assert re.search(r"^zero = 5$", recording.toml, re.MULTILINE)
     file = tmp_path / "killed.toml"
     file.write_text(recording.toml, encoding="utf-8")
     workload.load(file)
+
+
+@NEEDS_STRACE
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_command_and_all_that_it_has_started(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    file = tmp_path / "x.toml"
+    process = start("record", "-o", str(file), "--", "sh", "-c", "sleep 300 & sleep 300")
+
+    def family(pid: int) -> list[int]:
+        return [pid, *(each for child in children(pid) for each in family(child))]
+
+    # Itself, strace, sh, and twice sleep.
+    wait_until(lambda: len(family(process.pid)) == 5)
+    pids = family(process.pid)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=10)
+    assert (process.returncode, err) == (130, "")
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_page_faults_keep_apart_is_compared_as_one() -> None:

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import json
+import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
-from emu_command import emu
+from emu_command import emu, start, wait_until
 
 from emu import topology, uncertainty
 from emu.results import CellResult, Host, Memory
+from emu.store import Store
 from emu.topology import Topology
 
 
@@ -101,6 +104,24 @@ def test_the_same_seed_gives_the_same_interval() -> None:
     assert len(design["hangs_on"]) == 3
     assert all(abs(rho) <= 1 for rho in design["hangs_on"].values())
     assert np.isfinite(design["median"])
+
+
+def test_draws_that_were_cut_off_are_made_by_the_same_command(own_store: Path) -> None:
+    arguments = (
+        *("run", "--engine", "virtual", "--topology", "laptop-8c", "--cpus", "2"),
+        *("--rmap", "single,numa-locks", "--duration", "1ms", "--json", "-"),
+    )
+    process = start(*arguments, "--uncertainty", "1000")
+    store = Store(own_store)
+    wait_until(lambda: store.ids() and not store.missing(store.ids()[0]))
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=10)
+    assert (process.returncode, err) == (130, "")
+    first = json.loads(out)["run"]
+    assert (first["status"], first["uncertainty"]) == ("interrupted", [])
+    second = json.loads(emu(*arguments, "--uncertainty", "4").stdout)["run"]
+    assert (second["id"], second["status"]) == (first["id"], "done")
+    assert second["uncertainty"][0]["draws"] == 4
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from emu_command import emu
+from emu_command import children, emu, start, wait_until
 
 from emu import _core, topology, validate, workload
 from emu.errors import InputError
@@ -190,3 +191,11 @@ def test_the_command_gives_a_table_and_json() -> None:
     wrong = emu("validate", "--row", "nosuch")
     assert wrong.returncode == 2
     assert len(wrong.stderr.strip().splitlines()) == 1
+
+
+def test_a_signal_ends_it_cleanly() -> None:
+    process = start("validate", "--row", "hygon-numa-locks")
+    wait_until(lambda: children(process.pid))
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=10)
+    assert (process.returncode, out, err) == (130, "", "")

@@ -3,23 +3,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
 import resource
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from emu.coordinator import StopFlag
 from emu.errors import InputError
 
 _STACK_LIMIT = 8 << 20
 _HOLD_S = 0.1
 _POLL_S = 0.005
+_GRACE_S = 1.0
+"""What a command that is to end may take for that."""
 _MM_CALLS = ("mmap", "munmap", "mprotect", "brk")
 UNSUPPORTED = ("mremap", "pkey_mprotect", "remap_file_pages", "shmat", "shmdt", "execveat")
 FORKS = ("clone", "clone3", "fork", "vfork")
@@ -92,14 +97,15 @@ def trace(
         finally:
             resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))
         stops: Stops = {}
-        try:
-            while tracer.poll() is None:
-                _look_at_held(tracer.pid, stops)
-                time.sleep(_POLL_S)
-        finally:
-            if tracer.poll() is None:
-                tracer.terminate()  # and the command with it
-                tracer.wait()
+        with StopFlag() as stop:
+            try:
+                while tracer.poll() is None:
+                    stop.check()
+                    _look_at_held(tracer.pid, stops)
+                    time.sleep(_POLL_S)
+            finally:
+                _end(tracer)
+            stop.check()  # what a signal has cut off is no recording
         lines = log.read_text(errors="replace").splitlines() if log.exists() else []
     if not any(re.match(r"\d+\s+execve\(.*\)\s+= 0\b", line) for line in lines):
         raise InputError(
@@ -107,6 +113,23 @@ def trace(
             f"(exit status {tracer.returncode})"
         )
     return lines, stops
+
+
+def _end(tracer: subprocess.Popen[bytes]) -> None:
+    """End what is traced, and so the tracer. That one, told to end, may wait for what it holds."""
+    number = signal.SIGTERM
+    while tracer.poll() is None:
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):  # it is gone
+                if entry.name.isdigit() and _is_traced((entry / "status").read_text(), tracer.pid):
+                    os.kill(int(entry.name), number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            tracer.wait(_GRACE_S)
+        number = signal.SIGKILL
+
+
+def _is_traced(status: str, tracer: int) -> bool:
+    return f"\nTracerPid:\t{tracer}\n" in status
 
 
 def _look_at_held(tracer: int, stops: Stops) -> None:
@@ -128,7 +151,7 @@ def _look_at_held(tracer: int, stops: Stops) -> None:
 def _held_at(entry: Path, tracer: int) -> tuple[int, str] | None:
     """(pid, executable) of a process that stands at the entry of a call in _HELD, else None."""
     status = (entry / "status").read_text()
-    if f"\nTracerPid:\t{tracer}\n" not in status or "\nState:\tt" not in status:
+    if not _is_traced(status, tracer) or "\nState:\tt" not in status:
         return None
     executable = (entry / "exe").readlink().as_posix()
     number, *arguments = (entry / "syscall").read_text().split()

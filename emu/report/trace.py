@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from emu.errors import InputError
-from emu.results import write_atomically
+from emu.files import check_output, write_output
 
 DEFAULT_WINDOW = "0us+1ms"
 _UNITS_NS = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9}
@@ -63,8 +63,7 @@ def make_window(file: str | Path, window: str | None) -> Window:
     Raises InputError when the file cannot be written or the window is none.
     """
     path = Path(file)
-    if path.is_dir() or not path.parent.is_dir():
-        raise InputError(f"--trace {path}: no file can be written there")
+    check_output("--trace", path)
     text = DEFAULT_WINDOW if window is None else window
     match = _WINDOW.fullmatch(text.replace(" ", ""))
     if not match:
@@ -78,7 +77,7 @@ def make_window(file: str | Path, window: str | None) -> Window:
 
 
 def write(trace: Trace, node_of_cpu: list[int], title: str, file: Path) -> None:
-    """Write the trace. Raises InputError when that cannot be done."""
+    """Write the trace. Raises InputError, EmuError when that cannot be done."""
     other = {"cell": title, "clock": "ns of virtual time since the start of the phase"}
     if trace.full_ns is not None:
         other["incomplete"] = f"the room for slices ended at {trace.full_ns} ns"
@@ -87,10 +86,7 @@ def write(trace: Trace, node_of_cpu: list[int], title: str, file: Path) -> None:
         "displayTimeUnit": "ns",
         "otherData": other,
     }
-    try:
-        write_atomically(file, msgspec.json.encode(document))
-    except OSError as error:
-        raise InputError(f"--trace {file}: {error.strerror}") from None
+    write_output(file, msgspec.json.encode(document))
 
 
 def _names(node_of_cpu: list[int]) -> Iterator[dict[str, Any]]:

@@ -237,6 +237,49 @@ static void contended_fetch_add_is_limited_by_occupancy(void)
 	}
 }
 
+/* CPUs 0 to 2 are behind one L3, where CPU 1 has a copy; when another is on its way to CPU 3, CPU 2 reads. */
+static struct copies {
+	__cacheline_aligned _Atomic uint64_t word;
+	__cacheline_aligned uint64_t took_ps[4];
+} *copies;
+
+static void read_at(uint64_t ns)
+{
+	struct emu_virtual_cpu before, after;
+
+	emu_compute(ns);
+	emu_virtual_cpu(current->cpu, &before);
+	atomic_load_explicit(&copies->word, memory_order_relaxed);
+	emu_virtual_cpu(current->cpu, &after);
+	copies->took_ps[current->cpu] = after.stall_ps - before.stall_ps;
+}
+
+static void copy_and_copy(void *arg)
+{
+	(void)arg;
+	if (current->cpu == 0)
+		atomic_store_explicit(&copies->word, 1, memory_order_relaxed);
+	else if (current->cpu == 1)
+		read_at(10000);
+	else if (current->cpu == 3)
+		read_at(20000);
+	else
+		read_at(20050);
+}
+
+static void a_copy_on_its_way_elsewhere_is_not_waited_for(void)
+{
+	const struct shape two = { .sockets = 2, .nodes = 1, .l3 = 1, .cores = 3, .smt = 1 };
+
+	machine_boot(&two, 4, 1);
+	copies = machine_zalloc(sizeof(*copies), 0);
+	ASSERT(!emu_virtual_run(copy_and_copy, NULL), "%s", emu_error());
+	ASSERT(copies->took_ps[3] > 200000, "the far copy takes %llu ps", (unsigned long long)copies->took_ps[3]);
+	ASSERT(copies->took_ps[2] == machine_cost.l3_hit_ps, "a hit in the L3 takes %llu ps",
+	       (unsigned long long)copies->took_ps[2]);
+	machine_end();
+}
+
 static void look_at_lines(void *arg)
 {
 	struct {
@@ -895,6 +938,7 @@ int main(void)
 	TEST(same_seed_same_trace);
 	TEST(ping_pong_reproduces_the_latency_classes);
 	TEST(contended_fetch_add_is_limited_by_occupancy);
+	TEST(a_copy_on_its_way_elsewhere_is_not_waited_for);
 	TEST(caches_have_capacity);
 	TEST(parked_spinners_cost_nothing);
 	TEST(a_sleeper_runs_when_it_has_been_woken);

@@ -128,15 +128,21 @@ static uint64_t later(uint64_t a, uint64_t b)
 }
 
 /* A copy for a reader, from the owner or from memory. */
-static uint64_t copy(struct transit *t, uint64_t latency_ps)
+static uint64_t copy(const struct fiber *f, struct transit *t, uint64_t latency_ps)
 {
 	uint64_t start = later(vm.clock, t->ready);
 
 	if (t->served && start < t->served + vm.cost.occupancy_ps)
 		start = t->served + vm.cost.occupancy_ps;
 	t->served = start;
-	t->arrived = later(t->arrived, start + latency_ps);
+	t->arrived = later(t->arrived, (start + latency_ps) << 16 | f->l3);
 	return start + latency_ps;
+}
+
+/* How far a copy is: from its owner, or where there is none, from memory. */
+static uint64_t far_from(const struct fiber *owner, const struct fiber *f, uint32_t home)
+{
+	return owner ? latency(owner, f, home) : leg(home, f->node);
 }
 
 void line_read(uint64_t offset)
@@ -164,16 +170,18 @@ void line_read(uint64_t offset)
 	if (f->l3_tags[l3_slot(line)] == tag) {
 		/* It may still be on its way here. */
 		if (owner && !l->sharer && owner->l3 == f->l3) {
-			done = copy(t, transfer(f, owner, home));
+			done = copy(f, t, transfer(f, owner, home));
 			from = owner;
 		} else {
-			done = later(later(t->ready, t->arrived), vm.clock + vm.cost.l3_hit_ps);
+			done = later(t->ready, vm.clock + vm.cost.l3_hit_ps);
+			if ((t->arrived & 0xffff) == f->l3)
+				done = later(done, t->arrived >> 16);
 		}
 	} else if (owner && still_has(owner, line, tag)) {
-		done = copy(t, transfer(f, owner, home));
+		done = copy(f, t, transfer(f, owner, home));
 		from = owner;
 	} else {
-		done = copy(t, vm.cost.dram_ps[f->node * vm.cost.nr_nodes + home]);
+		done = copy(f, t, vm.cost.dram_ps[f->node * vm.cost.nr_nodes + home]);
 		vm.dram++;
 		if (!l->sharer) {
 			l->owner = (uint16_t)(vm.cpu + 1);
@@ -182,8 +190,7 @@ void line_read(uint64_t offset)
 		owner = NULL;
 	}
 	if (l->owner != vm.cpu + 1 && l->sharer != vm.cpu + 1) {
-		if (!l->sharer || !owner ||
-		    latency(owner, f, home) > latency(owner, &vm.fibers[l->sharer - 1], home))
+		if (!l->sharer || far_from(owner, f, home) > far_from(owner, &vm.fibers[l->sharer - 1], home))
 			l->sharer = (uint16_t)(vm.cpu + 1);
 	}
 	fill(f, line, tag);

@@ -53,7 +53,7 @@ struct line {
 struct transit {
 	uint64_t ready;	  /* when the owner has the line */
 	uint64_t served;  /* when the last copy left */
-	uint64_t arrived; /* when the last copy arrives */
+	uint64_t arrived; /* when the last copy arrives << 16 | the L3 domain that it goes to */
 	uint32_t watchers; /* the first parked CPU's watch: an id, as in struct watch */
 	uint16_t lock_class; /* of a lock in the line; 0: none was ever taken */
 	uint16_t object;     /* in sites.c; 0: not looked up yet */
