@@ -69,7 +69,10 @@ struct mm_ops {
 	 */
 	struct vm_area_struct *(*find)(struct mm_struct *mm, uint64_t addr, uint64_t end, struct vm_area_struct **prev);
 
-	/* Add, take out. The range of `vma`, which is locked, is free / is vma's own. Required. */
+	/*
+	 * Add, take out. The range of `vma`, which is locked, is free / is vma's own. Faults may use it from link on: a
+	 * VMA of a file is in i_mmap before that, so that walkers find what is mapped. Required.
+	 */
 	void (*link)(struct mm_struct *mm, struct vm_area_struct *vma);
 	void (*unlink)(struct mm_struct *mm, struct vm_area_struct *vma);
 
