@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,11 +21,13 @@ LIBC_VMAS = 5
 """Of a process: four segments, one of them in two by RELRO."""
 
 
-def cells(engine: str, workload: str, *designs: str) -> list[dict[str, Any]]:
+def cells(
+    engine: str, workload: str, *designs: str, mm: str = "per-vma-lock"
+) -> list[dict[str, Any]]:
     rmap = ",".join(designs)
     done = emu(
         *("run", "--cpus", "1", "--workload", workload, "--rmap", rmap, "--json", "-"),
-        *ENGINES[engine],
+        *("--mm", mm, *ENGINES[engine]),
     )
     assert done.returncode == 0, done.stderr
     found: list[dict[str, Any]] = json.loads(done.stdout)["cells"]
@@ -97,6 +100,48 @@ def test_every_design_takes_it(design: str) -> None:
     for cell in found:
         assert cell["ops"] > 0
         assert "whatever batch says" not in str(cell["note"])
+
+
+HOLES = """\
+name = "holes"
+description = "what has a page table in its middle is mapped over, and a part of that unmapped"
+load = "load"
+
+[files]
+program = 1
+lib = 8192
+
+[image.program]
+mmap_base = 0x7ffff7fff000
+calls = ["mmap(0x400000, 4096, PROT_READ, MAP_PRIVATE|MAP_FIXED_NOREPLACE, program, 0)"]
+
+[program.load]
+calls = ["exec(program)"]
+
+[program.body]
+calls = [
+  "exec(program)",
+  "mmap(0x100000000, 0x1000000, PROT_READ|PROT_WRITE, MAP_PRIVATE|MAP_FIXED|MAP_ANONYMOUS, -1, 0)",
+  "fault(0x100c00000, 4096, PROT_WRITE)",
+  "mmap(0x100000000, 0x1000000, PROT_READ, MAP_PRIVATE|MAP_FIXED, lib, 0)",
+  "munmap(0x100400000, 0xc00000)",
+]
+
+[[phase]]
+name = "body"
+list = "body"
+unit = "exec"
+"""
+
+
+@pytest.mark.parametrize("mm", ["mmap-sem-rbtree", "per-vma-lock", "pt-extents"])
+def test_page_tables_of_holes_are_freed(mm: str, tmp_path: Path) -> None:
+    """What mapping at once leaves free: the cell fails where the arena has lost an object."""
+    workload = tmp_path / "holes.toml"
+    workload.write_text(HOLES)
+    for engine in ENGINES:
+        (cell,) = cells(engine, f"{workload}", "single:batch=exit+fork+exec", mm=mm)
+        assert cell["status"] == "ok" and cell["ops"] > 10
 
 
 def test_a_wrong_mode_is_refused() -> None:

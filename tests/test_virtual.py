@@ -603,3 +603,12 @@ def test_one_python_process_runs_engines_in_any_order() -> None:
     )
     native, virtual = ("('native', 'ok', True)", "('virtual', 'ok', True)")
     assert done.stdout.splitlines() == [native, virtual, f"{native} {virtual}"], done.stderr
+
+
+def test_the_most_tasks_that_may_be_asked_for() -> None:
+    """Each has a line in what they meet in, a single object."""
+    (cell,) = cells_of(
+        *("--engine", "virtual", "--topology", "laptop-8c", "--cpus", "4096"),
+        *("--workload", "mmap-pipeline", "--rmap", "single", "--duration", "1ms"),
+    )
+    assert cell["status"] == "ok" and cell["oversubscribed"]
