@@ -781,6 +781,17 @@ MM = [
         design="spf",
     ),
     small_mm(
+        "munmap frees tables that came after it looked",
+        "mm/vma.c",
+        "\tuint64_t floor = UINT64_MAX, ceiling = 0;\n",
+        "\tuint64_t floor = 0, ceiling = UINT64_MAX;\n",
+        "fault-first",
+        RACE,
+        RULE,
+        LEAK,
+        design="per-vma-lock",
+    ),
+    small_mm(
         "grace period ends while a CPU is in it",
         "sync/rcu.c",
         "\treturn !seen || seen >= n;",

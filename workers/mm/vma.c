@@ -298,11 +298,16 @@ EMU_NOINLINE void vms_clear_ptes(struct mm_struct *mm, struct vm_area_struct *li
 EMU_NOINLINE void vms_complete_munmap_vmas(struct mm_struct *mm, struct vm_area_struct *list)
 {
 	EMU_CALL_SITE();
-	struct vm_area_struct *prev = NULL, *next = NULL;
+	/* Frees nothing: who has no page tables yet may get some meanwhile, by faults beside this range. */
+	uint64_t floor = UINT64_MAX, ceiling = 0;
 
-	if (atomic_load_explicit(&mm->pgd, memory_order_relaxed) && !emu_mm->vmas_in_tables)
-		next = emu_mm->find(mm, list->vm_start, EMU_TASK_SIZE, &prev);
-	free_pgtables(mm, list, prev ? prev->vm_end : 0, next ? next->vm_start : UINT64_MAX);
+	if (atomic_load_explicit(&mm->pgd, memory_order_relaxed) && !emu_mm->vmas_in_tables) {
+		struct vm_area_struct *prev, *next = emu_mm->find(mm, list->vm_start, EMU_TASK_SIZE, &prev);
+
+		floor = prev ? prev->vm_end : 0;
+		ceiling = next ? next->vm_start : UINT64_MAX;
+	}
+	free_pgtables(mm, list, floor, ceiling);
 	while (list) {
 		struct vm_area_struct *vma = list;
 

@@ -175,6 +175,27 @@ static void fault_table(uint32_t cpu)
 	leave();
 }
 
+/* No page tables at all: the first are made while a mapping beside them goes. */
+static void untouched(void)
+{
+	begin();
+	map(0, 2, WRITE, libc(), 0);
+	map(6, 1, READ, data(), 0);
+	end_setup();
+}
+
+static void fault_first(uint32_t cpu)
+{
+	enter();
+	if (cpu == 0) {
+		unmap(6, 1);
+		must_fault(0, false);
+	} else {
+		must_fault(cpu - 1, cpu == 1);
+	}
+	leave();
+}
+
 /* More than a node of a tree holds: it splits, and joins, while faults look. */
 static void many(void)
 {
@@ -483,6 +504,7 @@ const struct emu_scenario emu_mm_scenarios[] = {
 	MM("fault-split", four_pages, fault_split, "faults where a mapping becomes three, and one again"),
 	MM("fault-remap", four_pages, fault_remap, "faults where another file is mapped over the first"),
 	MM("fault-table", alone, fault_table, "faults where a mapping goes with its page tables, and comes back"),
+	MM("fault-first", untouched, fault_first, "the first faults of a process that unmaps something else"),
 	MM("fault-many", many, fault_many, "faults while the index of many mappings is rebuilt"),
 	MM("neighbours", four_pages, neighbours, "two threads change mappings side by side, a third faults"),
 	MM("free-addresses", one_page, free_addresses, "three threads ask for free addresses and give them back"),
