@@ -42,7 +42,7 @@ SEEN = {
     "locks-twice": r"BUG: CPU \d+ at \d+ ns, seed \d+: .*holds the lock already",
     "one-tree-at-a-time": r"CPU \d+: a walk of \S+ met page \d of process \d+ \d times \(an? ",
     "skips-last-tree": r"CPU \d+: a (trylock )?walk of pages? \S+ of \S+ missed the VMA of pages? "
-    r"\S+ of process \d+, linked by CPU \d+",
+    r"\S+ of process \d+, linked by CPU (12|13|14|15)",
     "trusts-empty-tree": r"CPU \d+: mapped\(\) of \S+ says no while at least one process maps it",
     "trylock-waits": r"deadlock: CPU \d+ waits in trylock walk of \S+ \(.*rwsem_down_read_slow",
     "unlocked-change": r"CPU \d+: a walk of \S+ met page \d of process \d+ \d times \(an? ",
@@ -58,6 +58,9 @@ SEEN = {
     r"PTEs from 0x\w+ on are left",
     "old-flags": r"CPU \d+: after mprotect has forbidden writing the page table still allows it",
 }
+FIRST_SEED = {"skips-last-tree": 2}
+"""Of seed 1 the first VMA that is missed is one that a CPU of another node has split off or forked:
+it is in the last tree too, but not linked by a CPU of the last node."""
 
 
 def breaks(source: Path) -> str:
@@ -79,10 +82,11 @@ def rules(rules_of: dict[str, list[Rule]]) -> list[Rule]:
 
 
 def run_rules(
-    design: str, rules: list[Rule], engine: str, seeds: int, kind: str = "rmap"
+    design: str, rules: list[Rule], engine: str, seeds: int, kind: str = "rmap", first: int = 1
 ) -> list[RuleResult]:
+    designs, chosen = [(kind, design)], {kind: rules}
     return list(
-        check.run([(kind, design)], {kind: rules}, engines=[engine], seeds=seeds, stop=STOP)
+        check.run(designs, chosen, engines=[engine], seeds=seeds, first_seed=first, stop=STOP)
     )
 
 
@@ -110,10 +114,11 @@ def test_a_broken_design_fails_the_rule_that_it_breaks(
     kind: str, source: Path, rules_of: dict[str, list[Rule]]
 ) -> None:
     chosen = {kind: by_name(rules_of[kind], breaks(source))}
-    [result] = run_rules(str(source), chosen[kind], "virtual", 10, kind)
+    first = FIRST_SEED.get(source.stem, 1)
+    [result] = run_rules(str(source), chosen[kind], "virtual", 10, kind, first)
     assert result.status == "failed"
     assert re.search(SEEN[source.stem], result.detail), result.detail
-    assert result.seed == result.seeds
+    assert result.seed == first + result.seeds - 1
     assert result.command == (
         f"emu check {source} --suite conformance --engine virtual --rule {breaks(source)} "
         f"--seed {result.seed} --seeds 1"

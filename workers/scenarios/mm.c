@@ -424,48 +424,42 @@ static void truncate_pages(struct address_space *file, uint64_t first, uint64_t 
 /* The file comes over another one. */
 static void truncate_map(uint32_t cpu)
 {
-	if (cpu == 2) {
-		truncate_pages(data(), 8, 11);
-		return;
-	}
 	enter();
 	if (cpu == 0)
 		map(0, 4, READ, data(), 8);
-	else
+	else if (cpu == 1)
 		(void)fault(0, false);
+	else
+		truncate_pages(data(), 8, 11);
 	leave();
 }
 
 static void truncate_munmap(uint32_t cpu)
 {
-	if (cpu == 2) {
-		truncate_pages(libc(), 0, 3);
-		return;
-	}
 	enter();
 	if (cpu == 0) {
 		unmap(1, 1);
 		map(1, 1, READ, libc(), 2);
-	} else {
+	} else if (cpu == 1) {
 		(void)fault(1, true);
 		(void)fault(2, false);
+	} else {
+		truncate_pages(libc(), 0, 3);
 	}
 	leave();
 }
 
 static void truncate_split(uint32_t cpu)
 {
-	if (cpu == 2) {
-		truncate_pages(libc(), 0, 3);
-		return;
-	}
 	enter();
 	if (cpu == 0) {
 		protect(1, 1, EXEC);
 		protect(1, 1, WRITE);
-	} else {
+	} else if (cpu == 1) {
 		must_fault(1, false);
 		must_fault(2, true);
+	} else {
+		truncate_pages(libc(), 0, 3);
 	}
 	leave();
 }
@@ -473,10 +467,6 @@ static void truncate_split(uint32_t cpu)
 /* The child is there until the end. */
 static void truncate_fork(uint32_t cpu)
 {
-	if (cpu == 2) {
-		truncate_pages(libc(), 0, 3);
-		return;
-	}
 	enter();
 	if (cpu == 0) {
 		world->mm[1] = dup_mmap(current->mm);
@@ -484,9 +474,11 @@ static void truncate_fork(uint32_t cpu)
 		current->mm = world->mm[1];
 		must_fault(1, true);
 		must_fault(0, true);
-	} else {
+	} else if (cpu == 1) {
 		must_fault(1, true);
 		must_fault(2, false);
+	} else {
+		truncate_pages(libc(), 0, 3);
 	}
 	leave();
 }

@@ -128,14 +128,14 @@ static uint64_t later(uint64_t a, uint64_t b)
 }
 
 /* A copy for a reader, from the owner or from memory. */
-static uint64_t copy(const struct fiber *f, struct transit *t, uint64_t latency_ps)
+static uint64_t copy(struct transit *t, uint64_t latency_ps)
 {
 	uint64_t start = later(vm.clock, t->ready);
 
 	if (t->served && start < t->served + vm.cost.occupancy_ps)
 		start = t->served + vm.cost.occupancy_ps;
 	t->served = start;
-	t->arrived = later(t->arrived, (start + latency_ps) << 16 | f->l3);
+	t->arrived = later(t->arrived, (start + latency_ps) << 16 | vm.fiber->l3);
 	return start + latency_ps;
 }
 
@@ -170,7 +170,7 @@ void line_read(uint64_t offset)
 	if (f->l3_tags[l3_slot(line)] == tag) {
 		/* It may still be on its way here. */
 		if (owner && !l->sharer && owner->l3 == f->l3) {
-			done = copy(f, t, transfer(f, owner, home));
+			done = copy(t, transfer(f, owner, home));
 			from = owner;
 		} else {
 			done = later(t->ready, vm.clock + vm.cost.l3_hit_ps);
@@ -178,10 +178,10 @@ void line_read(uint64_t offset)
 				done = later(done, t->arrived >> 16);
 		}
 	} else if (owner && still_has(owner, line, tag)) {
-		done = copy(f, t, transfer(f, owner, home));
+		done = copy(t, transfer(f, owner, home));
 		from = owner;
 	} else {
-		done = copy(f, t, vm.cost.dram_ps[f->node * vm.cost.nr_nodes + home]);
+		done = copy(t, vm.cost.dram_ps[f->node * vm.cost.nr_nodes + home]);
 		vm.dram++;
 		if (!l->sharer) {
 			l->owner = (uint16_t)(vm.cpu + 1);
