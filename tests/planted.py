@@ -781,6 +781,17 @@ MM = [
         design="spf",
     ),
     small_mm(
+        "mmap_lock is downgraded while VMAs are still there",
+        "mm/mmap.c",
+        "\tstruct vm_area_struct *old = vms_gather_munmap_vmas(mm, start, end);\n\n\tif (old) {\n"
+        "\t\tif (downgraded && emu_mm->downgrade)\n\t\t\temu_mm->downgrade(mm, downgraded);\n",
+        "\tif (downgraded && emu_mm->downgrade)\n\t\temu_mm->downgrade(mm, downgraded);\n"
+        "\tstruct vm_area_struct *old = vms_gather_munmap_vmas(mm, start, end);\n\n\tif (old) {\n",
+        "fault-munmap",
+        *BROKEN,
+        design="mmap-lock-maple",
+    ),
+    small_mm(
         "munmap frees tables that came after it looked",
         "mm/vma.c",
         "\tuint64_t floor = UINT64_MAX, ceiling = 0;\n",

@@ -422,10 +422,22 @@ def test_mmap_page_collapses_as_clements_measured() -> None:
     """
     published = {1: 304_576, 20: 3_744, 40: 3_537, 80: 3_319}
     where = ("--engine", "virtual", "--topology", "xeon-e7-8870-8s", "--cpus", "1,20,40,80")
-    what = ("--workload", "mmap-page", "--rmap", "single", "--mm", "mmap-sem-rbtree:spin=off")
+    mm = "mmap-sem-rbtree:spin=off,downgrade=off"
+    what = ("--workload", "mmap-page", "--rmap", "single", "--mm", mm)
     found = {c["cpus"]: c["ops_per_s"] for c in cells_of(*where, *what, "--duration", "20ms")}
     for cpus, rate in published.items():
         assert rate / 2 < found[cpus] < rate * 2, cpus
+
+
+def test_faults_go_on_while_munmap_clears_pages() -> None:
+    """As Linux has it since 4.20: the second half of munmap holds mmap_lock for reading."""
+    what = ("--engine", "virtual", "--topology", "hygon-12x32", "--workload", "mmap-pipeline")
+    rates = {}
+    for mm in ("mmap-sem-rbtree:downgrade=off", "mmap-sem-rbtree", "mmap-lock-maple", "spf"):
+        (cell,) = cells_of(*what, "--cpus", "64", "--rmap", "single", "--mm", mm)
+        rates[mm] = cell["ops_per_s"]
+    slow = rates.pop("mmap-sem-rbtree:downgrade=off")
+    assert min(rates.values()) > 1.5 * slow, rates
 
 
 def test_deep_idle_states_cost_only_who_sleeps_long(tmp_path: Path) -> None:

@@ -171,12 +171,15 @@ static void map_segment(struct mm_struct *mm, const struct map_segment *s, struc
 	}
 }
 
-static EMU_NOINLINE void do_munmap(struct mm_struct *mm, uint64_t start, uint64_t end)
+/* downgraded: what is locked, if nothing else is to be changed. */
+static EMU_NOINLINE void do_munmap(struct mm_struct *mm, uint64_t start, uint64_t end, struct mm_range *downgraded)
 {
 	EMU_CALL_SITE();
 	struct vm_area_struct *old = vms_gather_munmap_vmas(mm, start, end);
 
 	if (old) {
+		if (downgraded && emu_mm->downgrade)
+			emu_mm->downgrade(mm, downgraded);
 		vms_clear_ptes(mm, old);
 		vms_complete_munmap_vmas(mm, old);
 	}
@@ -197,7 +200,7 @@ EMU_NOINLINE int64_t emu_map_segments(uint64_t addr, uint64_t len, uint64_t hint
 		return -ESTALE;
 	}
 	/* The segments may leave holes: page tables there go now, while nothing new is above them. */
-	do_munmap(mm, addr, addr + len);
+	do_munmap(mm, addr, addr + len, NULL);
 	for (const struct map_segment *s = segments; s < segments + n; s++)
 		map_segment(mm, s, &vb);
 	link_segments(mm, &vb);
@@ -218,7 +221,7 @@ int64_t emu_sys_munmap(uint64_t addr, uint64_t len)
 	if (addr % EMU_PAGE_SIZE || !len || len > EMU_TASK_SIZE || addr > EMU_TASK_SIZE - len)
 		return -EINVAL;
 	lock_range(mm, &range, __func__);
-	do_munmap(mm, addr, addr + len);
+	do_munmap(mm, addr, addr + len, &range);
 	emu_mm->unlock(mm, &range);
 	emu_rcu_quiescent();
 	return 0;
@@ -328,9 +331,7 @@ int64_t emu_sys_brk(uint64_t brk)
 		return (int64_t)atomic_load_explicit(&mm->brk, memory_order_relaxed);
 	old = lock_brk(mm, brk, &range);
 	old_end = page_align(old);
-	if (new_end < old_end) {
-		do_munmap(mm, new_end, old_end);
-	} else if (new_end > old_end) {
+	if (new_end > old_end) {
 		/* One page stays free before the next mapping. */
 		if (range_is_free(mm, old_end, new_end - old_end + EMU_PAGE_SIZE))
 			do_brk_flags(mm, old_end, new_end);
@@ -338,6 +339,8 @@ int64_t emu_sys_brk(uint64_t brk)
 			brk = old;
 	}
 	atomic_store_explicit(&mm->brk, brk, memory_order_relaxed);
+	if (new_end < old_end)
+		do_munmap(mm, new_end, old_end, &range);
 	emu_mm->unlock(mm, &range);
 	emu_rcu_quiescent();
 	return (int64_t)brk;

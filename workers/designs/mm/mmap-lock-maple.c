@@ -28,6 +28,7 @@ EMU_EXPORT const struct mm_ops emu_mm_ops = {
 	.init = mmap_lock_init,
 	.lock = mm_maple_lock,
 	.unlock = mm_maple_unlock,
+	.downgrade = mm_maple_downgrade,
 	.find = mm_maple_find,
 	.link = mm_maple_link,
 	.unlink = mm_maple_unlink,

@@ -9,13 +9,16 @@
 
 #include <errno.h>
 
-static uint32_t spin = 1; /* do writers spin while the owner runs? */
+static uint32_t spin = 1;      /* do writers spin while the owner runs? */
+static uint32_t downgrade = 1; /* is munmap's second half a reader? */
 
 static const char *const on_off[] = { "off", "on" };
 
 static const struct emu_param params[] = {
 	{ "spin", &spin, 0, 1, "may who waits for mmap_lock spin, or overtake? off: FIFO, asleep, as before Linux 3.10",
 	  on_off },
+	{ "downgrade", &downgrade, 0, 1,
+	  "does munmap let faults go on once its VMAs are out? off: as before Linux 4.20", on_off },
 	{ 0 },
 };
 
@@ -200,6 +203,14 @@ static void mmap_sem_unlock(struct mm_struct *mm, struct mm_range *range)
 		up_write(&ms->mmap_lock);
 }
 
+static void mmap_sem_downgrade(struct mm_struct *mm, struct mm_range *range)
+{
+	if (!downgrade)
+		return;
+	downgrade_write(&mm_private(mm, struct mmap_sem)->mmap_lock);
+	range->read = true;
+}
+
 static int mmap_sem_fault(struct mm_struct *mm, uint64_t addr, bool write, struct address_space **busy)
 {
 	struct mmap_sem *ms = mm_private(mm, struct mmap_sem);
@@ -220,6 +231,7 @@ EMU_EXPORT const struct mm_ops emu_mm_ops = {
 	.init = mmap_sem_init,
 	.lock = mmap_sem_lock,
 	.unlock = mmap_sem_unlock,
+	.downgrade = mmap_sem_downgrade,
 	.find = mmap_sem_find,
 	.link = mmap_sem_link,
 	.unlink = mmap_sem_unlink,

@@ -146,17 +146,26 @@ static int per_vma_fault(struct mm_struct *mm, uint64_t addr, bool write, struct
 	return err;
 }
 
-static void per_vma_unlock(struct mm_struct *mm, struct mm_range *range)
+static void vma_end_write_all(struct mm_struct *mm)
 {
 	struct per_vma *pv = mm_private(mm, struct per_vma);
+	uint32_t seq = atomic_load_explicit(&pv->mm_lock_seq, memory_order_relaxed) + 1;
 
 	/* Release: all that was changed, for whoever finds that the marks have ended. 0 is for VMAs that never had one. */
-	if (!range->read) {
-		uint32_t seq = atomic_load_explicit(&pv->mm_lock_seq, memory_order_relaxed) + 1;
+	atomic_store_explicit(&pv->mm_lock_seq, seq ? seq : 1, memory_order_release);
+}
 
-		atomic_store_explicit(&pv->mm_lock_seq, seq ? seq : 1, memory_order_release);
-	}
+static void per_vma_unlock(struct mm_struct *mm, struct mm_range *range)
+{
+	if (!range->read)
+		vma_end_write_all(mm);
 	mm_maple_unlock(mm, range);
+}
+
+static void per_vma_downgrade(struct mm_struct *mm, struct mm_range *range)
+{
+	vma_end_write_all(mm);
+	mm_maple_downgrade(mm, range);
 }
 
 static void per_vma_link(struct mm_struct *mm, struct vm_area_struct *vma)
@@ -194,6 +203,7 @@ EMU_EXPORT const struct mm_ops emu_mm_ops = {
 	.init = per_vma_init,
 	.lock = mm_maple_lock,
 	.unlock = per_vma_unlock,
+	.downgrade = per_vma_downgrade,
 	.find = mm_maple_find,
 	.link = per_vma_link,
 	.unlink = per_vma_unlink,

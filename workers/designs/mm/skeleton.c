@@ -112,6 +112,13 @@ static void skeleton_unlock(struct mm_struct *mm, struct mm_range *range)
 		up_write(&s->mmap_lock);
 }
 
+/* A munmap has taken out all that it takes out: from here on it only clears PTEs, beside which others may look. */
+static void skeleton_downgrade(struct mm_struct *mm, struct mm_range *range)
+{
+	downgrade_write(&mm_private(mm, struct skeleton)->mmap_lock);
+	range->read = true;
+}
+
 /* The first VMA that overlaps [addr, end), and the last before addr. The range is locked. Required. */
 static struct vm_area_struct *skeleton_find(struct mm_struct *mm, uint64_t addr, uint64_t end,
 					    struct vm_area_struct **prev)
@@ -180,6 +187,7 @@ EMU_EXPORT const struct mm_ops emu_mm_ops = {
 	.destroy = skeleton_destroy,
 	.lock = skeleton_lock,
 	.unlock = skeleton_unlock,
+	.downgrade = skeleton_downgrade,
 	.find = skeleton_find,
 	.link = skeleton_link,
 	.unlink = skeleton_unlink,

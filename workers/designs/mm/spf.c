@@ -138,6 +138,7 @@ EMU_EXPORT const struct mm_ops emu_mm_ops = {
 	.init = spf_init,
 	.lock = mm_maple_lock,
 	.unlock = mm_maple_unlock,
+	.downgrade = mm_maple_downgrade,
 	.find = mm_maple_find,
 	.link = mm_maple_link,
 	.unlink = spf_unlink,

@@ -108,6 +108,13 @@ static inline void mm_maple_unlock(struct mm_struct *mm, struct mm_range *range)
 		up_write(&m->mmap_lock);
 }
 
+/* As Linux since 4.20. */
+static inline void mm_maple_downgrade(struct mm_struct *mm, struct mm_range *range)
+{
+	downgrade_write(&mm_private(mm, struct mm_maple)->mmap_lock);
+	range->read = true;
+}
+
 /* The fault of those who cannot, or need not, do without mmap_lock. */
 static inline int mm_maple_fault(struct mm_struct *mm, uint64_t addr, bool write, struct address_space **busy)
 {

@@ -21,7 +21,7 @@
 
 #include <errno.h>
 
-#define EMU_MM_VERSION 3u
+#define EMU_MM_VERSION 4u
 
 /* A range of addresses that a change is about. Whole pages. */
 struct mm_range {
@@ -62,6 +62,11 @@ struct mm_ops {
 	 */
 	int64_t (*lock)(struct mm_struct *mm, struct mm_range *range);
 	void (*unlock)(struct mm_struct *mm, struct mm_range *range);
+	/*
+	 * munmap and a brk that shrinks have taken out all that they take out; PTEs and page tables are still to go. If others
+	 * may look meanwhile, and faults go on beside the range, let them, and set range->read. Not required.
+	 */
+	void (*downgrade)(struct mm_struct *mm, struct mm_range *range);
 
 	/*
 	 * The first VMA that overlaps [addr, end), or NULL; *prev, if prev is not NULL, is the last one that ends at addr
