@@ -783,10 +783,12 @@ MM = [
     small_mm(
         "mmap_lock is downgraded while VMAs are still there",
         "mm/mmap.c",
-        "\tstruct vm_area_struct *old = vms_gather_munmap_vmas(mm, start, end);\n\n\tif (old) {\n"
-        "\t\tif (downgraded && emu_mm->downgrade)\n\t\t\temu_mm->downgrade(mm, downgraded);\n",
+        "\tstruct vm_area_struct *old = vms_gather_munmap_vmas(mm, start, end);\n\n"
+        "\tif (!old)\n\t\treturn;\n"
+        "\tif (downgraded && emu_mm->downgrade)\n\t\temu_mm->downgrade(mm, downgraded);\n",
         "\tif (downgraded && emu_mm->downgrade)\n\t\temu_mm->downgrade(mm, downgraded);\n"
-        "\tstruct vm_area_struct *old = vms_gather_munmap_vmas(mm, start, end);\n\n\tif (old) {\n",
+        "\tstruct vm_area_struct *old = vms_gather_munmap_vmas(mm, start, end);\n\n"
+        "\tif (!old)\n\t\treturn;\n",
         "fault-munmap",
         *BROKEN,
         design="mmap-lock-maple",

@@ -84,24 +84,34 @@ static void vma_new(struct mm_struct *mm, uint64_t start, uint64_t end, uint32_t
 	emu_mm->link(mm, vma);
 }
 
+/* Takes out what is mapped in [start, end). downgraded: what is locked, if nothing else is to be changed. */
+static void clear_range(struct mm_struct *mm, uint64_t start, uint64_t end, struct mm_range *downgraded)
+{
+	struct vm_area_struct *old = vms_gather_munmap_vmas(mm, start, end);
+
+	if (!old)
+		return;
+	if (downgraded && emu_mm->downgrade)
+		emu_mm->downgrade(mm, downgraded);
+	vms_clear_ptes(mm, old);
+	vms_complete_munmap_vmas(mm, old);
+}
+
 static EMU_NOINLINE void mmap_region(struct mm_struct *mm, uint64_t addr, uint64_t len, uint32_t vm_flags,
 				     struct address_space *file, uint64_t pgoff)
 {
 	EMU_CALL_SITE();
-	struct vm_area_struct *old = vms_gather_munmap_vmas(mm, addr, addr + len);
 	uint64_t end = addr + len, border;
 	struct vm_area_struct *prev;
 
-	if (old)
-		vms_clear_ptes(mm, old);
+	/* As Linux does since 6.12 for files: before it calls the file's mmap(). Before 6.12 always. */
+	clear_range(mm, addr, end, NULL);
 	for (; addr < end; pgoff += (border - addr) >> EMU_PAGE_SHIFT, addr = border) {
 		border = vma_border(addr) < end ? vma_border(addr) : end;
 		emu_mm->find(mm, addr, border, &prev);
 		if (!vma_merge(mm, prev, addr, border, vm_flags, file, pgoff))
 			vma_new(mm, addr, border, vm_flags, file, pgoff);
 	}
-	if (old)
-		vms_complete_munmap_vmas(mm, old);
 }
 
 int64_t emu_sys_mmap(uint64_t addr, uint64_t len, uint32_t prot, uint32_t flags, struct address_space *file,
@@ -171,18 +181,11 @@ static void map_segment(struct mm_struct *mm, const struct map_segment *s, struc
 	}
 }
 
-/* downgraded: what is locked, if nothing else is to be changed. */
 static EMU_NOINLINE void do_munmap(struct mm_struct *mm, uint64_t start, uint64_t end, struct mm_range *downgraded)
 {
 	EMU_CALL_SITE();
-	struct vm_area_struct *old = vms_gather_munmap_vmas(mm, start, end);
 
-	if (old) {
-		if (downgraded && emu_mm->downgrade)
-			emu_mm->downgrade(mm, downgraded);
-		vms_clear_ptes(mm, old);
-		vms_complete_munmap_vmas(mm, old);
-	}
+	clear_range(mm, start, end, downgraded);
 }
 
 EMU_NOINLINE int64_t emu_map_segments(uint64_t addr, uint64_t len, uint64_t hint, uint32_t flags,
