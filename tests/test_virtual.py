@@ -246,9 +246,10 @@ def test_threads_of_one_process_may_outnumber_the_cpus() -> None:
             continue
         check_time_stack(shared, 4)
         assert shared["oversubscribed"] and shared["time_stack"]["runqueue"] > 0.03
-        # That of a lock with spinning hangs on who is preempted while he has it.
-        if (shared["workload"], shared["mm"]) != ("mmap-page", "per-vma-lock"):
-            assert shared["ops_per_s"] == pytest.approx(own["ops_per_s"], rel=0.15)
+        assert shared["ops_per_s"] > 0.85 * own["ops_per_s"]
+        # Where all wait for mmap_lock they may even gain: the next to have it is on the same CPU.
+        if shared["mm"] != "per-vma-lock" or shared["workload"] == "mmap-global":
+            assert shared["ops_per_s"] < 1.15 * own["ops_per_s"]
 
 
 def test_threads_do_the_same_calls_on_both_engines_however_they_share_cpus(tmp_path: Path) -> None:
