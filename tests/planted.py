@@ -783,12 +783,9 @@ MM = [
     small_mm(
         "mmap_lock is downgraded while VMAs are still there",
         "mm/mmap.c",
-        "\tstruct vm_area_struct *old = vms_gather_munmap_vmas(mm, start, end);\n\n"
-        "\tif (!old)\n\t\treturn;\n"
-        "\tif (downgraded && emu_mm->downgrade)\n\t\temu_mm->downgrade(mm, downgraded);\n",
+        "\tclear_range(mm, start, end, downgraded);\n",
         "\tif (downgraded && emu_mm->downgrade)\n\t\temu_mm->downgrade(mm, downgraded);\n"
-        "\tstruct vm_area_struct *old = vms_gather_munmap_vmas(mm, start, end);\n\n"
-        "\tif (!old)\n\t\treturn;\n",
+        "\tclear_range(mm, start, end, NULL);\n",
         "fault-munmap",
         *BROKEN,
         design="mmap-lock-maple",

@@ -67,14 +67,9 @@ static EMU_NOINLINE void exit_mmap(struct mm_struct *mm)
 {
 	EMU_CALL_SITE();
 	struct mm_range range = WHOLE_MM;
-	struct vm_area_struct *list;
 
 	emu_mm->lock(mm, &range);
-	list = vms_gather_munmap_vmas(mm, 0, EMU_TASK_SIZE);
-	if (list) {
-		vms_clear_ptes(mm, list);
-		vms_complete_munmap_vmas(mm, list);
-	}
+	clear_range(mm, 0, EMU_TASK_SIZE, NULL);
 	emu_mm->unlock(mm, &range);
 	emu_mm_unregister(mm);
 	if (emu_mm->vmas_in_tables)

@@ -84,19 +84,6 @@ static void vma_new(struct mm_struct *mm, uint64_t start, uint64_t end, uint32_t
 	emu_mm->link(mm, vma);
 }
 
-/* Takes out what is mapped in [start, end). downgraded: what is locked, if nothing else is to be changed. */
-static void clear_range(struct mm_struct *mm, uint64_t start, uint64_t end, struct mm_range *downgraded)
-{
-	struct vm_area_struct *old = vms_gather_munmap_vmas(mm, start, end);
-
-	if (!old)
-		return;
-	if (downgraded && emu_mm->downgrade)
-		emu_mm->downgrade(mm, downgraded);
-	vms_clear_ptes(mm, old);
-	vms_complete_munmap_vmas(mm, old);
-}
-
 static EMU_NOINLINE void mmap_region(struct mm_struct *mm, uint64_t addr, uint64_t len, uint32_t vm_flags,
 				     struct address_space *file, uint64_t pgoff)
 {
