@@ -40,6 +40,12 @@ COMMANDS: dict[str, tuple[Each, list[str], str, str]] = {
         "looper: `cc -O2 -o looper looper.c`. shell.sh: `od shell.sh | sort -n -k 1`. The two "
         "tools ran at the same time; here one follows the other.",
     ),
+    "sysexec": (
+        "fork",
+        ["./looper", "5", "/bin/true"],
+        "a process forks children that exec a small program and exit, as UnixBench sysexec",
+        "looper: `cc -O2 -o looper looper.c`.",
+    ),
     "exec-static": (
         "exec",
         ["./execl-static", "5"],
@@ -88,6 +94,7 @@ _WAITING = "waiting = 2  # perl and sh of each copy"
 EDITS: dict[str, tuple[tuple[str, str], ...]] = {
     # UnixBench's perl and sh, one of each a copy: libc's tree has over 6000 VMAs with 384 copies.
     "execl": (("\n\n# Pages", f"\n{_WAITING}\n\n# Pages"),),
+    "sysexec": (("\n\n# Pages", f"\n{_WAITING}\n\n# Pages"),),
     "exec-static": (
         ("[files]\nexecl-static = 188\n", "[private_files]\nexecl-static = 188\n\n[files]\n"),
         (_WORK_CALL, ""),
