@@ -7,6 +7,7 @@
 >>> run.to_pandas()             # a row a cell
 >>> emu.load("last")            # a stored run
 >>> emu.compare("last:single", "last:numa-locks")
+>>> emu.check("numa-locks", schedules=1000)    # what `emu check` prints
 """
 
 import contextlib
@@ -17,11 +18,23 @@ from typing import TYPE_CHECKING, Any
 from emu._version import __version__
 
 if TYPE_CHECKING:
+    from emu.checking import Checked, check
     from emu.errors import EmuError, InputError
     from emu.experiment import compare, load, run
     from emu.results import CellResult, Run
 
-__all__ = ["CellResult", "EmuError", "InputError", "Run", "__version__", "compare", "load", "run"]
+__all__ = [
+    "CellResult",
+    "Checked",
+    "EmuError",
+    "InputError",
+    "Run",
+    "__version__",
+    "check",
+    "compare",
+    "load",
+    "run",
+]
 
 # A checkout in the current directory hides the installed package; what only the build makes (and
 # what lies elsewhere in the checkout) is then found in the installed one.
@@ -33,9 +46,11 @@ if not (Path(__file__).parent / "lib").is_dir():
 
 _HOME = {
     "CellResult": "emu.results",
+    "Checked": "emu.checking",
     "EmuError": "emu.errors",
     "InputError": "emu.errors",
     "Run": "emu.results",
+    "check": "emu.checking",
     "compare": "emu.experiment",
     "load": "emu.experiment",
     "run": "emu.experiment",

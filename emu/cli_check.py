@@ -3,24 +3,24 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 import typer
+from rich.table import Table
 
-from emu import check as checker
-from emu import cli_explore, design
+from emu import checking, design, explore
 from emu._version import __version__
-from emu.coordinator import Interrupted, StopFlag
-from emu.errors import InputError, unknown
+from emu.conformance import RuleResult
+from emu.coordinator import StopFlag
+from emu.errors import InputError
 from emu.files import check_output, write_output
 from emu.progress import ProgressBar
-from emu.terminal import printable
+from emu.terminal import plain_console, printable
 
-SUITES = (*checker.SUITES, "explore")
 _RULES = "Options of --suite conformance"
 _ORDERS = "Options of --suite explore"
 
@@ -32,7 +32,7 @@ class _Report(msgspec.Struct):
     suite: str
     seeds: int
     first_seed: int
-    results: list[checker.RuleResult]
+    results: list[RuleResult]
 
 
 def check(
@@ -47,7 +47,7 @@ def check(
     suite: Annotated[
         str | None,
         typer.Option(
-            metavar="|".join(SUITES),
+            metavar="|".join(checking.SUITES),
             help="The rules one by one, or small scenarios in many orders.  Default: what the "
             "other options belong to; without any, first the one and then the other",
         ),
@@ -198,138 +198,67 @@ def check(
 
     Example: emu check --scenario turns-4x2 --policy exhaustive
     """
-    of_rules = {"--engine": engine, "--seeds": seeds, "--rule": rule, "--json": json_file}
-    of_orders = {
-        "--scenario": scenario,
-        "--policy": policy,
-        "--schedules": schedules,
-        "--time": duration,
-        "--depth": depth,
-        "--preemptions": preemptions,
-        "--memory": memory,
-        "--mm": mm,
-        "--replay": replay,
-        "--trace": trace,
-        "--jobs": jobs,
-    }
-    suites = _choose_suites(suite, bool(designs), of_rules, of_orders)
     if json_file and json_file != "-":
         check_output("--json", Path(json_file))
-    if trace:
-        check_output("--trace", trace)
-    found = False
-    for name in suites:
-        if name == "conformance":
-            found |= _conformance(
-                designs or ["all"],
-                engine=engine or ",".join(checker.ENGINES),
-                seeds=seeds or 5,
-                seed=seed,
-                rule=rule,
-                json_file=json_file,
-            )
-            continue
-        options = cli_explore.Options(
-            scenario=scenario,
-            policy=policy or "mixed",
-            schedules=schedules or 0,
-            time=duration or "60s",
+    if scenario == "list":
+        if trace:
+            check_output("--trace", trace)
+        _list_scenarios()
+        return
+    # --json is of the rules.
+    if json_file is not None and suite is None:
+        suite = "conformance"
+    if json_file is not None and suite == "explore":
+        raise InputError("--json does not belong to --suite explore")
+    columns = shutil.get_terminal_size((120, 50)).columns
+    with ProgressBar() as bar:
+
+        def show(text: str) -> None:
+            bar.clear()
+            print(printable(text), flush=True)
+
+        checked = checking.check(
+            designs,
+            suite=suite,
             seed=seed,
-            depth=depth or 0,
+            engine=engine,
+            seeds=seeds,
+            rule=rule,
+            scenario=scenario,
+            policy=policy,
+            schedules=schedules,
+            time=duration,
+            depth=depth,
             preemptions=preemptions,
-            memory=memory or "c11",
-            mm=mm or "mmap-sem-rbtree",
+            memory=memory,
+            mm=mm,
             replay=replay,
             trace=trace,
             jobs=jobs,
+            progress=bar.update,
+            on_line=None if json_file == "-" else show,
+            width=max(columns, 100),
+            # Until the very end: a second Ctrl-C must not cut off the output.
+            stop=StopFlag(restore=False).__enter__(),
         )
-        named = [each for each in designs or [] if each != "all"]
-        found |= cli_explore.run(named, options)
-    if found:
+    if json_file is not None:
+        report = _Report(__version__, "conformance", seeds or checking.SEEDS, seed, checked.rules)
+        _write(report, json_file)
+    if checked.scenarios:
+        print(checking.summary(checked.scenarios))
+    if checked.interrupted:
+        raise typer.Exit(130)
+    if checked.failed:
         raise typer.Exit(1)
 
 
-def _choose_suites(
-    suite: str | None,
-    has_designs: bool,
-    of_rules: Mapping[str, object],
-    of_orders: Mapping[str, object],
-) -> tuple[str, ...]:
-    """The suite that is asked for, or that the options given belong to; or both.
-
-    Raises InputError.
-    """
-    if suite is not None and suite not in SUITES:
-        raise unknown("suite", suite, SUITES)
-    rules = [name for name, value in of_rules.items() if value is not None]
-    orders = [name for name, value in of_orders.items() if value is not None]
-    if suite is None and has_designs and not rules and not orders:
-        return SUITES
-    chosen = suite or ("conformance" if rules and not orders else "explore")
-    strange = rules if chosen == "explore" else orders
-    if strange:
-        raise InputError(f"{strange[0]} does not belong to --suite {chosen}")
-    return (chosen,)
-
-
-def _conformance(
-    designs: list[str],
-    *,
-    engine: str,
-    seeds: int,
-    seed: int,
-    rule: str | None,
-    json_file: str | None,
-) -> bool:
-    """Has any design broken a rule? A line each. Raises InputError, typer.Exit on a signal."""
-    engines = engine.split(",")
-    for name in engines:
-        if name not in checker.ENGINES:
-            raise unknown("engine", name, checker.ENGINES)
-    # Until the very end: a second Ctrl-C must not cut off the output.
-    stop = StopFlag(restore=False).__enter__()
-    chosen = checker.choose_designs(designs, engines[0])
-    kinds = dict.fromkeys(kind for kind, _ in chosen)
-    wanted = checker.choose_rules({kind: checker.rules(kind, stop) for kind in kinds}, rule)
-    report = _Report(__version__, "conformance", seeds, seed, [])
-    width = max(len(name) for _, name in chosen)
-    interrupted = False
-    with ProgressBar() as bar:
-        try:
-            for result in checker.run(
-                chosen,
-                wanted,
-                engines=engines,
-                seeds=seeds,
-                first_seed=seed,
-                stop=stop,
-                progress=bar.update,
-            ):
-                report.results.append(result)
-                if json_file != "-":
-                    bar.clear()
-                    print(printable(_line(result, width)), flush=True)
-        except Interrupted:
-            interrupted = True
-    if json_file is not None:
-        _write(report, json_file)
-    if interrupted:
-        raise typer.Exit(130)
-    return any(result.status == "failed" for result in report.results)
-
-
-def _line(result: checker.RuleResult, width: int) -> str:
-    status = "FAILED" if result.status == "failed" else result.status
-    seeds = f"{result.seeds} seed{'s' if result.seeds != 1 else ''}"
-    detail = (
-        f"seed {result.seed}: {result.detail}; again: {result.command}"
-        if result.command
-        else f"{seeds}: {result.detail}"
-    )
-    return (
-        f"{result.design:{width}}  {result.engine:7}  "
-        f"{result.number} {result.rule:10}  {status:8}  {detail}"
-    )
+def _list_scenarios() -> None:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for heading in ("scenario", "of", "CPUs", "what it does"):
+        table.add_column(heading)
+    for each in explore.scenarios():
+        table.add_row(each.name, each.kind, str(each.cpus), each.help)
+    plain_console(sys.stdout).print(table)
 
 
 def _write(report: _Report, file: str) -> None:

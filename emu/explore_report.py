@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""Shows what ``explore`` found: the interleaving, a column a CPU; a trace for Perfetto."""
+"""Shows what ``explore`` found: the interleaving, a column a CPU; all scenarios; for Perfetto."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from rich.table import Table
+
+from emu import _core
 from emu.explore import Event, Finding, Result
 
 _ROWS = 48
@@ -151,6 +154,60 @@ def explain(result: Result, width: int = 120) -> list[str]:
     if finding.command:
         lines += ["", f"  again: {finding.command}"]
     return lines
+
+
+_SUMMARY_ROWS = 30
+_KINDS = ("rmap", "mm", "lock", "litmus")
+"""Kinds of scenarios, as the summary shows them."""
+
+
+def _name(result: Result) -> str:
+    kind = result.unit.scenario.kind
+    return result.unit.design if kind in _core.NAME_OF_KIND else f"({kind})"
+
+
+def table(results: Sequence[Result]) -> Table:
+    """A row a scenario; where that would be more than fit on a screen, a row a design."""
+    by_design: dict[str, list[Result]] = {}
+    for result in sorted(results, key=lambda r: (_KINDS.index(r.unit.scenario.kind), _name(r))):
+        by_design.setdefault(_name(result), []).append(result)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for heading in ("design", "scenario", "found"):
+        table.add_column(heading)
+    for heading in ("schedules", "per CPU second", "longest"):
+        table.add_column(heading, justify="right")
+    table.add_column("coverage")
+    groups = list(by_design.values())
+    if len(results) <= _SUMMARY_ROWS:
+        groups = [[result] for group in groups for result in group]
+    for group in groups:
+        found = [result for result in group if result.finding]
+        cpu_seconds = sum(result.cpu_seconds for result in group)
+        schedules = sum(result.schedules for result in group)
+        table.add_row(
+            _name(group[0]),
+            group[0].unit.scenario.name if len(group) == 1 else f"{len(group)} scenarios",
+            ", ".join(sorted({r.finding.kind for r in found if r.finding})) or "-",
+            f"{schedules:,}",
+            f"{sum(r.schedules + r.cut for r in group) / max(cpu_seconds, 1e-9):,.0f}",
+            f"{max(result.longest for result in group)} steps",
+            f"{', '.join(sorted({result.coverage for result in group}))}, {group[0].memory}",
+        )
+    return table
+
+
+def litmus_lines(results: Sequence[Result]) -> Iterator[str]:
+    """What litmus tests came to, where all orders were tried."""
+    for result in results:
+        if result.unit.scenario.kind == "litmus" and result.unit.policy == "exhaustive":
+            yield f"{result.unit.scenario.name}: {_outcomes(result)}"
+
+
+def _outcomes(result: Result) -> str:
+    """ "2 outcomes: 0 0, 1 1", without the numbers that no outcome has."""
+    used = max((i + 1 for values in result.outcomes for i in range(8) if values[i]), default=1)
+    texts = sorted(" ".join(map(str, values[:used])) for values in result.outcomes)
+    return f"{len(texts)} outcome{'s' if len(texts) != 1 else ''}: {', '.join(texts)}"
 
 
 def perfetto(finding: Finding) -> str:

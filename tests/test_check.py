@@ -3,20 +3,25 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 from conftest import left_behind
-from emu_command import children, emu, start, wait_until
+from emu_command import children, start, wait_until
+from emu_command import emu as run_emu
 
-from emu import _core, check, cli_check, cli_explore
-from emu.check import Rule, RuleResult
-from emu.coordinator import StopFlag
+import emu
+from emu import _core, checking, cli_check, conformance
+from emu.conformance import Rule, RuleResult
+from emu.coordinator import Interrupted, StopFlag
 from emu.design import write_skeleton
 from emu.errors import InputError
 
@@ -72,7 +77,7 @@ def breaks(source: Path) -> str:
 
 @pytest.fixture(scope="module")
 def rules_of() -> dict[str, list[Rule]]:
-    return {kind: check.rules(kind, STOP) for kind in BROKEN}
+    return {kind: conformance.rules(kind, STOP) for kind in BROKEN}
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +91,7 @@ def run_rules(
 ) -> list[RuleResult]:
     designs, chosen = [(kind, design)], {kind: rules}
     return list(
-        check.run(designs, chosen, engines=[engine], seeds=seeds, first_seed=first, stop=STOP)
+        conformance.run(designs, chosen, engines=[engine], seeds=seeds, first_seed=first, stop=STOP)
     )
 
 
@@ -125,8 +130,8 @@ def test_a_broken_design_fails_the_rule_that_it_breaks(
     )
     # The command shows it again.
     [again] = list(
-        check.run(
-            check.choose_designs([str(source)], "virtual"),
+        conformance.run(
+            conformance.choose_designs([str(source)], "virtual"),
             chosen,
             engines=["virtual"],
             seeds=1,
@@ -146,7 +151,7 @@ def test_a_broken_design_fails_the_rule_that_it_breaks(
 def test_and_in_real_processes_too(
     kind: str, source: Path, rules_of: dict[str, list[Rule]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(check, "_HANG_S", 2.0)
+    monkeypatch.setattr(conformance, "_HANG_S", 2.0)
     chosen = by_name(rules_of[kind], breaks(source))
     [result] = run_rules(str(source), chosen, "native", 100, kind)
     assert result.status == "failed"
@@ -156,7 +161,7 @@ def test_and_in_real_processes_too(
 
 
 @pytest.mark.usefixtures("nothing_left")
-@pytest.mark.parametrize("engine", check.ENGINES)
+@pytest.mark.parametrize("engine", conformance.ENGINES)
 @pytest.mark.parametrize("design", _core.design_names("rmap"))
 def test_a_built_in_design_keeps_every_rule(design: str, engine: str, rules: list[Rule]) -> None:
     results = run_rules(design, rules, engine, 2)
@@ -238,7 +243,7 @@ def test_a_seed_is_one_interleaving(rules: list[Rule]) -> None:
     chosen = by_name(rules, "walk")
     runs = [
         list(
-            check.run(
+            conformance.run(
                 [("rmap", "single")],
                 {"rmap": chosen},
                 engines=["virtual"],
@@ -268,7 +273,7 @@ DERIVED(single, "crashes", .insert = crashing);
 
 
 @pytest.mark.usefixtures("nothing_left")
-@pytest.mark.parametrize("engine", check.ENGINES)
+@pytest.mark.parametrize("engine", conformance.ENGINES)
 @pytest.mark.parametrize(
     ("statement", "seen"),
     [
@@ -292,8 +297,8 @@ def test_a_design_that_crashes_or_spins_fails_the_rule(
     statement: str,
     seen: dict[str, str],
 ) -> None:
-    monkeypatch.setattr(check, "_HANG_S", 1.0)
-    monkeypatch.setattr(check, "_EVENT_LIMIT", 3_000_000)
+    monkeypatch.setattr(conformance, "_HANG_S", 1.0)
+    monkeypatch.setattr(conformance, "_EVENT_LIMIT", 3_000_000)
     root = Path(__file__).parents[1]
     source = tmp_path / "mine.c"
     source.write_text(
@@ -312,7 +317,7 @@ def test_a_design_that_crashes_or_spins_fails_the_rule(
 def test_the_command_prints_a_line_a_rule_and_fails() -> None:
     broken = Path(__file__).parent / "broken" / "skips-last-tree.c"
     arguments = ("--engine", "virtual", "--seeds", "2", "--rule", "walk,memory")
-    done = emu("check", "single,exclude", str(broken), *arguments)
+    done = run_emu("check", "single,exclude", str(broken), *arguments)
     assert done.returncode == 1, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 6
@@ -321,21 +326,21 @@ def test_the_command_prints_a_line_a_rule_and_fails() -> None:
     assert re.match(r"exclude +virtual  1 walk +declared +2 seeds: -EOPNOTSUPP", lines[2])
     assert re.match(rf"{broken} +virtual  1 walk +FAILED +seed \d: CPU \d+: ", lines[4])
     command = lines[4].rpartition("; again: emu ")[2].split()
-    again = emu(*command)
+    again = run_emu(*command)
     assert again.returncode == 1
     assert again.stdout == lines[4] + "\n"
 
 
 def test_the_command_writes_json(tmp_path: Path) -> None:
     arguments = ("--engine", "virtual", "--seeds", "1", "--rule", "7", "--json")
-    done = emu("check", "btree", *arguments, "-")
+    done = run_emu("check", "btree", *arguments, "-")
     assert done.returncode == 0
     report = json.loads(done.stdout)
     assert report["suite"] == "conformance"
     [result] = report["results"]
     assert (result["design"], result["rule"], result["status"]) == ("btree", "memory", "ok")
     assert result["counts"]["vma_bytes"] > 0
-    done = emu("check", "btree", *arguments, str(tmp_path / "out.json"))
+    done = run_emu("check", "btree", *arguments, str(tmp_path / "out.json"))
     assert json.loads((tmp_path / "out.json").read_text()) == report
     assert done.stdout.startswith("btree")
 
@@ -358,7 +363,7 @@ def test_the_command_writes_json(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_one_line(arguments: tuple[str, ...], message: str) -> None:
-    done = emu("check", *arguments)
+    done = run_emu("check", *arguments)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
@@ -366,19 +371,19 @@ def test_bad_input_is_one_line(arguments: tuple[str, ...], message: str) -> None
 
 
 def test_a_rule_may_be_named_by_number(rules_of: dict[str, list[Rule]]) -> None:
-    chosen = check.choose_rules(rules_of, "5,walk,memory")
+    chosen = conformance.choose_rules(rules_of, ["5", "walk", "memory"])
     assert [rule.name for rule in chosen["rmap"]] == ["trylock", "walk", "memory"]
     assert [rule.name for rule in chosen["mm"]] == ["fork", "memory"]
     with pytest.raises(InputError, match="no rule '8'"):
-        check.choose_rules(rules_of, "8")
+        conformance.choose_rules(rules_of, ["8"])
 
 
 def test_all_is_every_built_in_design(tmp_path: Path) -> None:
     everything = [(kind, name) for kind in ("rmap", "mm") for name in _core.design_names(kind)]
-    assert check.choose_designs(["all", "single"], "native") == everything
+    assert conformance.choose_designs(["all", "single"], "native") == everything
     for kind in ("rmap", "mm"):
         write_skeleton(kind, tmp_path / f"{kind}.c")
-    chosen = check.choose_designs(
+    chosen = conformance.choose_designs(
         [f"outer-inner:shards=4,by=mm,spf,{tmp_path}/mm.c", f"{tmp_path}/rmap.c:spin=0"],
         "native",
     )
@@ -394,7 +399,7 @@ def test_a_file_that_is_no_design_is_told(tmp_path: Path) -> None:
     path = tmp_path / "mine.c"
     path.write_text("int x;\n")
     with pytest.raises(InputError, match="defines no `const struct rmap_ops emu_rmap_ops` or `con"):
-        check.choose_designs([str(path)], "native")
+        conformance.choose_designs([str(path)], "native")
 
 
 def test_a_design_alone_goes_through_both_suites(
@@ -404,23 +409,96 @@ def test_a_design_alone_goes_through_both_suites(
     write_skeleton("mm", tmp_path / "mine.c")
     begun: list[str] = []
 
-    def conformance(designs: list[str], **_: object) -> bool:
+    def rules(checked: checking.Checked, designs: list[str], *_: object) -> None:
         begun.append(f"conformance {designs}")
-        return True
+        checked.rules.append(
+            RuleResult("x", "virtual", "walk", 1, "", "failed", 1, "", conformance.Counts())
+        )
 
-    def orders(designs: list[str], options: object) -> bool:
-        begun.append(f"explore {designs} {options.time}")  # type: ignore[attr-defined]
-        return False
+    def orders(_: checking.Checked, designs: list[str], how: object, *__: object) -> None:
+        begun.append(f"explore {designs} {how.time}")  # type: ignore[attr-defined]
 
-    monkeypatch.setattr(cli_check, "_conformance", conformance)
-    monkeypatch.setattr(cli_explore, "run", orders)
+    monkeypatch.setattr(checking, "_conformance", rules)
+    monkeypatch.setattr(checking, "_explore", orders)
     with pytest.raises(typer.Exit) as ended:
         cli_check.check([str(tmp_path / "mine.c")])
     assert ended.value.exit_code == 1
     assert begun == [f"conformance ['{tmp_path}/mine.c']", f"explore ['{tmp_path}/mine.c'] 60s"]
 
 
-@pytest.mark.parametrize("engine", check.ENGINES)
+# ---- from Python ----
+
+
+def test_emu_check_goes_through_the_rules_and_prints_as_the_command() -> None:
+    seen: list[str] = []
+    checked = emu.check(
+        ["single", "spf"], engine="virtual", seeds=1, rule=["walk", "munmap"], on_line=seen.append
+    )
+    assert checked.ok
+    assert checked.suites == ("conformance",)
+    assert [(each.design, each.rule) for each in checked.rules] == [
+        ("single", "walk"),
+        ("spf", "munmap"),
+    ]
+    assert str(checked).splitlines() == seen
+    words = ["check", "single,spf", "--engine", "virtual", "--seeds", "1", "--rule", "walk,munmap"]
+    assert run_emu(*words).stdout == f"{checked}\n"
+    assert checked.array("rules.status").tolist() == ["ok", "ok"]
+    assert checked.array("rules.counts.walks")[0] > 0
+    assert checked.array("scenarios.schedules").shape == (0,)
+    with pytest.raises(InputError, match="no field 'color' in a RuleResult"):
+        checked.array("rules.color")
+    with pytest.raises(InputError, match=r"write it like rules\.seeds"):
+        checked.array("seeds")
+
+
+def test_emu_check_finds_what_is_broken_and_shows_how() -> None:
+    broken = FOLDER / "unlocked-change.c"
+    checked = emu.check(broken, scenario="split-walk", schedules=200, time="10s")
+    assert not checked.ok
+    assert checked.failed == checked.scenarios
+    [found] = checked.scenarios
+    assert found.finding
+    text = str(checked)
+    assert text.splitlines()[1].startswith(f"{found.finding.kind}: {broken}, scenario split-walk")
+    assert f"again: {found.finding.command}" in text
+    assert text.endswith("schedules: 1 found")
+    assert html.unescape(checked._repr_html_()) == f"<pre>{text}</pre>"
+    assert checked.array("scenarios.unit.design").tolist() == [str(broken)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"designs": "singel"}, "no design 'singel'"),
+        ({"designs": "single", "seeds": 0}, "--seeds 0: must be at least 1"),
+        ({"designs": "single", "depth": 9}, "--depth 9: must be from 1 to 8"),
+        ({"designs": "single", "rule": "8"}, "no rule '8'"),
+        ({"designs": "single", "engine": "both", "seeds": 1}, "no engine 'both'"),
+        ({"suite": "exploration"}, "no suite 'exploration' (did you mean 'explore'?)"),
+        ({"seeds": 1, "schedules": 1}, "--seeds does not belong to --suite explore"),
+    ],
+)
+def test_emu_check_refuses_what_the_command_refuses(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        emu.check(**options)
+
+
+def test_what_was_checked_before_a_signal_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = StopFlag()
+
+    def one_more(*_: object, **__: object) -> Iterator[RuleResult]:
+        yield RuleResult("single", "virtual", "walk", 1, "", "ok", 1, "", conformance.Counts())
+        raise Interrupted
+
+    monkeypatch.setattr(conformance, "run", one_more)
+    checked = emu.check("single", stop=stop)
+    assert checked.interrupted and not checked.ok and not checked.failed
+    assert [each.rule for each in checked.rules] == ["walk"]
+    assert checked.scenarios == []
+
+
+@pytest.mark.parametrize("engine", conformance.ENGINES)
 def test_a_signal_ends_it_cleanly(engine: str) -> None:
     before = left_behind()
     process = start("check", "single", "--engine", engine, "--seeds", "5000")

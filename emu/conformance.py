@@ -217,15 +217,17 @@ def _rules(kind: str) -> list[Rule]:
     return _Suite(_core.load("native")).rules(_core.NAME_OF_KIND.index(kind))
 
 
-def choose_rules(rules_of: Mapping[str, Sequence[Rule]], text: str | None) -> dict[str, list[Rule]]:
+def choose_rules(
+    rules_of: Mapping[str, Sequence[Rule]], words: Sequence[str] | None
+) -> dict[str, list[Rule]]:
     """By kind, the rules that ``--rule`` names, by name or number; all without it.
 
     Raises InputError for a word that is a rule of no kind.
     """
-    if text is None:
+    if words is None:
         return {kind: list(found) for kind, found in rules_of.items()}
     chosen: dict[str, list[Rule]] = {kind: [] for kind in rules_of}
-    for word in text.split(","):
+    for word in words:
         found = [
             (kind, rule)
             for kind, rules in rules_of.items()
