@@ -187,7 +187,7 @@ LOCKSTAT = f"""\
 cell 0: {HEADING} 0
 phase all, 0.020000 s; times in microseconds, shares of a lock's waiting
 --------------------------------------------------------------------------------------------------------------
-         class name       contended waittime-total   waittime-avg   acquisitions holdtime-total   holdtime-avg
+         class name     contentions waittime-total   waittime-avg   acquisitions holdtime-total   holdtime-avg
 --------------------------------------------------------------------------------------------------------------
 
 i_mmap_rwsem a;b.so:              4          8.000          2.000             10         15.000          1.500

@@ -54,7 +54,7 @@ def choose(run: Run, which: str | None) -> Cells:
 
 
 def lockstat(cells: Cells) -> str:
-    """Locks and their call sites; times in microseconds, as in /proc/lock_stat."""
+    """Locks and their call sites; times in microseconds, columns named as in /proc/lock_stat."""
     return _sections(cells, _locks)
 
 
@@ -201,7 +201,7 @@ def _locks(cell: CellResult) -> Iterator[str]:
     phase = next((phase.name for phase in cell.phases if phase.counts_ops), "-")
     yield f"phase {phase}, {cell.seconds:.6f} s; times in microseconds, shares of a lock's waiting"
     columns = (
-        *("contended", "waittime-total", "waittime-avg"),
+        *("contentions", "waittime-total", "waittime-avg"),
         *("acquisitions", "holdtime-total", "holdtime-avg"),
     )
     heading = f"{'class name':>{width}} " + "".join(f" {column:>14}" for column in columns)
