@@ -16,9 +16,12 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from emu_command import emu
 
+from emu import background, experiment, workload
 from emu._version import __version__
 from emu.cli import app
+from emu.workload import calls, reader
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -144,6 +147,53 @@ def test_commands_and_options_that_are_mentioned_exist(path: Path) -> None:
 def test_what_is_not_run_is_shown() -> None:
     lines = [line for path in PAGES for line in shown(path)]
     assert [start for start in NOT_RUN if not any(li.startswith(start) for li in lines)] == []
+
+
+FORMATS = ROOT / "docs" / "workloads.md"
+
+
+def described_words() -> Iterator[str]:
+    """What may stand in a workload or an experiment, as FORMATS has to write it."""
+    for table in ("_File", "_Image", "_Program", "_Work", "_Cold", "_Phase", "_Walker"):
+        yield from getattr(reader, table).__struct_fields__
+    yield from background._Raw.__struct_fields__
+    yield from (*background.OPS, *reader._WORK_KEYS)
+    yield from (*calls.FLAGS, *calls.PROT)
+    yield from (f"{op}(" for op in calls.OPS)
+    yield from ("exclude", "include", "matrix", *experiment._READERS, *experiment._DEFAULTS)
+
+
+def test_every_word_of_a_workload_and_an_experiment_is_described() -> None:
+    text = FORMATS.read_text()
+    words = set(re.findall(r"\w+\(|[\w-]+", " ".join(re.findall(r"`[^`\n]+`", text))))
+    shown = set(re.findall(r"^(?:\[+)?(\w+)", "\n".join(toml_shown()), re.MULTILINE))
+    assert set(described_words()) - words - shown == set()
+
+
+def toml_shown() -> list[str]:
+    return re.findall(r"^```toml\n(.*?)^```", FORMATS.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_the_files_of_the_document_are_read_and_run(tmp_path: Path) -> None:
+    whole, entry, matrix = toml_shown()
+    path = tmp_path / "example.toml"
+    # The entry of the rest of the kernel belongs into a workload.
+    path.write_text(f"{whole}\n{entry}")
+    loaded = workload.load(path)
+    assert (loaded.name, [phase.unit for phase in loaded.phases]) == ("example", ["mmap", "mmap"])
+    assert [each.name for each in loaded.uses.entries] == ["pcpu_lock"]
+    where = ["--engine", "virtual", "--topology", "laptop-8c", "--cpus", "4", "--duration", "2ms"]
+    done = emu("run", "--workload", str(path), *where, "--rmap", "single", "--json", "-")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert '"kind": "truncate"' in done.stdout
+    path.write_text(matrix)
+    made = experiment.make(experiment.read_toml(path))
+    assert [(each.engine, each.repeats, each.cpus) for each in made] == [
+        ("native", 5, (1, 2, 4, 8, 16)),
+        ("native", 5, (3,)),
+        ("virtual", 1, (1, 2, 4, 8, 16)),
+        ("virtual", 1, (3,)),
+    ]
 
 
 @pytest.mark.parametrize(
