@@ -334,9 +334,22 @@ def test_native_runs_record_the_host_and_what_else_ran() -> None:
     assert all(word in shown for word in ("model", "kernel", "load"))
 
 
-def test_the_meter_sees_others_but_not_ourselves() -> None:
-    meter = host.LoadMeter(began_s=0, busy_s=0, stolen_s=0, own_s=0)
-    others, stolen = meter.read()
+def test_the_meter_sees_others_but_not_ourselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In two seconds the host's CPUs were busy for four, 2.5 of which were our own."""
+    times = {"busy": (100.0, 7.0), "own": 3.0, "now": 50.0}
+    monkeypatch.setattr(host, "_busy_s", lambda: times["busy"])
+    monkeypatch.setattr(host, "_own_s", lambda: times["own"])
+    monkeypatch.setattr("emu.host.time.monotonic", lambda: times["now"])
+    meter = host.LoadMeter.start()
+    times.update(busy=(104.0, 8.0), own=5.5, now=52.0)
+    assert meter.read() == (0.75, 0.5)
+    # /proc/stat counts in ticks, and may not have seen all of ours yet.
+    times.update(own=7.5)
+    assert meter.read() == (0.0, 0.5)
+
+
+def test_the_meter_reads_this_host() -> None:
+    others, stolen = host.LoadMeter(began_s=0, busy_s=0, stolen_s=0, own_s=0).read()
     assert others > 0
     assert stolen >= 0
 

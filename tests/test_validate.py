@@ -144,7 +144,7 @@ def test_the_published_data_fits_what_there_is() -> None:
         topology.load(row.topology)
         for point in validate.points(row):
             name = point.workload.partition(":")[0]
-            assert name in workload.names() or name == "mmap-page"
+            assert name in workload.names()
             assert point.cpus <= topology.load(row.topology).nr_cpus
     for each in file.calibration:
         assert {on.partition(":")[0] for on in each.on} <= set(ids)
