@@ -364,6 +364,68 @@ def test_ping_pong_takes_the_published_time_one_way() -> None:
     assert line["symbol"] == "line_ping_pong line"
 
 
+def first_of_each_class(machine: topology.Topology) -> dict[str, int]:
+    """The first CPU of each kind, seen from CPU 0."""
+    units = (
+        ("smt", machine.core_of_cpu),
+        ("l3", machine.l3_of_cpu),
+        ("node", machine.node_of_cpu),
+        ("socket", machine.socket_of_cpu),
+    )
+    found: dict[str, int] = {}
+    for cpu in range(1, machine.nr_cpus):
+        kind = next((name for name, of_cpu in units if of_cpu[cpu] == of_cpu[0]), "other")
+        found.setdefault(kind, cpu)
+    return found
+
+
+def only_two(machine: topology.Topology, name: str, cpu: int) -> topology.Topology:
+    """CPU 0 and ``cpu`` as all the CPUs of a machine, of otherwise the same costs."""
+    two = [0, cpu]
+    socket, node, l3, core = (
+        np.unique(of_cpu[two], return_inverse=True)[1].astype(np.int32)
+        for of_cpu in (
+            machine.socket_of_cpu,
+            machine.node_of_cpu,
+            machine.l3_of_cpu,
+            machine.core_of_cpu,
+        )
+    )
+    nodes = np.unique(machine.node_of_cpu[two])
+    return replace(
+        machine,
+        name=name,
+        socket_of_cpu=socket,
+        node_of_cpu=node,
+        l3_of_cpu=l3,
+        core_of_cpu=core,
+        slit=machine.slit[np.ix_(nodes, nodes)].copy(),
+        own_slit=True,
+    )
+
+
+def test_ping_pong_takes_the_time_of_each_class_of_each_machine(tmp_path: Path) -> None:
+    """A line on CPU 0's node: as long as the topology says, but for the two threads of a core.
+
+    Those slow each other's own accesses down, which take about as long as the way of the line.
+    """
+    expected = {}
+    for name in topology.names():
+        machine = topology.load(name)
+        for kind, cpu in first_of_each_class(machine).items():
+            path = tmp_path / f"{name}.{kind}.toml"
+            path.write_text(only_two(machine, path.stem, cpu).to_toml(), encoding="utf-8")
+            expected[str(path)] = kind, machine.c2c_ns(0, cpu, 0)
+    assert {kind for kind, _ in expected.values()} == {"smt", "l3", "node", "socket", "other"}
+    for cell in micro("line-ping-pong", ",".join(expected), "2", "1ms"):
+        kind, ns = expected[cell["topology"]]
+        found = 1e9 / cell["ops_per_s"]
+        if kind == "smt":
+            assert 0.99 * ns < found < 1.7 * ns, (cell["topology"], ns, found)
+        else:
+            assert found == pytest.approx(ns, rel=0.01), cell["topology"]
+
+
 def test_the_table_of_a_micro_workload_has_its_latency() -> None:
     where = ("--engine", "virtual", "--topology", "generic:sockets=1,nodes=1,cores=4")
     what = ("--workload", "rwsem-write", "--rmap", "single", "--cpus", "2", "--duration", "1ms")
