@@ -300,6 +300,12 @@ def test_bad_files_are_refused_with_place_and_remedy(
     assert expected in refused(tmp_path, old, new)
 
 
+def test_a_structure_without_a_reason_is_named_once(tmp_path: Path) -> None:
+    sure, unsure = (f'smt = 2\nconfidence = "{letter}"' for letter in "HL")
+    message = refused(tmp_path, sure, unsure, "epyc-9754-2s")
+    assert message == 'structure has confidence L but no reason; add "structure" to [notes]'
+
+
 def test_a_missing_section_is_named(tmp_path: Path) -> None:
     clock = '[clock]\nghz = { value = 2.7, spread = 0.1, confidence = "M", source = "HYG7490" }\n'
     assert refused(tmp_path, clock, "") == "section [clock] is missing"

@@ -147,9 +147,10 @@ def _check_meaning(machine: Machine, path: Path) -> None:
                 f"[sources] has: {', '.join(machine.sources)}"
             )
         if item.confidence in "LU" and not machine.note(key):
+            either = " or ".join(f'"{name}"' for name in dict.fromkeys((key, key.split(".")[0])))
             raise InputError(
                 f"{path}: {key} has confidence {item.confidence} but no reason; "
-                f'add "{key}" or "{key.split(".")[0]}" to [notes]'
+                f"add {either} to [notes]"
             )
     places = [*SECTIONS, "structure", "layout", *numbers]
     for key in machine.notes:
