@@ -266,6 +266,10 @@ def test_the_table_of_a_run_shows_time_stacks(made: Path) -> None:
     at = shown.index("Where the time went:")
     assert shown[at + 1].split() == ["rmap", "own", "work", "line", "stalls"]
     assert shown[at + 2].split()[1:] == ["25.0%", "75.0%"]
+    # 5 operations on 2 CPUs.
+    assert shown[at + 3].startswith(f"Few operations a CPU: {cell.rmap} 2.5. So beginning and end")
+    cell.ops *= 2
+    assert "Few operations" not in str(made_run(cell))
     cell.time_stack = {}
     assert "Where the time went" not in str(made_run(cell))
 

@@ -26,6 +26,8 @@ _SHOWN_SHARE = 0.001
 _SHOWN_SITES = 3
 _SHOWN_BOTTLENECK = 0.01
 _REPEATS_TO_TELL = 3
+_FEW = 5.0
+"""Operations a CPU: with 2 the start and the end can be a third of all time, with 6 a tenth."""
 _DETAILED = 3
 """With more numbers of CPUs than this there is one table over all of them, not a section each."""
 _HEADING = {
@@ -497,6 +499,18 @@ def _print_time_stacks(rows: Sequence[_Row], heading: str, console: Console, on:
     console.print()
     console.print(Text(f"Where the time went{on}:", style="bold"))
     console.print(table)
+    if few := [(row.name, each) for row in known if (each := _operations_a_cpu(row)) < _FEW]:
+        made = ", ".join(f"{name} {each:.1f}" for name, each in few)
+        console.print(
+            Text(
+                f"Few operations a CPU: {made}. So beginning and end weigh here (who is done is "
+                "asleep until all are), and less the longer the --duration."
+            )
+        )
+
+
+def _operations_a_cpu(row: _Row) -> float:
+    return sum(cell.ops for cell in row.cells) / sum(cell.cpus for cell in row.cells)
 
 
 def _verdict(rows: Sequence[_Row]) -> Text:
