@@ -149,6 +149,13 @@ def test_what_is_not_run_is_shown() -> None:
     assert [start for start in NOT_RUN if not any(li.startswith(start) for li in lines)] == []
 
 
+def test_the_share_of_holds_that_are_timed_is_the_core_s() -> None:
+    header = (ROOT / "workers" / "include" / "emu" / "machine.h").read_text()
+    samples = re.findall(r"#define EMU_HOLD_SAMPLE (\d+)u", header)
+    told = (ROOT / "docs" / "ARCHITECTURE.md").read_text()
+    assert [*re.findall(r"acquisition in (\d+) is timed on the native", told), "1"] == samples
+
+
 FORMATS = ROOT / "docs" / "workloads.md"
 
 
