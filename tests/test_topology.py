@@ -120,6 +120,14 @@ def test_the_machines_are_listed_without_the_internal_files() -> None:
     assert topology.names() == sorted(MACHINES)
 
 
+def test_machines_are_found_by_the_names_of_the_tables_of_measurements() -> None:
+    assert set(topology.ALSO_CALLED.values()) <= set(MACHINES)
+    for also, name in topology.ALSO_CALLED.items():
+        assert also not in MACHINES
+        assert topology.load(also).render() == topology.load(name).render()
+    assert topology.load("hygon-12n-384").name == "hygon-12x32"
+
+
 @pytest.mark.parametrize("name", MACHINES)
 def test_counts_are_the_published_ones(name: str) -> None:
     machine = topology.load(name)

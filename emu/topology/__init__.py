@@ -31,13 +31,14 @@ same position there, and hops if that position is not the right one.
 
 from __future__ import annotations
 
-from emu.topology.by_name import check, load, names
+from emu.topology.by_name import ALSO_CALLED, check, load, names
 from emu.topology.cpu_list import MAX_CPUS, format_cpu_list, parse_cpu_list
 from emu.topology.machine import IntArray, LatencyClass, Topology
 from emu.topology.tables import IDLE_STATES, Cost, Costs, Machine
 from emu.topology.this_machine import assumed, cpu_name, host, host_file, nearest_machine
 
 __all__ = [
+    "ALSO_CALLED",
     "IDLE_STATES",
     "MAX_CPUS",
     "Cost",

@@ -15,6 +15,17 @@ from emu.topology.shapes import check_size, from_layout, from_structure
 from emu.topology.tables import Layout
 from emu.topology.this_machine import host, host_file
 
+ALSO_CALLED = {
+    "altra-q80-30-1s": "altra-q80-1s",
+    "hygon-12n-384": "hygon-12x32",
+    "hygon-7280-8n-128": "hygon-7280-2s",
+    "laptop-8c-5800u": "laptop-8c",
+    "xeon-8275cl-2s-clx": "xeon-8275cl-2s",
+    "xeon-8375c-2s-icx": "xeon-8375c-2s",
+    "xeon-8570-2s-emr": "xeon-8570-2s",
+}
+"""Names that these machines have in the tables of measurements that their files were made from."""
+
 
 def names() -> list[str]:
     """The machines that come with mm-emu, sorted."""
@@ -33,6 +44,7 @@ def load(name_or_path: str | Path) -> Topology:
         return _generic(text)
     if isinstance(name_or_path, Path) or "/" in text or text.endswith(".toml"):
         return check(Path(text))
+    text = ALSO_CALLED.get(text, text)
     known = names()
     if text not in known:
         raise InputError(
