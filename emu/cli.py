@@ -526,6 +526,14 @@ def record(
 
 @app.command(epilog="Example: emu validate --row hygon-numa-locks --row emr-wait-share")
 def validate(
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[FILE]",
+            help="Results of your own, as TOML; docs/validation.md has the form.  Default: those "
+            "that come with mm-emu",
+        ),
+    ] = None,
     row: Annotated[
         list[str] | None,
         typer.Option(metavar="ID", help="A published result; again for more.  Default: all"),
@@ -557,7 +565,12 @@ def validate(
 
     with StopFlag() as stop:
         found = validation.run_all(
-            row or (), duration=duration, uncertainty=uncertainty, progress=say, stop=stop
+            row or (),
+            file=file,
+            duration=duration,
+            uncertainty=uncertainty,
+            progress=say,
+            stop=stop,
         )
     if json_file == "-":
         sys.stdout.buffer.write(found.to_json())

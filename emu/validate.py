@@ -22,6 +22,7 @@ from rich.text import Text
 from emu import experiment, workload
 from emu.coordinator import StopFlag
 from emu.errors import InputError, unknown
+from emu.files import read_text
 from emu.report.table import print_uncertainty
 from emu.results import CellResult, Run, Uncertainty
 
@@ -104,7 +105,7 @@ def read(path: Path | None = None) -> _File:
     """The published results. Raises InputError when the file is not as it should be."""
     path = path or Path(__file__).with_name("published.toml")
     try:
-        file = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), _File)
+        file = msgspec.convert(tomllib.loads(read_text(path)), _File)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
     except (ValueError, RecursionError, msgspec.ValidationError) as error:
@@ -232,13 +233,14 @@ def choose(rows: Sequence[Result], wanted: Sequence[str]) -> list[Result]:
 def run_all(
     wanted: Sequence[str] = (),
     *,
+    file: Path | None = None,
     duration: str = DURATION,
     uncertainty: int = 0,
     progress: Callable[[Point], None] | None = None,
     stop: StopFlag | None = None,
 ) -> Validation:
-    """Validate these rows of published.toml, or all. Raises InputError, Interrupted."""
-    file = read()
+    """Validate these rows of a file, published.toml, or all. Raises InputError, Interrupted."""
+    published = read(file)
 
     def run_cells(options: Mapping[str, object]) -> Run:
         with tempfile.TemporaryDirectory(prefix="emu_validate_") as folder:
@@ -246,8 +248,8 @@ def run_all(
             return experiment.run_whole(store=folder, stop=stop, **given)
 
     return validate(
-        choose(file.result, wanted),
-        file.calibration,
+        choose(published.result, wanted),
+        published.calibration,
         run_cells,
         duration=duration,
         uncertainty=uncertainty,
@@ -280,7 +282,8 @@ def print_validation(found: Validation, console: Console) -> None:
         before = point.row
     console.print(table)
     console.print()
-    console.print(Text("Calibrated on published results:", style="bold"))
+    if found.calibrations:
+        console.print(Text("Calibrated on published results:", style="bold"))
     for each in found.calibrations:
         console.print(
             Text(f"  {each.parameter}: on {', '.join(each.on)}. {each.how}"), soft_wrap=True

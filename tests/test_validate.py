@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -152,6 +153,13 @@ def test_the_published_data_fits_what_there_is() -> None:
         validate.choose(file.result, ["hygon"])
 
 
+def test_every_key_of_a_row_is_described() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "validation.md").read_text()
+    about = text[text.index("`emu validate mine.toml`") : text.index("| row | CPUs")]
+    missing = [name for name in Result.__struct_fields__ if not re.search(rf"\b{name}\b", about)]
+    assert missing == []
+
+
 def test_a_file_that_does_not_add_up_is_refused(tmp_path: Path) -> None:
     row = """
     [[result]]
@@ -191,6 +199,27 @@ def test_the_command_gives_a_table_and_json() -> None:
     wrong = emu("validate", "--row", "nosuch")
     assert wrong.returncode == 2
     assert len(wrong.stderr.strip().splitlines()) == 1
+
+
+def test_results_of_one_s_own_in_the_form_of_the_document(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "validation.md").read_text()
+    (shown,) = re.findall(r"^```toml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    path = tmp_path / "mine.toml"
+    path.write_text(shown.replace("cpus = 128", "cpus = [2, 4]").replace("4.2", "[4.2, 1.0]"))
+    done = emu("validate", str(path), "--duration", "1ms", "--json", "-")
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    assert [(p["row"], p["cpus"], p["published"]) for p in found["points"]] == [
+        ("my-server", 2, [4.2]),
+        ("my-server", 4, [1.0]),
+    ]
+    assert all(p["ratio"] > 0 for p in found["points"])
+    assert found["calibrations"] == []
+    assert "Calibrated" not in emu("validate", str(path), "--duration", "1ms").stdout
+    for name, words in ((path.parent / "none.toml", "No such file"), (path, "no published result")):
+        wrong = emu("validate", str(name), "--row", "hygon")
+        assert wrong.returncode == 2 and words in wrong.stderr
+        assert len(wrong.stderr.strip().splitlines()) == 1
 
 
 def test_a_signal_ends_it_cleanly() -> None:
