@@ -253,7 +253,7 @@ static void part_build(struct part *part, bool is_leaf)
 
 /*
  * The nodes of a level from the way `left` to the way `right` will be on no way any more. They are still found until the
- * new ones are published, but no grace period can end before this CPU's system call does.
+ * new ones are published, but no grace period can end before this CPU is preempted or its system call ends.
  */
 static void free_level(struct maple_root *root, uint32_t level, const struct step *left, const struct step *right)
 {
@@ -336,7 +336,7 @@ static void store_first(struct maple_root *root, uint64_t first, uint64_t last, 
 	set_root(root, node_of_items(part.items, part.nr, true));
 }
 
-void maple_store(struct maple_root *root, uint64_t first, uint64_t last, void *entry)
+static void store(struct maple_root *root, uint64_t first, uint64_t last, void *entry)
 {
 	struct step left[DEPTH_MAX], right[DEPTH_MAX];
 	struct maple_node *top = atomic_load_explicit(&root->node, memory_order_relaxed);
@@ -382,6 +382,14 @@ void maple_store(struct maple_root *root, uint64_t first, uint64_t last, void *e
 	while (part.nr > 1)
 		part_build(&part, false);
 	set_root(root, part.items[0].ptr);
+}
+
+void maple_store(struct maple_root *root, uint64_t first, uint64_t last, void *entry)
+{
+	/* A preempted task is in no section: a grace period might end while what free_level() gave away is still found. */
+	emu_preempt_disable();
+	store(root, first, last, entry);
+	emu_preempt_enable();
 }
 
 /*
