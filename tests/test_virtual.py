@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -462,6 +463,41 @@ def test_both_sides_of_a_ping_pong_end_together() -> None:
     for a, b in (timed[:2], timed[2:4]):
         assert b in (a - 1, a)
         assert a > 100
+
+
+LIST_IT = 'list = "it"'
+
+
+def a_program(folder: Path, calls: Sequence[str], phase: str = LIST_IT, more: str = "") -> Path:
+    """A workload of these calls, once; `more`: other programs, for `phase`."""
+    lines = "".join(f'  "{call}",\n' for call in calls)
+    path = folder / "program.toml"
+    path.write_text(
+        'name = "program"\nload = "load"\n[files]\nf = 4\n[image.x]\nmmap_base = 0x7ffff7fff000\n'
+        'calls = ["mmap(0x1000000, 4096, PROT_READ, MAP_PRIVATE|MAP_FIXED, f, 0)"]\n'
+        f'[program.load]\ncalls = ["exec(x)"]\n[program.it]\ncalls = [\n{lines}]\n{more}'
+        f'[[phase]]\nname = "it"\nkind = "once"\n{phase}\n'
+    )
+    return path
+
+
+@pytest.mark.parametrize("engine", ["native", "virtual"])
+def test_who_frees_much_does_not_wait_for_its_partner_in_a_ping_pong(
+    engine: str, tmp_path: Path
+) -> None:
+    """CPU 0 waits for grace periods before it comes to the ping-pong, where CPU 1 is already."""
+    anonymous = "PROT_READ, MAP_PRIVATE|MAP_ANONYMOUS|MAP_FIXED, -1, 0"
+    calls = [f"mmap({0x10000000 + 65536 * i:#x}, 4096, {anonymous})" for i in range(600)]
+    path = a_program(
+        tmp_path,
+        [*calls, "munmap(0x10000000, 39321600)", "line_ping_pong()"],
+        phase='list = "plays"\nfirst = "it"',
+        more='[program.plays]\ncalls = ["line_ping_pong()"]\n',
+    )
+    arguments = ("--workload", str(path), "--mm", "per-vma-lock", "--rmap", "single")
+    where = ("--topology", "generic:sockets=1,nodes=1,cores=4") if engine == "virtual" else ()
+    (cell,) = cells_of("--engine", engine, *where, *arguments, "--cpus", "2", "--repeats", "1")
+    assert cell["latency_ns"]["micro"]["count"] == 2
 
 
 def test_rwsem_write_is_near_what_long_measured() -> None:

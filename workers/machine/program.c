@@ -407,6 +407,8 @@ static void pace(uint64_t ns)
 static int64_t run_micro(struct emu_cpu *cpu, uint32_t op)
 {
 	struct emu_micro *micro = emu_arena->micro;
+	uint64_t rcu;
+	bool goes_on;
 
 	switch (op) {
 	case EMU_CALL_LINE_WRITE:
@@ -421,7 +423,11 @@ static int64_t run_micro(struct emu_cpu *cpu, uint32_t op)
 		if (!cpu->in_phase)
 			return 0;
 		cpu->in_ping_pong = true;
-		return !emu_line_ping_pong(micro, &cpu->ping_pong_turn);
+		/* The partner may be waiting for a grace period. Without processes nobody is, and the line is all there is. */
+		rcu = current->mm ? emu_rcu_sleep() : 0;
+		goes_on = emu_line_ping_pong(micro, &cpu->ping_pong_turn);
+		emu_rcu_wake(rcu);
+		return !goes_on;
 	case EMU_CALL_RWSEM_READ:
 		emu_rwsem_read(micro);
 		return 0;
