@@ -500,6 +500,21 @@ def test_who_frees_much_does_not_wait_for_its_partner_in_a_ping_pong(
     assert cell["latency_ns"]["micro"]["count"] == 2
 
 
+def test_ranges_of_fault_next_may_differ_in_length(tmp_path: Path) -> None:
+    """As far as one has come is beyond the end of the other, where nothing is mapped."""
+    longer, shorter = "0x10000000, 40960, PROT_WRITE", "0x20000000, 8192, PROT_WRITE"
+    anonymous = "PROT_READ|PROT_WRITE, MAP_PRIVATE|MAP_ANONYMOUS|MAP_FIXED, -1, 0"
+    calls = (
+        f"mmap(0x10000000, 40960, {anonymous})",
+        f"mmap(0x20000000, 8192, {anonymous})",
+        *[f"fault_next({longer})"] * 4,
+        *[f"fault_next({shorter})"] * 3,
+    )
+    arguments = ("--workload", str(a_program(tmp_path, calls)), "--rmap", "single", "--cpus", "1")
+    (cell,) = cells_of("--engine", "virtual", "--topology", "generic:cores=4", *arguments)
+    assert cell["latency_ns"]["fault"]["count"] == 7
+
+
 def test_rwsem_write_is_near_what_long_measured() -> None:
     """published.toml, rwsem-write-skylake-4s: nothing was fitted to it.
 

@@ -40,7 +40,8 @@ struct emu_cpu {
 	uint32_t nr_parents;
 	bool in_phase, in_ping_pong;
 	uint64_t last_mmap;   /* where the latest mapping is, 0 = passed on to nobody in return */
-	uint64_t next_fault;  /* bytes into the range of fault_next() */
+	uint64_t fault_range; /* where the range of the latest fault_next() begins, */
+	uint64_t next_fault;  /* and how many bytes into it the next one is */
 	uint64_t ping_pong_turn;
 	const struct emu_call *first_done, *last_done; /* batch=exit+fork+exec: what an earlier call has done already */
 	uint64_t walk_due_ns;	 /* the first of its walkers' */

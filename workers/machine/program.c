@@ -345,6 +345,10 @@ static int64_t touch_next(struct emu_cpu *cpu, const struct emu_call *call)
 {
 	bool write = call->prot & EMU_PROT_WRITE;
 
+	/* How far it was in another range says nothing of this one, which may be shorter. */
+	if (cpu->fault_range != call->addr || cpu->next_fault >= call->len)
+		cpu->next_fault = 0;
+	cpu->fault_range = call->addr;
 	for (uint64_t n = 0; n <= call->len; n += EMU_PAGE_SIZE) {
 		uint64_t addr = call->addr + cpu->next_fault;
 
