@@ -515,6 +515,18 @@ def test_ranges_of_fault_next_may_differ_in_length(tmp_path: Path) -> None:
     assert cell["latency_ns"]["fault"]["count"] == 7
 
 
+def test_a_forked_child_learns_of_its_mappings_one_by_one(tmp_path: Path) -> None:
+    """pt-extents proposes addresses to it that are taken; not each page of a long mapping."""
+    long = "mmap(NULL, 2457600, PROT_READ, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0)"
+    short = "mmap(NULL, 4096, PROT_READ, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0)"
+    path = a_program(tmp_path, [long, "fork()", short, "exit()", "munmap(0x7ffff7da7000, 2457600)"])
+    machine = ("--engine", "virtual", "--topology", "generic:cores=4", "--rmap", "single")
+    designs = ("--mm", "pt-extents,pt-extents-percpu")
+    for cell in cells_of(*machine, "--workload", str(path), *designs, "--cpus", "1"):
+        assert cell["latency_ns"]["mmap"]["count"] == 2
+        assert cell["latency_ns"]["mmap"]["max"] < 20_000
+
+
 def test_rwsem_write_is_near_what_long_measured() -> None:
     """published.toml, rwsem-write-skylake-4s: nothing was fitted to it.
 

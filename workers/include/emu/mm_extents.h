@@ -339,7 +339,10 @@ static inline void unlock_tables(struct mm_struct *mm, const struct mm_range *ra
 	}
 }
 
-/* Of a proposal that is not free: what is, is given back. The rest belongs to VMAs, and comes back with them. */
+/*
+ * Of a proposal that is not free: what is, is given back. The rest belongs to VMAs, and comes back with them. A forked mm
+ * knows nothing yet, so that this is how it learns of what it has: a VMA at a time, not a proposal.
+ */
 static inline void give_back_holes(struct mm_struct *mm, const struct mm_range *range)
 {
 	struct mm_extents *me = mm_private(mm, struct mm_extents);
@@ -351,6 +354,8 @@ static inline void give_back_holes(struct mm_struct *mm, const struct mm_range *
 		if (at < hole_end)
 			addresses_set(me, at, hole_end, false);
 		/* A VMA may be found that reaches beyond: it lies in the tables that are locked. */
+		if (vma && vma->vm_start < range->start)
+			addresses_set(me, vma->vm_start, range->start, true);
 		if (vma && vma->vm_end > range->end)
 			addresses_set(me, range->end, vma->vm_end, true);
 		at = vma ? vma->vm_end : range->end;
