@@ -326,6 +326,45 @@ static void fork_border(uint32_t cpu)
 	leave();
 }
 
+/* Only the upper table is there. */
+static void upper_table(void)
+{
+	begin();
+	map(BORDER + 2, 1, READ, data(), 8);
+	end_setup();
+}
+
+static void have_both_or_neither(struct mm_struct *mm)
+{
+	int64_t low, high;
+
+	current->mm = mm;
+	low = emu_sys_fault(BASE + BORDER * PAGE, false);
+	high = emu_sys_fault(BASE + (BORDER + 1) * PAGE, false);
+	EMU_ASSERT(low == high, "of a mapping one half is there: %lld, %lld", (long long)low, (long long)high);
+	leave();
+}
+
+/* A mapping brings a table that lies before one which others have locked, or wait for. */
+static void new_table(uint32_t cpu)
+{
+	enter();
+	if (cpu == 0)
+		map(BORDER, 2, READ, libc(), 0);
+	else if (cpu == 1)
+		unmap(BORDER, 2);
+	else
+		world->mm[1] = dup_mmap(current->mm);
+	leave();
+}
+
+static void end_new_table(void)
+{
+	have_both_or_neither(world->mm[0]);
+	have_both_or_neither(world->mm[1]);
+	end();
+}
+
 /* The process is copied while its threads write to it. */
 static void fork_fault(uint32_t cpu)
 {
@@ -502,6 +541,8 @@ const struct emu_scenario emu_mm_scenarios[] = {
 	MM("free-addresses", one_page, free_addresses, "three threads ask for free addresses and give them back"),
 	MM("fixed-addresses", one_page, fixed_addresses, "free addresses, where a third maps at a fixed one"),
 	MM("fork-border", border, fork_border, "a fork copies what a second thread maps and a third uses"),
+	{ .name = "new-table", .help = "a mapping in a new table and an old one, which others unmap and copy",
+	  .nr_cpus = 3, .kind = EMU_SCENARIO_MM, .setup = upper_table, .cpu = new_table, .check = end_new_table },
 	MM("fork-fault", four_pages, fork_fault, "a fork of a process whose threads write"),
 	MM("truncate-map", four_pages, truncate_map, "truncate of a file that one thread maps and another uses"),
 	MM("truncate-munmap", four_pages, truncate_munmap, "truncate of what one thread unmaps and another uses"),

@@ -310,15 +310,25 @@ static inline void mm_extents_change(struct mm_struct *mm, struct vm_area_struct
  * Ranges
  */
 
+/*
+ * Where there is no table there is nothing to lock, unless VMAs are to be linked. But while one is waited for, another CPU
+ * may make one before it, and map in both: that one comes first then, or half of the mapping would be changed or copied.
+ */
 static inline void lock_tables(struct mm_struct *mm, const struct mm_range *range)
 {
 	for (uint64_t at = range->start, next; at < range->end; at = next) {
+		uint64_t from = at, again = at;
 		struct page_table *table = range->map ? pte_alloc(mm, at) : pte_find_from(mm, &at, range->end);
 
 		if (!table)
 			return;
 		next = (at | (EMU_PMD_SIZE - 1)) + 1;
 		down_write(&extents_of(table)->changing);
+		if (at > from && pte_find_from(mm, &again, range->end) != table) {
+			up_write(&extents_of(table)->changing);
+			next = from;
+			continue;
+		}
 		atomic_store_explicit(&extents_of(table)->owner, current, memory_order_relaxed);
 	}
 }
