@@ -46,7 +46,6 @@ _NOTE = 255
 _ORDINARY = 255
 
 _NO_BOUND = 2**32 - 1
-_CPUS = 8
 _RMAP, _MM = "single", "mmap-sem-rbtree"
 """What is beside the design that a scenario is about."""
 _NODES = 2
@@ -57,10 +56,10 @@ _ARENA_BYTES = 16 * MIB
 _SLICE_NS = 100_000_000
 _CRITICAL_TRIES = 32
 _SMALL = {
-    "cpu-locks": "cpus=4",
+    "cpu-locks": "cpus=1",
     "dynamic": "threshold=0,shards=2",
-    "outer-inner": "shards=2",
-    "outer-percpu": "shards=2",
+    "outer-inner": "shards=3",
+    "outer-percpu": "shards=3",
     "pt-extents-percpu": "chunk_kib=2048",
 }
 """Parameters for designs that are given none: a few CPUs meet in a few shards."""
@@ -378,7 +377,9 @@ def explore_unit(unit: Unit, tick: Callable[[int], None] = lambda schedules: Non
             except _core.CoreError as error:
                 raise InputError(f"--{kind} {design.name}: {error}") from None
         config = _core.make_config(
-            node_of_cpu=[cpu % _NODES for cpu in range(_CPUS)],
+            # No more than the scenario has: designs that divide the CPUs among shards would give
+            # those that run a single one.
+            node_of_cpu=[cpu % _NODES for cpu in range(unit.scenario.cpus)],
             nr_nodes=_NODES,
             nr_files=len(_FILES),
             nr_lists=1,

@@ -282,6 +282,15 @@ DESIGNS = [
         params=SHARDS,
     ),
     rmap(
+        "walk of one shard alone",
+        "outer-inner",
+        "\tret = rmap_shards_walk(oi->shards, first, last, fn, arg);",
+        "\tret = i_mmap_tree_walk(&oi->shards->shard[0]->tree, first, last, fn, arg);",
+        "last-mapping",
+        RULE,
+        params="shards=3",
+    ),
+    rmap(
         "outer lock given back at prepare",
         "outer-inner",
         "\tdown_read(&oi->outer);\n\trmap_shards_prepare(oi->shards, vp);",
