@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import msgspec
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from emu import experiment, workload
@@ -25,6 +24,7 @@ from emu.errors import InputError, unknown
 from emu.files import read_text
 from emu.report.table import print_uncertainty
 from emu.results import CellResult, Run, Uncertainty
+from emu.terminal import WholeTable
 
 DURATION = "40ms"
 """Of a cell, in virtual time: each of 384 CPUs that share one lock ends an exec or two in it."""
@@ -259,7 +259,7 @@ def run_all(
 
 def print_validation(found: Validation, console: Console) -> None:
     """Print the table, and what was calibrated on what."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = WholeTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for heading in ("row", "what", "cpus", "published", "emulated", "emulated/published", ""):
         right = heading not in ("row", "what", "")
         table.add_column(heading, justify="right" if right else "left", no_wrap=True)

@@ -20,7 +20,7 @@ from hdrh.log import HistogramLogReader
 import emu as package
 from emu.errors import InputError
 from emu.histogram import decode, new_hdr
-from emu.report import figures, mail, plot, text
+from emu.report import figures, mail, plot, table, text
 from emu.results import (
     ByCpu,
     CellResult,
@@ -37,6 +37,7 @@ from emu.results import (
     Wait,
     read_run,
 )
+from emu.terminal import SafeConsole, plain_console
 
 
 @pytest.fixture(scope="module")
@@ -328,6 +329,36 @@ def test_the_text_of_a_rate_with_a_long_unit_fits_its_columns() -> None:
     for cell in cells:
         cell.phases[0].unit = "iteration"
     assert "iteration/s" in mail.text(made_run(*cells))
+
+
+NAMES = ("single", *(f"outer-inner:shards=64,by={by}" for by in ("cpu", "vma", "mm")), "btree")
+
+
+@pytest.mark.parametrize("width", [40, 80, 250, None])
+@pytest.mark.parametrize("cpus", [(1, 2), (1, 2, 3, 4)])
+def test_tables_are_whole_on_narrow_terminals(width: int | None, cpus: tuple[int, ...]) -> None:
+    rates = {
+        (name, number): 1000.0 * (1 + place) + number
+        for place, name in enumerate(NAMES)
+        for number in cpus
+    }
+    made = (made_cell(rmap=n, cpus=number, ops_per_s=r) for (n, number), r in rates.items())
+    run, out = made_run(*made), io.StringIO()
+    if width:
+        table.print_run(run, SafeConsole(file=out, width=width, force_terminal=True, no_color=True))
+    else:
+        table.print_run(run, plain_console(out))
+    shown = re.sub("\x1b\\[[0-9;]*m", "", out.getvalue())
+    assert "…" not in shown
+    for rate in rates.values():
+        assert f"{rate:,.0f}" in shown
+    if len(cpus) > 3:
+        lines = shown.replace("x single", "x").splitlines()
+        headings = [words for words in map(str.split, lines) if words[:1] == ["CPUs"]]
+        assert all(words[1] != "x" for words in headings), "x single has its design before it"
+        if width != 40:  # there names are folded
+            assert [word for words in headings for word in words if word in NAMES] == list(NAMES)
+            assert len(headings) == 1 or width == 80
 
 
 def test_too_few_repeats_are_told_without_a_promise() -> None:

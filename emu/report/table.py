@@ -17,7 +17,7 @@ from emu.host import disturbances_of_run
 from emu.report.designs import Designs
 from emu.results import KIND, CellResult, Run, Uncertainty
 from emu.stats import unstable
-from emu.terminal import plain_console
+from emu.terminal import WholeTable, plain_console
 
 _PROCESSES = ("exec", "fork", "exit")
 _THREADS = ("fault", "mmap", "munmap", "mprotect")
@@ -207,6 +207,7 @@ def _scaling(
         if baseline and name != baseline:
             columns.append(f"x {baseline}")
     table = _table(console, "CPUs", *columns)
+    table.tied = [n for n, column in enumerate(columns, 1) if column == f"x {baseline}"]
     for group in groups:
         rows = {row.name: row for row in _rows(group, designs)}
         base, values = rows.get(baseline or ""), []
@@ -243,7 +244,7 @@ def _walk_scaling(
 ) -> Table:
     """Walkers and numbers of CPUs down, designs across."""
     names = designs.names()
-    table = _table(console, "walker", "CPUs", *names)
+    table = _table(console, "walker", "CPUs", *names, keys=2)
     first = next(cell for group in groups for cell in group if cell.ok)
     for number in range(len(first.walkers)):
         for group in groups:
@@ -272,7 +273,7 @@ def _p50(row: _Row, number: int) -> str:
 def _walks(rows: Sequence[_Row], heading: str, console: Console) -> Table:
     """Walkers down; of each design how often it walked, what that took and what it came to."""
     columns = (heading, "done", "refused", "lost", "p50", "max", "VMAs/walk", "PTEs/walk")
-    table = _table(console, "walker", *columns)
+    table = _table(console, "walker", *columns, keys=2)
     for number in range(len(rows[0].cells[0].walkers)):
         for row in rows:
             walkers = [cell.walkers[number] for cell in row.cells]
@@ -305,9 +306,8 @@ def _print_comparison(run: Run, console: Console) -> None:
     console.print()
     console.print(Text("BOTH ENGINES on the same cells", style="bold underline"))
     console.print()
-    table = _table(
-        console, "cell", "rmap", "native (measured)", "virtual (predicted)", "virtual/native"
-    )
+    columns = ("native (measured)", "virtual (predicted)", "virtual/native")
+    table = _table(console, "cell", "rmap", *columns, keys=2)
     several_mm = len({key[3] for key in both}) > 1
     for (workload, cpus, topology, mm, rmap), engines in both.items():
         native, virtual = (
@@ -374,9 +374,11 @@ def _print_group(cells: Sequence[CellResult], designs: Designs, run: Run, consol
         console.print(Text(f"Note: {first.note}", style="yellow"), soft_wrap=True)
 
 
-def _table(console: Console, *columns: str) -> Table:
+def _table(console: Console, *columns: str, keys: int = 1) -> WholeTable:
+    """``keys``: so many of the columns say what a row is about."""
     look = box.SIMPLE_HEAD if console.is_terminal else None
-    table = Table(box=look, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = WholeTable(box=look, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.keys = keys
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", no_wrap=True)
     return table
@@ -443,7 +445,8 @@ def _libc_locks(cell: CellResult) -> tuple[str, float]:
 
 
 def _latencies(rows: Sequence[_Row], heading: str, console: Console) -> Table:
-    table = _table(console, heading, "latency of", "p50", "p99", "p99.9", "max", "count")
+    columns = ("p50", "p99", "p99.9", "max", "count")
+    table = _table(console, heading, "latency of", *columns, keys=2)
     # Results of earlier versions have no "micro".
     cells = [cell for row in rows for cell in row.cells]
     happened = {op for cell in cells for op, latency in cell.latency_ns.items() if latency.count}
