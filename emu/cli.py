@@ -680,7 +680,10 @@ def _call(arguments: list[str]) -> int:
         return 1
     except (KeyboardInterrupt, typer.Abort, Interrupted):
         return 130
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit) as error:
+        # For a closed pipe typer exits.
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+            raise
         # Whoever read our output has enough; nobody is left to complain to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

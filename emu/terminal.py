@@ -7,6 +7,7 @@ All that is printed and may hold such a name goes through ``printable`` or a ``S
 from __future__ import annotations
 
 import copy
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -39,6 +40,11 @@ class SafeConsole(Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def on_broken_pipe(self) -> None:
+        """See rich, which would exit. Nobody reads on; what else there is to do is done."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
     def render_str(self, text: str, **options: Any) -> Text:
         """See rich. Before it is measured."""

@@ -323,6 +323,20 @@ def test_output_into_a_closed_pipe_is_no_traceback() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.parametrize(("more", "status"), [("--html {page}", 0), ("--timeout 1ms", 1)])
+def test_who_reads_no_further_does_not_change_what_is_done(
+    more: str, status: int, tmp_path: Path
+) -> None:
+    page = tmp_path / "page.html"
+    run = f"run --engine virtual --rmap single --cpus 1 --duration 1ms {more.format(page=page)}"
+    others = ("show last", "list designs", "export last --format json", "topology show host", "")
+    for arguments, expected in ((run, status), *((each, 0) for each in others)):
+        command = f"set -o pipefail; {sys.executable} -m emu {arguments} 2>&1 | true"
+        done = subprocess.run(["bash", "-c", command], cwd="/", capture_output=True, text=True)
+        assert (done.returncode, done.stdout, done.stderr) == (expected, "", ""), arguments
+    assert page.exists() == (status == 0)
+
+
 @pytest.mark.parametrize("arguments", ["runs", "--version", "show nope", "nope"])
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
 def test_what_goes_into_a_closed_stream_is_lost(arguments: str, closed: str) -> None:
