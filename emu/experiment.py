@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 MAX_CPUS = 4096
 """More CPUs than this are surely a slip of the hand: each is a process here."""
 MAX_REPEATS = 1000
+_MAX_SEED = 2**63 - 1
 AXES = ("rmap", "mm", "topology", "cpus", "workload")
 """What is in ``[matrix]``."""
 
@@ -312,7 +313,7 @@ _READERS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
     "cpus": ("cpus", _cpus),
     "workload": ("workload", _names),
     "engine": ("engine", _names),
-    "seed": ("seed", lambda key, value: _integer(key, value, 0, 2**63 - 1)),
+    "seed": ("seed", lambda key, value: _integer(key, value, 0, _MAX_SEED)),
     "repeats": ("repeats", lambda key, value: _integer(key, value, 1, MAX_REPEATS)),
     "duration": ("duration_ns", lambda _, value: parse_duration(value)),
     "timeout": ("timeout_ns", lambda key, value: parse_duration(value, key, most_m=24 * 60)),
@@ -361,6 +362,11 @@ def make(given: Mapping[str, Any]) -> tuple[Experiment, ...]:
             mine["cpus"] = _VIRTUAL_CPUS
         defaults = _DEFAULTS.get(engine, {})
         matrix = Experiment(**(defaults | mine), engine=engine, exclude=excluded)
+        if matrix.seed + matrix.repeats - 1 > _MAX_SEED:
+            raise InputError(
+                f"--seed {matrix.seed}: repeat r runs with seed + r, which must be at most "
+                f"{_MAX_SEED}; there are {matrix.repeats} repeats"
+            )
         made.append(matrix)
         for rule in included:
             words = {key: _READERS[key][1](key, value) for key, value in rule.items()}

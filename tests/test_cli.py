@@ -102,6 +102,10 @@ BAD_INPUT = {
     ),
     "no-engine": (["--engine", "x"], ["no engine 'x'", "native, virtual"]),
     "seed": (["--seed", "x"], ["--seed"]),
+    "seed-repeats": (
+        ["--seed", str(2**63 - 1), "--repeats", "2"],
+        [f"--seed {2**63 - 1}", "2 repeats"],
+    ),
     "repeats": (["--repeats", "0"], ["--repeats 0", "from 1 to"]),
     "duration": (["--duration", "20"], ["--duration 20", "20ms"]),
     "penalty": (["--numa-penalty", "maybe"], ["numa-penalty", '"on" or "off"']),
