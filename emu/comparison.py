@@ -2,7 +2,7 @@
 """Two runs side by side: what differs, by how much, and whether that is hardly chance.
 
 Cells belong together when they agree in engine, workload, topology, CPUs and both designs. A side
-that is narrowed to one design ("last:single") is compared with whatever design the other side has.
+that is narrowed to one design ("last:single") is compared with the design that the other side has.
 """
 
 from __future__ import annotations
@@ -141,6 +141,13 @@ def compare(base: Side, other: Side) -> Comparison:
     axes = [a for a in ("workload", "topology", "mm", "rmap") if a not in free]
     groups: list[dict[tuple[object, ...], list[CellResult]]] = []
     for each in (base, other):
+        for kind in sorted(free):
+            # Else they would be taken for repeats of one.
+            if len(names := dict.fromkeys(getattr(cell, kind) for cell in each.cells)) > 1:
+                raise InputError(
+                    f"{each.name} has several {kind} designs, of which one is to be compared: "
+                    f"RUN:DESIGN with one of {', '.join(names)}"
+                )
         groups.append({})
         for cell in each.cells:
             key = (cell.engine, *(getattr(cell, axis) for axis in axes), cell.cpus)

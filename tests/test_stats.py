@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import random
 import re
 import statistics
@@ -180,6 +181,29 @@ def test_sides() -> None:
         compared(SLOW, run_of(cell(1.0, cpus=3)))
     with pytest.raises(InputError, match="no cell of this run"):
         side("x", lambda _: run_of(cell(1.0, status="failed")))
+
+
+@pytest.mark.parametrize(
+    ("base", "other", "words"),
+    [
+        ("x:single", "x", "x has several rmap designs, .* single, btree"),
+        ("x", "x:spf", "x has several mm designs, .* mmap-sem-rbtree, spf"),
+        ("x:single", "x:spf", "single has several mm designs"),
+    ],
+)
+def test_designs_are_no_repeats_of_one_another(base: str, other: str, words: str) -> None:
+    rates = itertools.count(100.0)
+    both = run_of(
+        *(
+            made_cell(rmap=rmap, mm=mm, repeat=r, ops_per_s=next(rates))
+            for rmap, mm in itertools.product(("single", "btree"), ("mmap-sem-rbtree", "spf"))
+            for r in range(2)
+        )
+    )
+    with pytest.raises(InputError, match=words):
+        compare(side(base, lambda _: both), side(other, lambda _: both))
+    found = compare(side("x:single", lambda _: both), side("x:btree", lambda _: both))
+    assert {len(each.base) for each in found.differences} == {2}
 
 
 def test_unstable_native_repeats_are_warned_of() -> None:
