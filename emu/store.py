@@ -482,7 +482,8 @@ class Store:
         if name == "last":
             found = ids[-1:]
         else:
-            found = [name] if name in ids else [i for i in ids if i.startswith(name)]
+            # Every id begins with nothing: of a single run "" would be the name.
+            found = [name] if name in ids else [i for i in ids if name and i.startswith(name)]
         if len(found) == 1:
             return found[0]
         if found:

@@ -78,7 +78,10 @@ def test_runs_are_found_by_prefix_and_last(tmp_path: Path) -> None:
     assert store.ids() == []
     with pytest.raises(InputError, match="there is none yet"):
         store.load("last")
-    for run_id in ("20260101-1", "20260101-2", "20260102-1"):
+    begun(store, "20260101-1")
+    with pytest.raises(InputError, match="no run ''"):
+        store.remove("")
+    for run_id in ("20260101-2", "20260102-1"):
         begun(store, run_id)
     assert store.load("last").run.id == "20260102-1"
     assert store.load("20260102").run.id == "20260102-1"
