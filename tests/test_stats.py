@@ -280,6 +280,18 @@ def test_the_text_report_fits_a_mail(real: Run, tmp_path: Path) -> None:
     assert f"{statistics.fmean(rates):,.0f}" in done.stdout
 
 
+def test_designs_look_different_in_a_mail() -> None:
+    names = ["single", *(f"outer-inner:shards=64,by=cpu,batch={b}" for b in ("none", "exit+fork"))]
+    names.append(f"./{'x' * 90}.c")
+    text = mail.text(run_of(*(made_cell(rmap=n, ops_per_s=100.0 + i) for i, n in enumerate(names))))
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 72
+    for rate, name in enumerate(names[1:3], 101):
+        (at,) = (number for number, line in enumerate(lines) if line.strip() == name)
+        assert lines[at + 1].split()[0] == f"{rate}"
+    assert any(line.split()[:2] == [f"./{'x' * 18}..", "103"] for line in lines)
+
+
 WORDS = st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), max_size=100)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shlex
 import textwrap
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from emu import host, stats
@@ -13,6 +14,9 @@ from emu.report.table import format_ns, sweeps, unit_of
 from emu.results import KIND, CellResult, Run
 
 WIDTH = 72
+_NAME = 22
+_BESIDE = 7
+"""Of a line, before the name."""
 _SHOWN_SITES = 2
 
 
@@ -69,11 +73,12 @@ def _sweep(cells: Sequence[CellResult], run: Run) -> Iterator[str]:
     yield ""
     unit, baseline = f"{unit_of(good[0])}/s", designs.baseline
     times = f"x {_cut(baseline, 15)}" if baseline else ""
-    heading = f"{'CPUs':>5}  {'design':<22} {unit:>12} {'+-95%':>8} {times:>17}"
+    heading = f"{'CPUs':>5}  {'design':<{_NAME}} {unit:>12} {'+-95%':>8} {times:>17}"
     yield _cut(heading.rstrip(), WIDTH)
     by_cell: dict[tuple[int, str], list[CellResult]] = {}
     for cell in good:
         by_cell.setdefault((cell.cpus, designs.name(cell)), []).append(cell)
+    shown = _short(list(dict.fromkeys(name for _, name in by_cell)))
     before = None
     for (cpus, name), repeats in sorted(by_cell.items(), key=lambda item: item[0][0]):
         rates = [cell.ops_per_s for cell in repeats]
@@ -88,9 +93,26 @@ def _sweep(cells: Sequence[CellResult], run: Run) -> Iterator[str]:
         share = f"{100 * spread / value:.1f}%" if spread is not None and value else "-"
         number = str(cpus) if cpus != before else ""
         before = cpus
-        line = f"{number:>5}  {_cut(name, 22):<22} {value:>12,.0f} {share:>8} {times:>17}"
+        *above, last = shown[name]
+        for part in above:
+            yield f"{number:>5}  {part}"
+            number = ""
+        line = f"{number:>5}  {last:<{_NAME}} {value:>12,.0f} {share:>8} {times:>17}"
         yield _cut(line.rstrip(), WIDTH)
     yield from _waiting(good, designs)
+
+
+def _short(names: Sequence[str]) -> dict[str, list[str]]:
+    """Each name in the width of its column, cut; on lines of its own where others look the same."""
+    cut = {name: _cut(name, _NAME) for name in names}
+    seen = Counter(cut.values())
+    wide = WIDTH - _BESIDE
+    return {
+        name: [short]
+        if seen[short] == 1
+        else [*(name[at : at + wide] for at in range(0, len(name), wide)), ""]
+        for name, short in cut.items()
+    }
 
 
 def _cut(text: str, width: int) -> str:
