@@ -439,6 +439,11 @@ def describe_file(path: Path) -> str:
 
 def read_toml(path: Path) -> dict[str, Any]:
     """What an experiment file gives, for ``make``. Raises InputError with the place in it."""
+    return _read_file(path)[0]
+
+
+def _read_file(path: Path) -> tuple[dict[str, Any], str]:
+    """The same with the experiment's name. It is read once: it may be a pipe."""
     raw, text = _parse(path)
     try:
         given = flatten(raw)
@@ -446,7 +451,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     except InputError as error:
         line = line_of_key(text, error.key) if isinstance(error, BadKey) else None
         raise InputError(f"{path}{f':{line}' if line else ''}: {error}") from None
-    return given
+    return given, str(raw.get("name", path.stem))
 
 
 def _parse(path: Path) -> tuple[dict[str, Any], str]:
@@ -723,7 +728,7 @@ def _find(experiment: str | Path, store: Store) -> tuple[dict[str, Any], str]:
     path = Path(text)
     if isinstance(experiment, Path) or "/" in text or text.endswith(".toml"):
         if path.suffix != ".json":
-            return read_toml(path), str(_parse(path)[0].get("name", path.stem))
+            return _read_file(path)
     elif text in names():
         return read_toml(path_of(text)), text
     try:

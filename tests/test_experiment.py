@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +235,16 @@ def test_interrupted_and_gone_on_with_is_one_run() -> None:
     anew = package.run(**options, fresh=True)
     assert anew.run.id != whole.run.id
     assert rates(anew) == rates(whole)
+
+
+def test_a_file_may_be_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.toml"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_text('name = "through a pipe"\n'))
+    writer.start()
+    run = package.run(pipe, **TINY, rmap="single", cpus="1")
+    writer.join()
+    assert run.run.experiment["name"] == "through a pipe"
 
 
 def test_errors_of_files_name_the_place(tmp_path: Path) -> None:
