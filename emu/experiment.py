@@ -357,6 +357,8 @@ def make(given: Mapping[str, Any]) -> tuple[Experiment, ...]:
     included = values.pop("include", ())
     made = []
     for engine in dict.fromkeys(values.pop("engine", ("native",))):
+        if engine not in _DEFAULTS:
+            raise unknown("engine", engine, _DEFAULTS)
         mine = values | only.get(engine, {})
         if engine == "virtual" and not {"topology", "cpus"} & set(mine):
             mine["cpus"] = _VIRTUAL_CPUS

@@ -252,6 +252,9 @@ def test_errors_of_files_name_the_place(tmp_path: Path) -> None:
     path.write_text('[matrix]\nrmap = "single"\n\n[[include]]\nwrkload = "execl"\n')
     with pytest.raises(InputError, match=r"x.toml:5: no key in \[\[include\]\] 'wrkload'.*workl"):
         read_toml(path)
+    path.write_text('engine = ["virtual", "nativ"]\n')
+    with pytest.raises(InputError, match=r"x.toml: no engine 'nativ' .did you mean 'native'"):
+        read_toml(path)
     path.write_text("matrix = 3\n")
     with pytest.raises(InputError, match="matrix: a table, not 3"):
         read_toml(path)
