@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -167,6 +168,26 @@ def test_a_calibration_that_is_cut_off_leaves_no_topology(
     assert process.returncode == (130 if number == signal.SIGINT else -number)
     assert err == ""
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_no_measurement_goes_on_when_the_command_is_gone(number: signal.Signals) -> None:
+    process = start("compare-kernel", "--cpus", "1", "--duration", "40s")
+
+    wait_until(lambda: children(process.pid))
+    time.sleep(0.5)  # it has begun to measure
+    (probe,) = children(process.pid)
+    process.send_signal(number)
+    process.communicate(timeout=10)
+    wait_until(lambda: has_ended(probe))
+
+
+def has_ended(pid: int) -> bool:
+    """Is it gone, or has only nobody waited for it?"""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

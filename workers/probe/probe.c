@@ -23,6 +23,7 @@
 #include <linux/membarrier.h>
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -31,6 +32,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -495,6 +497,13 @@ static void fork_exit(char **argv)
 	print("system", (timeval_ns(self.ru_stime) + timeval_ns(children.ru_stime)) / (double)samples);
 }
 
+/* Whoever asked may be killed, and what is measured takes CPUs. Exec keeps it. */
+static void end_with_parent(void)
+{
+	if (prctl(PR_SET_PDEATHSIG, SIGKILL))
+		fail("prctl: %s", strerror(errno));
+}
+
 /* exec CPU MS, then, from image to image: exec CPU -  START_NS END_NS COUNT */
 static void exec_self(int argc, char **argv)
 {
@@ -503,6 +512,7 @@ static void exec_self(int argc, char **argv)
 
 	bss[0] = 1;
 	if (argc == 2) {
+		end_with_parent();
 		pin((uint32_t)number(argv[0])); /* which exec keeps */
 		begin = now;
 		end = now + number(argv[1]) * 1000000u;
@@ -545,6 +555,7 @@ int main(int argc, char **argv)
 		exec_self(argc - 2, argv + 2);
 		return 0;
 	}
+	end_with_parent();
 	for (size_t i = 0; i < sizeof(measures) / sizeof(measures[0]); i++) {
 		if (argc > 1 && !strcmp(argv[1], measures[i].name) && argc == measures[i].args + 2) {
 			measures[i].fn(argv + 2);
