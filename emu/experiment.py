@@ -144,8 +144,14 @@ class Experiment:
 
 def own_file(text: str) -> Path | None:
     """The file of the user that a design, a topology or a workload is, if it is one."""
-    path = Path(text.partition(":")[0])
-    return path if path.suffix in (".c", ".toml") and path.is_file() else None
+    for name in (text, text.partition(":")[0]):
+        if _is_path(name) and Path(name).is_file():
+            return Path(name)
+    return None
+
+
+def _is_path(name: str) -> bool:
+    return "/" in name or Path(name).suffix in (".c", ".toml")
 
 
 def split_names(text: str) -> list[str]:
@@ -757,7 +763,7 @@ def _absolute(given: dict[str, Any], files: Mapping[str, str]) -> dict[str, Any]
 
 def _where_it_is(text: str, files: Mapping[str, str]) -> str:
     name, colon, parameters = text.partition(":")
-    if Path(name).suffix in (".c", ".toml") and not Path(name).exists():
+    if _is_path(name) and not Path(name).exists():
         known = [path for path in files if Path(path).name == Path(name).name]
         name = known[0] if len(known) == 1 else name
     return name + colon + parameters

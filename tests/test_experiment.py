@@ -192,6 +192,17 @@ def test_a_changed_design_is_not_gone_on_with(tmp_path: Path) -> None:
     assert [len(ids) for ids in runs] == [1, 1, 2]
 
 
+@pytest.mark.parametrize("name", ["own.toml", "own", "own:2.toml"])
+def test_a_changed_workload_is_not_gone_on_with(name: str, tmp_path: Path) -> None:
+    own = tmp_path / name
+    text = (Path(__file__).parents[1] / "emu/workloads/spawn.toml").read_text()
+    for number, more in enumerate(("", "", "# changed\n")):
+        own.write_text(text + more)
+        stop_after_one(workload=f"{own}", rmap="single", cpus="1,2", **TINY)
+        assert len(Store().ids()) == (2 if number == 2 else 1)
+    assert [*package.load("last").run.files] == [str(own)]
+
+
 def stop_after_one(**options: Any) -> None:
     """Run until a cell is there, then be interrupted."""
     stop = StopFlag()
