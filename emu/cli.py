@@ -521,7 +521,10 @@ def record(
         command, name=name or output.stem, each=cast(Each, each), anonymise=anonymise
     )
     write_output(output, recording.toml.encode())
-    print(f"{output}: emu run --workload {output}", file=sys.stderr)
+    # Without either it would be the name of a workload that comes with mm-emu.
+    is_path = output.suffix == ".toml" or "/" in str(output)
+    shown = shlex.quote(str(output) if is_path else f"./{output}")
+    print(f"{output}: emu run --workload {shown}", file=sys.stderr)
 
 
 @app.command(epilog="Example: emu validate --row hygon-numa-locks --row emr-wait-share")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -280,6 +281,6 @@ def new(
     Example: emu new mm mine.c
     """
     design.write_skeleton(kind, file)
-    shown = file if file.is_absolute() else f"./{file}"
+    shown = shlex.quote(str(file) if file.is_absolute() else f"./{file}")
     beside = "single" if kind == "rmap" else "per-vma-lock"
     print(f"{file}: emu check {shown}   then   emu run --{kind} {beside},{shown}", file=sys.stderr)

@@ -14,6 +14,7 @@ import ctypes
 import os
 import random
 import re
+import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -117,10 +118,10 @@ class Unit:
 
     def command(self, schedule: str) -> str:
         """What replays a schedule of this unit."""
-        words = ["emu check", self.design]
+        words = ["emu check", shlex.quote(self.design)]
         if self.scenario.kind != "mm" and self.mm.name != _MM:
-            words.append(f"--mm {self.mm.name}")
-        words.append(f"--scenario {self.scenario.text}")
+            words.append(f"--mm {shlex.quote(self.mm.name)}")
+        words.append(f"--scenario {shlex.quote(self.scenario.text)}")
         if self.sequential:
             words.append("--memory sc")
         return " ".join([*words, f"--replay {schedule or 'a'}"])

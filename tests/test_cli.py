@@ -22,7 +22,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import emu as package
-from emu import cli, experiment
+from emu import cli, experiment, explore
+from emu.coordinator.plan import DesignFile
 from emu.errors import InputError
 from emu.experiment import (
     Experiment,
@@ -203,6 +204,38 @@ def test_words_that_are_not_utf_8_are_refused(words: tuple[str, ...]) -> None:
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert r"w\xff" in done.stderr
     assert "is no UTF-8" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["execl", "my own", "my own.toml", "a/execl"])
+def test_the_command_that_a_recording_ends_with_runs_it(name: str, tmp_path: Path) -> None:
+    """And not the workload of that name which comes with mm-emu."""
+    (tmp_path / "a").mkdir()
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [*COMMAND, *words]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+
+    said = run("record", "-o", name, "--", "true").stderr
+    told = said.removeprefix(f"{name}: emu ").removesuffix("\n")
+    assert told != said
+    virtual = ["--engine", "virtual", "--rmap", "single", "--cpus", "1", "--duration", "1ms"]
+    done = run(*shlex.split(told), *virtual, "--json", "-")
+    assert done.returncode == 0, done.stderr
+    (file,) = json.loads(done.stdout)["run"]["files"]
+    assert Path(file) == tmp_path / name
+
+
+def test_commands_that_are_told_can_be_pasted(tmp_path: Path) -> None:
+    """Of a design and a scenario whose names have spaces."""
+    mine = str(tmp_path / "my own.c")
+    said = emu("new", "rmap", mine).stderr.removeprefix(f"{mine}: ")
+    check, run = map(shlex.split, said.split("   then   "))
+    assert (check, run) == (["emu", "check", mine], ["emu", "run", "--rmap", f"single,{mine}"])
+    scenario = explore.Scenario("one", "rmap", 2, "", 0, file="my own.c")
+    unit = explore.Unit(DesignFile(mine, tmp_path), DesignFile("spf", tmp_path), scenario)
+    again = shlex.split(unit.command("ab"))
+    assert again[:3] == ["emu", "check", mine]
+    assert again[again.index("--scenario") + 1] == "my own.c:one"
 
 
 def test_a_folder_whose_name_is_not_utf_8_can_be_worked_in(tmp_path: Path) -> None:
