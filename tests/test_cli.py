@@ -617,7 +617,11 @@ def test_repeats_are_interleaved() -> None:
 
 @pytest.mark.parametrize(
     ("ns", "text"),
-    [(0, "0 ns"), (999, "999 ns"), (1234, "1.23 us"), (54_700, "54.7 us"), (2.5e9, "2.50 s")],
+    [
+        *((0, "0 ns"), (999, "999 ns"), (1234, "1.23 us"), (54_700, "54.7 us"), (2.5e9, "2.50 s")),
+        *((9_996, "10.0 us"), (99_960, "100 us"), (999_600, "1.00 ms"), (999.6, "1.00 us")),
+        *((1000, "1.00 us"), (9.999e11, "1000 s"), (1.2344e12, "1234 s")),
+    ],
 )
 def test_format_ns(ns: float, text: str) -> None:
     assert format_ns(ns) == text

@@ -108,9 +108,9 @@ def cell_name(cell: CellResult) -> str:
 def format_ns(ns: float) -> str:
     """A time with three significant digits and a unit."""
     for unit, factor in (("s", 1e9), ("ms", 1e6), ("us", 1e3)):
-        if ns >= factor:
-            value = ns / factor
-            return f"{value:.{max(0, 2 - len(str(int(value))) + 1)}f} {unit}"
+        rounded = float(f"{ns / factor:.3g}")
+        if rounded >= 1:
+            return f"{ns / factor:.{2 if rounded < 10 else 1 if rounded < 100 else 0}f} {unit}"
     return f"{ns:.0f} ns"
 
 
