@@ -393,11 +393,13 @@ class _Scheduler:
                     deadline.check()
                     if not job.ready():
                         continue
+                    del self.jobs[number]  # it closes itself, even where it raises
                     result, own = job.finish()
                     again = not own
                     if job.notice:
                         self.watchers.notice(job.notice)
                 except CellFailed as error:
+                    del self.jobs[number]
                     result, again = job.fail(error), error.outside
                 if again and self.store.times_again(self.run_id, number):
                     again = False
@@ -405,7 +407,6 @@ class _Scheduler:
                 if again:  # those that run may end, and no other begins
                     waiting.clear()
                     go_on = False
-                del self.jobs[number]
                 self._save(by_number[number], result, again)
             self._tell([_of_job(by_number[n].cell, job) for n, (job, _) in self.jobs.items()])
 

@@ -275,6 +275,14 @@ def test_a_window_after_the_phase_is_remarked_on(tmp_path: Path) -> None:
     assert slices(json.loads(path.read_text())) == []
 
 
+@pytest.mark.usefixtures("nothing_left")
+def test_a_trace_for_which_there_is_no_room_is_one_line() -> None:
+    cell = ("--rmap", "single", "--cpus", "1", "--duration", "1ms")
+    done = emu("run", *ONE_CELL, *cell, "--trace", "/dev/full")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "emu: /dev/full: No space left on device\n"
+
+
 def test_a_window_needs_a_file() -> None:
     done = emu("run", *ONE_CELL, "--trace-window", "0us+1ms", "--cpus", "1")
     assert done.returncode == 2
