@@ -243,13 +243,16 @@ class Cluster:
         self._home: dict[tuple[object, ...], str] = {}
         self._looked_s = self._heard_s = time.monotonic() - _LOOK_S
         self._told = ""
+        # One that cannot connect tries for 20 s more to close when it is collected, and complains.
+        self._client: Any = distributed.Client.__new__(distributed.Client)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of versions: see below
-                self._client: Any = distributed.Client(
+                self._client.__init__(
                     address, timeout=_CONNECT_S, set_as_default=False, name="mm-emu"
                 )
         except (OSError, ValueError, TypeError) as error:
+            self._client.status = "closed"
             reason = re.sub(r"\s+", " ", str(error)) or type(error).__name__
             raise InputError(
                 f"--cluster {address}: no Dask scheduler answers there ({reason}); "

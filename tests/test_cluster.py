@@ -10,12 +10,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from emu_command import emu, start, wait_until
+from emu_command import COMMAND, emu, start, wait_until
 
 import emu as package
 from emu import cluster
@@ -235,6 +236,18 @@ def test_what_cannot_be_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'mm-emu\[cluster\]'"):
         package.run(**options, cluster="tcp://127.0.0.1:9")
+
+
+@pytest.mark.parametrize("address", ["nowhere", "http://127.0.0.1:9", "tls://127.0.0.1:9"])
+def test_an_address_that_is_none_is_said_at_once_and_in_one_line(address: str) -> None:
+    began = time.monotonic()
+    cell = ("--engine", "virtual", "--rmap", "single", "--cpus", "1", "--duration", "1ms")
+    done = subprocess.run(
+        [*COMMAND, "run", *cell, "--cluster", address], cwd="/", capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert f"--cluster {address}: no Dask scheduler answers there" in done.stderr
+    assert time.monotonic() - began < 15
 
 
 def test_a_scheduler_that_goes_ends_the_run(
