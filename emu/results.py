@@ -392,10 +392,11 @@ def _dig(value: Any, field: str) -> Any:
         try:
             value = value[name] if isinstance(value, dict) else getattr(value, name)
         except (KeyError, AttributeError):
-            names = list(value) if isinstance(value, dict) else list(value.__struct_fields__)
-            raise InputError(
-                f"no field {name!r} in a result; there are {', '.join(names)}"
-            ) from None
+            names = (
+                list(value) if isinstance(value, dict) else getattr(value, "__struct_fields__", ())
+            )
+            there = f"there are {', '.join(names)}" if names else f"there is {value!r:.40}"
+            raise InputError(f"no field {name!r} in a result; {there}") from None
     return value
 
 

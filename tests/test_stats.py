@@ -410,6 +410,21 @@ def test_the_code_of_the_document_runs() -> None:
     assert "predicted" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ("opps", "no field 'opps' in a result; there are rmap, mm, "),
+        ("latency_ns.exce", "no field 'exce' in a result; there are exec, fork"),
+        ("ops.exec", "no field 'exec' in a result; there is 5"),
+        ("by_cpu.ops", "no field 'ops' in a result; there is None"),
+        ("locks.name", r"no field 'name' in a result; there is \[Lock\("),
+    ],
+)
+def test_a_field_that_is_not_there_is_refused(field: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        run_of(made_cell(by_cpu=None)).array(field)
+
+
 def test_a_run_in_a_notebook(real: Run) -> None:
     assert html.unescape(real._repr_html_()) == f"<pre>{real}</pre>"
     assert [row["ops"] for row in real.rows()] == real.array("ops").tolist()
