@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,6 +15,7 @@ from emu_command import emu, wait_until
 from test_report import made_cell, made_run
 
 import emu as package
+from emu import topology
 from emu.histogram import new_hdr
 from emu.report import figures, html
 from emu.report.designs import Designs
@@ -287,6 +289,23 @@ def test_a_run_without_a_good_cell_has_a_page() -> None:
     written = html.page(made_run(cell))
     assert "it broke" in written
     assert "No cell of these ran to its end." in written
+
+
+def test_each_machine_is_drawn_from_its_own_file(tmp_path: Path) -> None:
+    text = (topology.files.folder() / "laptop-8c.toml").read_text()
+    for folder in ("a", "b", "c"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "m.toml").write_text(text.replace("Ryzen", f"machine {folder}"))
+    names = ["./b/m.toml", "../c/m.toml", str(tmp_path / "a" / "m.toml"), "laptop-8c"]
+    run = made_run(*(made_cell(topology=name) for name in names))
+    run.run.files = {str(tmp_path / folder / "m.toml"): "" for folder in ("a", "b", "c")}
+    drawn = [re.findall("machine [abc]|Ryzen", each)[0] for each in machines_of(html.page(run))]
+    assert drawn == ["machine b", "machine c", "machine a", "Ryzen"]
+
+
+def machines_of(page: str) -> list[str]:
+    """What is said of each."""
+    return page.partition('id="machines"')[2].partition('id="cells"')[0].split("<h3>")[1:]
 
 
 def test_what_is_not_known_of_the_machine_is_told() -> None:

@@ -12,6 +12,7 @@ import base64
 import hashlib
 import html
 import io
+import os
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -220,8 +221,11 @@ def _machines(run: Run) -> Iterator[str]:
 
 
 def _found(name: str, run: Run) -> str:
-    """The file that a topology of the user's own came from."""
-    return next((path for path in run.run.files if Path(path).name == Path(name).name), name)
+    """The file that a topology of the user's own came from; several may differ in folder only."""
+    if "/" not in name and not name.endswith(".toml"):
+        return name
+    end = tuple(part for part in Path(os.path.normpath(name)).parts if part != "..")
+    return next((path for path in run.run.files if Path(path).parts[-len(end) :] == end), name)
 
 
 def _boxes(machine: topology.Topology) -> Iterator[str]:
