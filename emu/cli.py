@@ -47,6 +47,7 @@ _REPORTS = ("html", "text", *plot.FORMATS, *text.FORMATS)
 app = typer.Typer(
     name="emu",
     help="Locking designs for i_mmap and mmap_lock, side by side.",
+    epilog="Example: emu run --rmap single,numa-locks, and emu COMMAND --help for each",
     add_completion=False,
     pretty_exceptions_enable=False,
 )

@@ -11,7 +11,10 @@ from emu.files import write_output
 from emu.terminal import printable
 
 app = typer.Typer(
-    name="topology", help="Look at machines and check machine files.", no_args_is_help=True
+    name="topology",
+    help="Look at machines and check machine files.",
+    epilog="Example: emu topology show hygon-12x32",
+    no_args_is_help=True,
 )
 
 

@@ -391,17 +391,25 @@ def test_folded_begins_with_what_else_differs() -> None:
     assert starts == {"virtual;w", "native;v"}
 
 
+NO_LATENCY = "0,0.0,0,0,0,0,0,"
 CSV = (
     "cell,rmap,mm,topology,cpus,workload,engine,kind,seed,repeat,status,ops,seconds,"
     "ops_per_s,wait_share,oversubscribed,numa_penalty,lock_acquired,lock_contended,"
-    "lock_wait_ns,lock_hold_ns,exec_count,exec_mean_ns,exec_p50_ns,exec_p90_ns,"
-    "exec_p99_ns,exec_p999_ns,exec_max_ns,fork_count,fork_mean_ns,fork_p50_ns,"
-    "fork_p90_ns,fork_p99_ns,fork_p999_ns,fork_max_ns,exit_count,exit_mean_ns,"
-    "exit_p50_ns,exit_p90_ns,exit_p99_ns,exit_p999_ns,exit_max_ns,"
-    "rmap_bytes_per_file,bytes_per_vma,wall_s,error\n"
+    "lock_wait_ns,lock_hold_ns,"
+    + "".join(
+        f"{op}_count,{op}_mean_ns,{op}_p50_ns,{op}_p90_ns,{op}_p99_ns,{op}_p999_ns,{op}_max_ns,"
+        for op in (
+            *("iteration", "exec", "fork", "exit", "mmap", "munmap", "mprotect", "brk"),
+            *("fault", "walk", "micro"),
+        )
+    )
+    + "rmap_bytes_per_file,bytes_per_vma,wall_s,error\n"
     '0,"outer-inner:shards=2,by=cpu",mmap-sem-rbtree,t,2,w,virtual,predicted,1,0,ok,5,0.02,'
-    "250.0,0.25,0,0,14,4,8000,17000,5,350.0,200,0,0,0,1099511627776,0,0.0,0,0,0,0,0,"
-    "0,0.0,0,0,0,0,0,128,256,0.5,\n"
+    "250.0,0.25,0,0,14,4,8000,17000,"
+    + NO_LATENCY
+    + "5,350.0,200,0,0,0,1099511627776,"
+    + 9 * NO_LATENCY
+    + "128,256,0.5,\n"
 )
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from hdrh.histogram import HdrHistogram
 
+from emu._core import LAT_NAMES
 from emu.errors import InputError, unknown
 from emu.histogram import decode
 from emu.report.table import cell_name
@@ -26,7 +27,6 @@ from emu.results import KIND, ByCpu, CellResult, Latency, Lock, Run
 Cells = Sequence[tuple[int, CellResult]]
 """Cells with their numbers in the run, from 0."""
 
-_CSV_OPS = ("exec", "fork", "exit")
 _CSV_LATENCY = ("mean", "p50", "p90", "p99", "p999", "max")
 _SHOWN_SITES = 5
 _SHOWN_WAITS = 20
@@ -327,7 +327,7 @@ def row(number: int, cell: CellResult) -> dict[str, object]:
         row[name] = int(getattr(cell, name))
     for name in ("acquired", "contended", "wait_ns", "hold_ns"):
         row[f"lock_{name}"] = sum(getattr(lock, name) for lock in cell.locks)
-    for op in _CSV_OPS:
+    for op in LAT_NAMES:
         latency = cell.latency_ns.get(op, Latency())
         row[f"{op}_count"] = latency.count
         row |= {f"{op}_{name}_ns": getattr(latency, name) for name in _CSV_LATENCY}
