@@ -106,6 +106,15 @@ def test_speed_up_is_against_the_first_design() -> None:
     assert figures.speed_up(sweep(*cells[:2])) is None
 
 
+def test_speed_up_is_against_single_wherever_it_stands_as_in_the_tables() -> None:
+    cells = [made_cell(rmap=name, ops_per_s=rate) for name, rate in (("a", 30.0), ("single", 10.0))]
+    figure = figures.speed_up(sweep(*cells))
+    assert figure
+    assert figure.title == "Speed-up over single"
+    [trace] = figure.variants[0].traces
+    assert (trace["name"], trace["y"]) == ("a", [3.0])
+
+
 def test_percentiles_are_those_of_the_histogram() -> None:
     values = [100] * 90 + [5_000] * 9 + [70_000]
     x, y = figures.percentile_curve([made_cell(latency_ns={"exec": latency_of(values)})], "exec")

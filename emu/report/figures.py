@@ -123,13 +123,15 @@ class Sweep:
         ran = {designs.name(cell) for cell in cells}
         self.number = {name: n for n, name in enumerate(designs.names()) if name in ran}
         """Of all designs of the run: a design looks the same everywhere."""
+        self.base = designs.baseline if designs.baseline in ran else next(iter(self.number), "")
+        """The simplest design, as in the tables; else the first of the run."""
         self._repeats: dict[tuple[str, int], list[CellResult]] = {}
         for cell in cells:
             self._repeats.setdefault((designs.name(cell), cell.cpus), []).append(cell)
 
     @property
     def designs(self) -> list[str]:
-        """In the order of the run; the first is the baseline."""
+        """In the order of the run."""
         return list(self.number)
 
     @property
@@ -244,8 +246,9 @@ def _bars(sweep: Sweep) -> str:
 
 
 def speed_up(sweep: Sweep) -> Figure | None:
-    """Ratio of each design to the first."""
-    base, *others = sweep.designs
+    """Ratio of each design to the simplest."""
+    base = sweep.base
+    others = [design for design in sweep.designs if design != base]
     if not others:
         return None
     traces = []
@@ -268,7 +271,7 @@ def speed_up(sweep: Sweep) -> Figure | None:
             }
         ],
     }
-    about = f"How many times the throughput of {base}, the first design (dotted: 1)."
+    about = f"How many times the throughput of {base} (dotted: 1)."
     return Figure(
         "speed-up", f"Speed-up over {base}", about + _bars(sweep), [Variant(traces, layout)]
     )
