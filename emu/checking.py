@@ -24,6 +24,7 @@ from emu.errors import InputError, unknown
 from emu.experiment import parse_duration
 from emu.explore import Result, Unit
 from emu.files import check_output, write_output
+from emu.results import dig
 from emu.terminal import plain_console, printable
 
 SUITES = (*conformance.SUITES, "explore")
@@ -63,7 +64,7 @@ class Checked:
         which, _, rest = field.partition(".")
         if which not in ("rules", "scenarios") or not rest:
             raise InputError(f"no field {field!r}; write it like rules.seeds, scenarios.schedules")
-        return np.array([_dig(each, rest) for each in getattr(self, which)])
+        return np.array([dig(each, rest, type(each).__name__) for each in getattr(self, which)])
 
     def __str__(self) -> str:
         width = max((len(each.design) for each in self.rules), default=0)
@@ -78,14 +79,6 @@ class Checked:
     def _repr_html_(self) -> str:
         """What a notebook shows."""
         return f"<pre>{html.escape(str(self))}</pre>"
-
-
-def _dig(value: Any, names: str) -> Any:
-    for name in names.split("."):
-        if not hasattr(value, name):
-            raise InputError(f"no field {name!r} in a {type(value).__name__}")
-        value = getattr(value, name)
-    return value
 
 
 def rule_line(result: RuleResult, width: int) -> str:

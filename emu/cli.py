@@ -30,7 +30,7 @@ from emu.comparison import LAYOUTS, side
 from emu.comparison import compare as compare_sides
 from emu.coordinator import Interrupted, StopFlag
 from emu.errors import USED_UP, EmuError, InputError, unknown
-from emu.files import as_utf8, check_output, write_output
+from emu.files import as_utf8, check_output, is_path, write_output
 from emu.progress import ProgressBar
 from emu.record import Each
 from emu.report import html, mail, plot, text
@@ -40,7 +40,7 @@ from emu.report.trace import DEFAULT_WINDOW
 from emu.results import Run
 from emu.schedule import Progress
 from emu.store import Store
-from emu.terminal import SafeConsole, printable, stdout_console
+from emu.terminal import SafeConsole, discard, printable, stdout_console
 
 _REPORTS = ("html", "text", *plot.FORMATS, *text.FORMATS)
 
@@ -523,8 +523,7 @@ def record(
     )
     write_output(output, recording.toml.encode())
     # Without either it would be the name of a workload that comes with mm-emu.
-    is_path = output.suffix == ".toml" or "/" in str(output)
-    shown = shlex.quote(str(output) if is_path else f"./{output}")
+    shown = shlex.quote(str(output) if is_path(str(output)) else f"./{output}")
     print(f"{output}: emu run --workload {shown}", file=sys.stderr)
 
 
@@ -689,7 +688,7 @@ def _call(arguments: list[str]) -> int:
         if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
             raise
         # Whoever read our output has enough; nobody is left to complain to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard(sys.stdout)
         return 0
     except OSError as error:
         if error.errno not in (*USED_UP, errno.ENAMETOOLONG):

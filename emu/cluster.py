@@ -156,7 +156,7 @@ def _run_cell(experiment: Experiment, cell: Cell, deadline: Deadline) -> tuple[C
                 coordinator.first_ready([job.child], _TICK_S)
                 deadline.check()
         except CellFailed as error:
-            return job.fail(error), not error.outside
+            return job.fail(error)
         except BaseException:
             job.close()
             raise

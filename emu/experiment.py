@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emu.errors import InputError, unknown
-from emu.files import read_text
+from emu.files import is_path, read_text
 from emu.report.trace import make_window
 from emu.results import CellResult, Run
 from emu.uncertainty import MAX_DRAWS, MIN_DRAWS
@@ -52,6 +52,8 @@ MAX_CPUS = 4096
 """More CPUs than this are surely a slip of the hand: each is a process here."""
 MAX_REPEATS = 1000
 _MAX_SEED = 2**63 - 1
+_OWN = (".c", ".toml")
+"""What the names of files of the user end with, if they have no "/"."""
 AXES = ("rmap", "mm", "topology", "cpus", "workload")
 """What is in ``[matrix]``."""
 
@@ -145,13 +147,9 @@ class Experiment:
 def own_file(text: str) -> Path | None:
     """The file of the user that a design, a topology or a workload is, if it is one."""
     for name in (text, text.partition(":")[0]):
-        if _is_path(name) and Path(name).is_file():
+        if is_path(name, *_OWN) and Path(name).is_file():
             return Path(name)
     return None
-
-
-def _is_path(name: str) -> bool:
-    return "/" in name or Path(name).suffix in (".c", ".toml")
 
 
 def split_names(text: str) -> list[str]:
@@ -368,8 +366,7 @@ def make(given: Mapping[str, Any]) -> tuple[Experiment, ...]:
         mine = values | only.get(engine, {})
         if engine == "virtual" and not {"topology", "cpus"} & set(mine):
             mine["cpus"] = _VIRTUAL_CPUS
-        defaults = _DEFAULTS.get(engine, {})
-        matrix = Experiment(**(defaults | mine), engine=engine, exclude=excluded)
+        matrix = Experiment(**(_DEFAULTS[engine] | mine), engine=engine, exclude=excluded)
         if matrix.seed + matrix.repeats - 1 > _MAX_SEED:
             raise InputError(
                 f"--seed {matrix.seed}: repeat r runs with seed + r, which must be at most "
@@ -734,7 +731,7 @@ def _find(experiment: str | Path, store: Store) -> tuple[dict[str, Any], str]:
     """What a file, a built-in experiment or a run of the store gives, and its name."""
     text = str(experiment)
     path = Path(text)
-    if isinstance(experiment, Path) or "/" in text or text.endswith(".toml"):
+    if isinstance(experiment, Path) or is_path(text):
         if path.suffix != ".json":
             return _read_file(path)
     elif text in names():
@@ -763,7 +760,7 @@ def _absolute(given: dict[str, Any], files: Mapping[str, str]) -> dict[str, Any]
 
 def _where_it_is(text: str, files: Mapping[str, str]) -> str:
     name, colon, parameters = text.partition(":")
-    if _is_path(name) and not Path(name).exists():
+    if is_path(name, *_OWN) and not Path(name).exists():
         known = [path for path in files if Path(path).name == Path(name).name]
         name = known[0] if len(known) == 1 else name
     return name + colon + parameters

@@ -30,6 +30,11 @@ def read_text(path: Path) -> str:
     return read_bytes(path).decode("utf-8").replace("\r\n", "\n")
 
 
+def is_path(text: str, *suffixes: str) -> bool:
+    """Is it a path (has "/", or ends so), not the name of what comes with mm-emu or is stored?"""
+    return "/" in text or text.endswith(suffixes or ".toml")
+
+
 def as_utf8(name: str) -> str:
     r"""The name as a description can hold it: bytes of it that are not UTF-8 as ``\xff``."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -10,7 +10,7 @@ import html
 import math
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -357,7 +357,7 @@ class Run(msgspec.Struct, kw_only=True):
 
         Raises InputError for a field that cells do not have.
         """
-        return np.array([_dig(cell, field) for cell in self.cells])
+        return np.array([dig(cell, field) for cell in self.cells])
 
     def rows(self) -> list[dict[str, Any]]:
         """A flat row for each cell: what was run, throughput, locks, latencies, memory."""
@@ -387,17 +387,21 @@ class Run(msgspec.Struct, kw_only=True):
         return [cell for cell in self.cells if not cell.ok]
 
 
-def _dig(value: Any, field: str) -> Any:
+def dig(value: Any, field: str, of: str = "result") -> Any:
+    """What is found by names with dots between, in ``of``. Raises InputError."""
     for name in field.split("."):
         try:
             value = value[name] if isinstance(value, dict) else getattr(value, name)
         except (KeyError, AttributeError):
-            names = (
-                list(value) if isinstance(value, dict) else getattr(value, "__struct_fields__", ())
-            )
+            names = value if isinstance(value, dict) else _field_names(value)
             there = f"there are {', '.join(names)}" if names else f"there is {value!r:.40}"
-            raise InputError(f"no field {name!r} in a result; {there}") from None
+            raise InputError(f"no field {name!r} in a {of}; {there}") from None
     return value
+
+
+def _field_names(value: Any) -> Iterable[str]:
+    names: Iterable[str] = getattr(value, "__struct_fields__", ())
+    return names or getattr(value, "__dataclass_fields__", ())
 
 
 def new_run_id() -> str:

@@ -388,19 +388,18 @@ class _Scheduler:
                 return go_on
             first_ready([job.child for job, _ in self.jobs.values()], _TICK_S)
             for number, (job, deadline) in list(self.jobs.items()):
-                again = False
+                late = None
                 try:
                     deadline.check()
                     if not job.ready():
                         continue
-                    del self.jobs[number]  # it closes itself, even where it raises
-                    result, own = job.finish()
-                    again = not own
-                    if job.notice:
-                        self.watchers.notice(job.notice)
                 except CellFailed as error:
-                    del self.jobs[number]
-                    result, again = job.fail(error), error.outside
+                    late = error
+                del self.jobs[number]  # it closes itself, even where it raises
+                result, own = job.fail(late) if late else job.finish()
+                again = not own
+                if job.notice:
+                    self.watchers.notice(job.notice)
                 if again and self.store.times_again(self.run_id, number):
                     again = False
                     self._give_up(by_number[number], result)

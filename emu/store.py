@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from emu.errors import EmuError, InputError
+from emu.files import is_path
 from emu.results import CellResult, Run, RunInfo, Uncertainty, read_run
 
 if TYPE_CHECKING:
@@ -496,7 +497,7 @@ class Store:
 
         Raises InputError when there is no such run or more than one.
         """
-        if name.endswith(".json") or "/" in name:
+        if is_path(name, ".json"):
             return read_run(Path(name))
         run = self.find_id(name)
         with self._open() as connection:

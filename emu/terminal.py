@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.measure import Measurement
@@ -30,6 +30,11 @@ _ANY_WIDTH = 100_000
 """Of a line that has room for everything."""
 
 
+def discard(stream: IO[str]) -> None:
+    """What is still written to it, or waits in its buffer, goes nowhere: nobody reads on."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def printable(text: str) -> str:
     r"""The text, with what would steer a terminal written out: ``\x1b``."""
     return _STEERS.sub(lambda match: ascii(match[0])[1:-1], text)
@@ -44,7 +49,7 @@ class SafeConsole(Console):
     def on_broken_pipe(self) -> None:
         """See rich, which would exit. Nobody reads on; what else there is to do is done."""
         self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+        discard(self.file)
 
     def render_str(self, text: str, **options: Any) -> Text:
         """See rich. Before it is measured."""

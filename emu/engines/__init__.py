@@ -82,8 +82,8 @@ class Job(Protocol):
     def finish(self) -> tuple[CellResult, bool]:
         """The result, once it is ready, and False where somebody else killed it."""
 
-    def fail(self, error: CellFailed) -> CellResult:
-        """End it now: its result is that it failed."""
+    def fail(self, error: CellFailed) -> tuple[CellResult, bool]:
+        """End it now: its result, that it failed, and False where somebody else killed it."""
 
     def close(self) -> None:
         """End it now; there is no result."""

@@ -285,13 +285,13 @@ class VirtualJob:
         """What came out, once it is ready, and whether a failure was its own."""
         return self._finished(self._fill_in)
 
-    def fail(self, error: CellFailed) -> CellResult:
-        """End it now: its result is that it failed."""
+    def fail(self, error: CellFailed) -> tuple[CellResult, bool]:
+        """End it now: its result is that it failed, and whether that was its own."""
 
         def failed() -> None:
             raise error
 
-        return self._finished(failed)[0]
+        return self._finished(failed)
 
     def close(self) -> None:
         """End it now; there is no result."""

@@ -23,6 +23,7 @@ import numpy as np
 
 from emu import experiment, host, topology
 from emu.errors import InputError
+from emu.files import is_path
 from emu.report.figures import Figure, Section, sections
 from emu.report.table import print_uncertainty
 from emu.results import KIND, CellResult, Run
@@ -222,7 +223,7 @@ def _machines(run: Run) -> Iterator[str]:
 
 def _found(name: str, run: Run) -> str:
     """The file that a topology of the user's own came from; several may differ in folder only."""
-    if "/" not in name and not name.endswith(".toml"):
+    if not is_path(name):
         return name
     end = tuple(part for part in Path(os.path.normpath(name)).parts if part != "..")
     return next((path for path in run.run.files if Path(path).parts[-len(end) :] == end), name)

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from emu.errors import InputError, nearest
+from emu.files import is_path
 from emu.topology.cpu_list import MAX_CPUS
 from emu.topology.files import folder, read_machine, shape_of
 from emu.topology.machine import Topology
@@ -42,7 +43,7 @@ def load(name_or_path: str | Path) -> Topology:
         return host(calibrated=host_file())
     if text == "generic" or text.startswith("generic:"):
         return _generic(text)
-    if isinstance(name_or_path, Path) or "/" in text or text.endswith(".toml"):
+    if isinstance(name_or_path, Path) or is_path(text):
         return check(Path(text))
     text = ALSO_CALLED.get(text, text)
     known = names()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from emu import background
 from emu.errors import InputError, nearest
-from emu.files import read_text
+from emu.files import is_path, read_text
 from emu.workload.calls import (
     CALL_DTYPE,
     MAP_BRK,
@@ -63,7 +63,7 @@ def load(name_or_path: str | Path, *, isolate: bool = False) -> Workload:
     Raises InputError that says what is wrong, where, and what would be right.
     """
     text = str(name_or_path)
-    if isinstance(name_or_path, Path) or "/" in text or text.endswith(".toml"):
+    if isinstance(name_or_path, Path) or is_path(text):
         return _Reader(Path(text), isolate).read()
     known = names()
     name, _, parameter = text.partition(":")
@@ -190,11 +190,10 @@ class _Reader:
         """Take over what this file does not say itself. Tables are not mixed."""
         if not isinstance(name, str):
             raise self.error("base", f"the name of a workload or a path, not {name!r}", "base")
-        is_path = "/" in name or name.endswith(".toml")
-        if not is_path and name not in names():
+        if not is_path(name) and name not in names():
             what = f"no workload '{name}'{nearest(name, names())}; there are: {', '.join(names())}"
             raise self.error("base", what, "base")
-        path = self.path.parent / name if is_path else folder() / f"{name}.toml"
+        path = self.path.parent / name if is_path(name) else folder() / f"{name}.toml"
         base = _Reader(path, self.isolate, is_base=True)
         if "base" in base.raw:
             raise self.error("base", f"{name} has a base itself", "base")
