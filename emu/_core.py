@@ -61,6 +61,7 @@ CALL_NAMES = (
     "barrier",
     "line_write",
     "line_fetch_add",
+    "line_cmpxchg",
     "line_ping_pong",
     "rwsem_write",
     "rwsem_read",

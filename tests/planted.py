@@ -652,7 +652,7 @@ MM = [
     mm(
         "fault without mmap_lock",
         "mmap-lock-maple",
-        "\tdown_read(&m->mmap_lock);\n"
+        "\tdown_read_for_fault(&m->mmap_lock);\n"
         "\terr = fault_in_vma(maple_load(&m->tree, addr), addr, write, busy);\n"
         "\tup_read(&m->mmap_lock);\n",
         "\terr = fault_in_vma(maple_load(&m->tree, addr), addr, write, busy);\n",

@@ -22,6 +22,7 @@ NO_EXPECT = 2**64 - 1
 MICRO_OPS = (
     "line_write",
     "line_fetch_add",
+    "line_cmpxchg",
     "line_ping_pong",
     "rwsem_write",
     "rwsem_read",

@@ -20,8 +20,9 @@ static const char *const op_names[EMU_LAT_NR] = { "iteration", "exec",	   "fork"
 static const char *const call_names[EMU_CALL_NR] = { "exec",	 "fork", "exit", "mmap", "munmap",
 						     "mprotect", "brk",	 "fault", "fault_next", "dontneed", "pass",
 						     "clone", "thread_exit", "work", "pace", "barrier",
-						     "line_write", "line_fetch_add", "line_ping_pong", "rwsem_write",
-						     "rwsem_read", "rwsem_mixed" };
+						     "line_write", "line_fetch_add", "line_cmpxchg",
+						     "line_ping_pong", "rwsem_write", "rwsem_read",
+						     "rwsem_mixed" };
 
 static const uint32_t latency_op[EMU_CALL_NR] = {
 	[EMU_CALL_EXEC] = EMU_LAT_EXEC,		[EMU_CALL_FORK] = EMU_LAT_FORK,	    [EMU_CALL_EXIT] = EMU_LAT_EXIT,
@@ -31,9 +32,9 @@ static const uint32_t latency_op[EMU_CALL_NR] = {
 	[EMU_CALL_CLONE] = EMU_LAT_NR,		[EMU_CALL_THREAD_EXIT] = EMU_LAT_NR,
 	[EMU_CALL_BARRIER] = EMU_LAT_NR,	[EMU_CALL_WORK] = EMU_LAT_NR,
 	[EMU_CALL_PACE] = EMU_LAT_NR,		[EMU_CALL_LINE_WRITE] = EMU_LAT_MICRO,
-	[EMU_CALL_LINE_FETCH_ADD] = EMU_LAT_MICRO, [EMU_CALL_LINE_PING_PONG] = EMU_LAT_MICRO,
-	[EMU_CALL_RWSEM_WRITE] = EMU_LAT_MICRO,	[EMU_CALL_RWSEM_READ] = EMU_LAT_MICRO,
-	[EMU_CALL_RWSEM_MIXED] = EMU_LAT_MICRO,
+	[EMU_CALL_LINE_FETCH_ADD] = EMU_LAT_MICRO, [EMU_CALL_LINE_CMPXCHG] = EMU_LAT_MICRO,
+	[EMU_CALL_LINE_PING_PONG] = EMU_LAT_MICRO, [EMU_CALL_RWSEM_WRITE] = EMU_LAT_MICRO,
+	[EMU_CALL_RWSEM_READ] = EMU_LAT_MICRO,	[EMU_CALL_RWSEM_MIXED] = EMU_LAT_MICRO,
 };
 
 const char *emu_op_name(uint32_t op)
@@ -422,6 +423,10 @@ static int64_t run_micro(struct emu_cpu *cpu, uint32_t op)
 		emu_line_fetch_add(micro);
 		cpu->added++;
 		return 0;
+	case EMU_CALL_LINE_CMPXCHG:
+		emu_line_cmpxchg(micro);
+		cpu->added++;
+		return 0;
 	case EMU_CALL_LINE_PING_PONG:
 		/* Outside a phase no other CPU runs. */
 		if (!cpu->in_phase)
@@ -591,6 +596,7 @@ static int64_t run_call(const struct emu_call *call, const struct emu_call *end,
 		return 0;
 	case EMU_CALL_LINE_WRITE:
 	case EMU_CALL_LINE_FETCH_ADD:
+	case EMU_CALL_LINE_CMPXCHG:
 	case EMU_CALL_LINE_PING_PONG:
 	case EMU_CALL_RWSEM_WRITE:
 	case EMU_CALL_RWSEM_READ:

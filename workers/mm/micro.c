@@ -68,6 +68,15 @@ void emu_line_fetch_add(struct emu_micro *micro)
 	atomic_fetch_add_explicit(&micro->added, 1, memory_order_relaxed);
 }
 
+void emu_line_cmpxchg(struct emu_micro *micro)
+{
+	uint64_t value = atomic_load_explicit(&micro->added, memory_order_relaxed);
+
+	while (!atomic_compare_exchange_weak_explicit(&micro->added, &value, value + 1, memory_order_relaxed,
+						      memory_order_relaxed))
+		;
+}
+
 bool emu_line_ping_pong(struct emu_micro *micro, uint64_t *turn)
 {
 	uint32_t cpu = current->nr, side = cpu & 1;

@@ -17,6 +17,8 @@ void emu_micro_reset(struct emu_micro *micro);
 /* One store to the line that all CPUs write, waited for until it is through. */
 void emu_line_write(struct emu_micro *micro);
 void emu_line_fetch_add(struct emu_micro *micro);
+/* The same by compare-and-exchange, as often as it takes: of one word with emu_line_fetch_add(). */
+void emu_line_cmpxchg(struct emu_micro *micro);
 
 /*
  * Hands the line of a pair, CPUs 2k and 2k + 1, to the other side: waits until *turn hand-overs have been made, makes

@@ -216,7 +216,7 @@ static int mmap_sem_fault(struct mm_struct *mm, uint64_t addr, bool write, struc
 	struct mmap_sem *ms = mm_private(mm, struct mmap_sem);
 	int err;
 
-	down_read(&ms->mmap_lock);
+	down_read_for_fault(&ms->mmap_lock);
 	err = fault_in_vma(mmap_sem_find(mm, addr, addr + 1, NULL), addr, write, busy);
 	up_read(&ms->mmap_lock);
 	return err;

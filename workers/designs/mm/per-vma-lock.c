@@ -82,20 +82,19 @@ static bool vma_start_read(struct mm_struct *mm, struct vm_area_struct *vma)
 {
 	struct per_vma *pv = mm_private(mm, struct per_vma);
 	struct vma_lock *lock = vma_private(vma, struct vma_lock);
-	uint32_t number;
+	uint32_t count, number;
 
 	/* A first look, to leave alone what is being changed. */
 	if (atomic_load_explicit(&lock->seq, memory_order_relaxed) ==
 	    atomic_load_explicit(&pv->mm_lock_seq, memory_order_acquire))
 		return false;
-	/*
-	 * Acquire: pairs with the end of vma_start_write(). The kernel compares and exchanges in a loop, which mostly succeeds
-	 * the second time, while the line is still there; one addition stands for that.
-	 */
-	if (atomic_fetch_add_explicit(&lock->refcount, 1, memory_order_acquire) & WRITER_WAITS) {
-		vma_end_read(mm, vma);
-		return false;
-	}
+	/* Acquire: pairs with the end of vma_start_write(). */
+	count = atomic_load_explicit(&lock->refcount, memory_order_relaxed);
+	do {
+		if (count & WRITER_WAITS)
+			return false;
+	} while (!atomic_compare_exchange_weak_explicit(&lock->refcount, &count, count + 1, memory_order_acquire,
+							memory_order_relaxed));
 	/* Acquire, and first: a mark that has ended ended with the release of the number; what was done under it is seen. */
 	number = atomic_load_explicit(&pv->mm_lock_seq, memory_order_acquire);
 	if (atomic_load_explicit(&lock->seq, memory_order_relaxed) != number &&

@@ -171,7 +171,7 @@ static int skeleton_fault(struct mm_struct *mm, uint64_t addr, bool write, struc
 	struct skeleton *s = mm_private(mm, struct skeleton);
 	int err;
 
-	down_read(&s->mmap_lock);
+	down_read_for_fault(&s->mmap_lock);
 	err = fault_in_vma(maple_load(&s->tree, addr), addr, write, busy);
 	up_read(&s->mmap_lock);
 	return err;

@@ -59,6 +59,7 @@ enum emu_call_op {
 	EMU_CALL_BARRIER, /* waits for all CPUs; ends the CPU's part of the phase where one has ended its own */
 	EMU_CALL_LINE_WRITE, /* the micro workloads: see mm/micro.h */
 	EMU_CALL_LINE_FETCH_ADD,
+	EMU_CALL_LINE_CMPXCHG,
 	EMU_CALL_LINE_PING_PONG, /* in a phase only; ends the CPU's part of it where it has no partner, or no more */
 	EMU_CALL_RWSEM_WRITE,
 	EMU_CALL_RWSEM_READ,

@@ -121,7 +121,7 @@ static inline int mm_maple_fault(struct mm_struct *mm, uint64_t addr, bool write
 	struct mm_maple *m = mm_private(mm, struct mm_maple);
 	int err;
 
-	down_read(&m->mmap_lock);
+	down_read_for_fault(&m->mmap_lock);
 	err = fault_in_vma(maple_load(&m->tree, addr), addr, write, busy);
 	up_read(&m->mmap_lock);
 	return err;

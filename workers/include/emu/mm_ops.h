@@ -115,6 +115,13 @@ static inline void vma_set(struct vm_area_struct *vma, const struct vma_change *
 	__atomic_store_n(&vma->vm_flags, to->flags, __ATOMIC_RELEASE);
 }
 
+/* A fault's way to take mmap_lock, as in the kernel: it tries, by compare-and-exchange, before it waits. */
+static inline void down_read_for_fault(struct rw_semaphore *mmap_lock)
+{
+	if (!down_read_trylock(mmap_lock))
+		down_read(mmap_lock);
+}
+
 /*
  * For `fault` with a lock held under which VMAs stay as they are, vma being what overlaps the page or NULL.
  */

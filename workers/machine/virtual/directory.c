@@ -7,7 +7,9 @@
  * does a lock that is handed on, or a compare-and-exchange that has to see what the other CPU made of the word. Copies
  * for readers leave the owner occupancy_ps apart and travel at the same time. Read-modify-writes that always succeed
  * (fetch_add, exchange) are served by real machines in batches, neighbours and repeated ones first, which no rule about
- * single requests gives: of those that find the line on its way, each takes occupancy_ps and no latency.
+ * single requests gives: of those that find the line on its way, each takes occupancy_ps and no latency. The CPU has
+ * the line for that time, so its stores to it leave at once. And a compare-and-exchange that fails takes effect when
+ * the line has come, and may be tried again before the line goes: else one of n CPUs would succeed each round.
  *
  * A read takes a copy; a write takes the line from everybody, waiting for the farthest. Loads and read-modify-writes
  * stall their CPU. Stores leave through a store buffer of outstanding_stores entries.
@@ -252,12 +254,28 @@ static uint64_t line_take(uint32_t line, bool any_order, const struct fiber **fr
 	return done;
 }
 
+/* Others may be on their way to the line, and will find what is done to it meanwhile; who watches it must look again. */
+static bool has_kept(uint32_t line, int what_for)
+{
+	const struct fiber *f = vm.fiber;
+
+	if (f->kept != what_for || f->kept_line != line || vm.clock >= f->kept_until)
+		return false;
+	if (unlikely(vm.transits[line].watchers))
+		fiber_wake_watchers(line, vm.clock);
+	return true;
+}
+
 void line_store(uint64_t offset)
 {
 	struct fiber *f = vm.fiber;
 	const struct fiber *from = NULL;
-	uint64_t done = line_take((uint32_t)(offset >> 6), false, &from);
+	uint32_t line = (uint32_t)(offset >> 6);
+	uint64_t done;
 
+	if (has_kept(line, KEPT_FOR_STORES))
+		return;
+	done = line_take(line, false, &from);
 	finish(offset, EMU_SITE_STORE, from, f->stores[f->next_store]);
 	f->stores[f->next_store] = done;
 	if (++f->next_store == vm.cost.outstanding_stores)
@@ -268,8 +286,27 @@ void line_store(uint64_t offset)
 
 void line_modify(uint64_t offset, bool any_order)
 {
+	struct fiber *f = vm.fiber;
 	const struct fiber *from = NULL;
-	uint64_t done = line_take((uint32_t)(offset >> 6), any_order, &from);
+	uint32_t line = (uint32_t)(offset >> 6);
+	uint64_t done;
 
+	if (!any_order && has_kept(line, KEPT_FOR_RETRY))
+		return;
+	done = line_take(line, any_order, &from);
 	finish(offset, EMU_SITE_MODIFY, from, done);
+	if (from) {
+		f->kept_line = line;
+		f->kept = any_order ? KEPT_FOR_STORES : KEPT_FOR_NOTHING;
+		f->kept_until = done + vm.cost.occupancy_ps;
+	}
+}
+
+void line_retry(uint64_t offset)
+{
+	uint32_t line = (uint32_t)(offset >> 6);
+
+	if (vm.fiber->kept_line == line)
+		vm.fiber->kept = KEPT_FOR_RETRY;
+	sync_point(line, false);
 }

@@ -336,6 +336,14 @@ static inline __attribute__((always_inline)) void atomic_modify(const volatile v
 	watch(line);
 }
 
+static void retry(const volatile void *addr)
+{
+	uint64_t offset;
+
+	if (!outside((uintptr_t)addr, &offset))
+		line_retry(offset);
+}
+
 #define ATOMIC(bits, type)                                                                                    \
 	HOOK type __tsan_atomic##bits##_load(const volatile type *addr, int order);                           \
 	HOOK void __tsan_atomic##bits##_store(volatile type *addr, type value, int order);                    \
@@ -379,6 +387,10 @@ static inline __attribute__((always_inline)) void atomic_modify(const volatile v
 		(void)failed;                                                                                 \
 		atomic_modify(addr, false);                                                                   \
 		old = *addr;                                                                                  \
+		if (unlikely(old != expected)) {                                                              \
+			retry(addr);                                                                          \
+			old = *addr;                                                                          \
+		}                                                                                             \
 		if (old == expected)                                                                          \
 			*addr = value;                                                                        \
 		return old;                                                                                   \

@@ -103,6 +103,10 @@ struct fiber {
 	uint32_t node, l3;
 	uint32_t next_store;
 	uint64_t stores[EMU_STORES_MAX];
+	/* What its last read-modify-write had to fetch, until when it has that for itself, and what for (directory.c). */
+	uint32_t kept_line;
+	enum { KEPT_FOR_NOTHING, KEPT_FOR_STORES, KEPT_FOR_RETRY } kept;
+	uint64_t kept_until;
 	const _Atomic uint32_t *futex;
 	struct fiber *futex_next;
 	char *stack; /* lowest address, the guard page */
@@ -238,6 +242,8 @@ void line_store(uint64_t offset);
 void caches_empty(struct fiber *f);
 /* any_order: the operation is one of many that the hardware may serve in the order it likes. */
 void line_modify(uint64_t offset, bool any_order);
+/* A compare-and-exchange, charged already, would fail: lets those go first that come before the line is here. */
+void line_retry(uint64_t offset);
 
 static inline uint64_t queue_key(uint64_t clock, uint32_t nr)
 {
