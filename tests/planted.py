@@ -641,8 +641,8 @@ MM = [
     mm(
         "spf: VMA that goes stays even",
         "spf",
-        "\tvm_write_begin(vma);\n\tmm_maple_unlink(mm, vma);",
-        "\tmm_maple_unlink(mm, vma);",
+        "\tvm_write_begin(vma);\n\tmm_maple_change(mm, vma, to);",
+        "\tif (to)\n\t\tvm_write_begin(vma);\n\tmm_maple_change(mm, vma, to);",
         "fault-munmap",
         *BROKEN,
     ),
@@ -710,8 +710,10 @@ MM = [
     mm(
         "extent changed without the table's lock",
         "pt-extents",
-        "\tspin_lock(&table->ptl);\n\tvma_set(vma, to);\n\tspin_unlock(&table->ptl);",
-        "\tvma_set(vma, to);",
+        "\tspin_lock(&table->ptl);\n\tif (to)\n\t\tvma_set(vma, to);\n\telse\n"
+        "\t\trb_erase(&vma->vm_rb, &extents_of(table)->vmas);\n\tspin_unlock(&table->ptl);",
+        "\tif (to) {\n\t\tvma_set(vma, to);\n\t\treturn;\n\t}\n\tspin_lock(&table->ptl);\n"
+        "\trb_erase(&vma->vm_rb, &extents_of(table)->vmas);\n\tspin_unlock(&table->ptl);",
         "fault-cut",
         *BROKEN,
         part="mm_extents.h",

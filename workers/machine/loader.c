@@ -74,8 +74,8 @@ static int check_rmap(const struct rmap_ops *o)
 static int check_mm(const struct mm_ops *o)
 {
 	const struct hook hooks[] = {
-		HOOK(o, init), HOOK(o, lock), HOOK(o, unlock), HOOK(o, find),
-		HOOK(o, link), HOOK(o, unlink),	    HOOK(o, change),	   HOOK(o, fault),
+		HOOK(o, init), HOOK(o, lock),	HOOK(o, unlock), HOOK(o, find),
+		HOOK(o, link), HOOK(o, change), HOOK(o, fault),
 	};
 
 	return check(KIND_MM, o->name, o->version, EMU_MM_VERSION, o->machine, o->size, EMU_MM_SLOT, hooks,

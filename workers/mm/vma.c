@@ -164,9 +164,9 @@ EMU_NOINLINE struct vm_area_struct *vma_merge(struct mm_struct *mm, struct vm_ar
 		if (vp.adj_next)
 			mm_resize(mm, vp.adj_next, end, vp.adj_next->vm_end);
 		if (vp.remove)
-			emu_mm->unlink(mm, vp.remove);
+			emu_mm->change(mm, vp.remove, NULL);
 		if (vp.remove2)
-			emu_mm->unlink(mm, vp.remove2);
+			emu_mm->change(mm, vp.remove2, NULL);
 		mm_resize(mm, prev, prev->vm_start, with_next ? next->vm_end : end);
 	} else if (with_next) {
 		vp.vma = next;
@@ -178,7 +178,7 @@ EMU_NOINLINE struct vm_area_struct *vma_merge(struct mm_struct *mm, struct vm_ar
 		if (vp.adj_next)
 			mm_resize(mm, curr, curr->vm_start, start);
 		if (vp.remove)
-			emu_mm->unlink(mm, vp.remove);
+			emu_mm->change(mm, vp.remove, NULL);
 		mm_resize(mm, next, start, next->vm_end);
 	} else {
 		return NULL;
@@ -260,7 +260,7 @@ EMU_NOINLINE struct vm_area_struct *vms_gather_munmap_vmas(struct mm_struct *mm,
 		if (vma->vm_end > end)
 			__split_vma(mm, vma, end, false);
 		start = vma->vm_end;
-		emu_mm->unlink(mm, vma);
+		emu_mm->change(mm, vma, NULL);
 		vma->detached_next = NULL;
 		*tail = vma;
 		tail = &vma->detached_next;
