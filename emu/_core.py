@@ -403,7 +403,6 @@ _PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "emu_machine_id": (_U32,),
     "emu_design_load": (_INT, _U32, _STR, _STR),
     "emu_design_unload": (None,),
-    "emu_design_batches": (ctypes.c_bool,),
     "emu_design_params": (_INT, _U32, _STR, ctypes.c_size_t),
     "emu_arena_overhead": (_U64, ctypes.POINTER(Config)),
     "emu_arena_format": (_INT, _PTR, _U64, ctypes.POINTER(Config)),

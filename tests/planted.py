@@ -92,19 +92,22 @@ DESIGNS = [
     rmap(
         "child in its CPU's tree",
         "numa-trees",
-        "vma->i_mmap_index = prev->i_mmap_index;\n\tdown_write(&nt->i_mmap_rwsem);\n"
-        "\ti_mmap_tree_insert_after(tree_of(nt, vma), vma, prev);",
-        "vma->i_mmap_index = emu_node_id();\n\tdown_write(&nt->i_mmap_rwsem);\n"
-        "\t(void)prev;\n\ti_mmap_tree_insert(tree_of(nt, vma), vma);",
+        "prevs ? prevs[i]->i_mmap_index : emu_node_id();\n\tdown_write(&nt->i_mmap_rwsem);\n"
+        "\tfor (uint32_t i = 0; i < n; i++)\n\t\ti_mmap_tree_insert_after("
+        "tree_of(nt, vmas[i]), vmas[i], prevs ? prevs[i] : NULL);",
+        "emu_node_id();\n\tdown_write(&nt->i_mmap_rwsem);\n\t(void)prevs;\n"
+        "\tfor (uint32_t i = 0; i < n; i++)\n"
+        "\t\ti_mmap_tree_insert(tree_of(nt, vmas[i]), vmas[i]);",
         "threads-fork",
         RULE,
     ),
     rmap(
         "child before its parent",
         "single",
-        "i_mmap_tree_insert_after(&s->i_mmap, vma, prev);",
-        "i_mmap_tree_remove(&s->i_mmap, prev);\n\ti_mmap_tree_insert(&s->i_mmap, vma);\n"
-        "\ti_mmap_tree_insert_after(&s->i_mmap, prev, vma);",
+        "i_mmap_tree_insert_after(&s->i_mmap, vmas[i], prevs ? prevs[i] : NULL);",
+        "{\n\t\tif (prevs)\n\t\t\ti_mmap_tree_remove(&s->i_mmap, prevs[i]);\n"
+        "\t\ti_mmap_tree_insert(&s->i_mmap, vmas[i]);\n\t\tif (prevs)\n"
+        "\t\t\ti_mmap_tree_insert_after(&s->i_mmap, prevs[i], vmas[i]);\n\t}",
         "fork-truncate",
         RULE,
     ),
@@ -185,13 +188,15 @@ DESIGNS = [
     rmap(
         "two files' locks in two orders",
         "single",
-        "\tdown_write(&s->i_mmap_rwsem);\n\ti_mmap_tree_insert_after(&s->i_mmap, vma, prev);\n"
+        "\tdown_write(&s->i_mmap_rwsem);\n\tfor (uint32_t i = 0; i < n; i++)\n"
+        "\t\ti_mmap_tree_insert_after(&s->i_mmap, vmas[i], prevs ? prevs[i] : NULL);\n"
         "\tup_write(&s->i_mmap_rwsem);",
         "\tstruct address_space *other = mapping - mapping->id + 1 - mapping->id;\n"
         "\tstruct single *o = rmap_private(other, struct single);\n\n"
-        "\tdown_write(&s->i_mmap_rwsem);\n\tdown_write(&o->i_mmap_rwsem);\n"
-        "\ti_mmap_tree_insert_after(&s->i_mmap, vma, prev);\n"
-        "\tup_write(&o->i_mmap_rwsem);\n\tup_write(&s->i_mmap_rwsem);",
+        "\tdown_write(&s->i_mmap_rwsem);\n\tif (prevs)\n\t\tdown_write(&o->i_mmap_rwsem);\n"
+        "\tfor (uint32_t i = 0; i < n; i++)\n"
+        "\t\ti_mmap_tree_insert_after(&s->i_mmap, vmas[i], prevs ? prevs[i] : NULL);\n"
+        "\tif (prevs)\n\t\tup_write(&o->i_mmap_rwsem);\n\tup_write(&s->i_mmap_rwsem);",
         "two-files",
         DEADLOCK,
         ORDER,
@@ -259,10 +264,11 @@ DESIGNS = [
     rmap(
         "modifier without the shard's lock",
         "outer-inner",
-        "\tdown_write(&s->shard[index]->rwsem);\n"
-        "\ti_mmap_tree_insert(&s->shard[index]->tree, vma);\n"
-        "\tup_write(&s->shard[index]->rwsem);",
-        "\ti_mmap_tree_insert(&s->shard[index]->tree, vma);",
+        "\t\tdown_write(&s->shard[index]->rwsem);\n\t\tfor (uint32_t i = 0; i < n; i++)\n"
+        "\t\t\ti_mmap_tree_insert(&s->shard[index]->tree, vmas[i]);\n"
+        "\t\tup_write(&s->shard[index]->rwsem);",
+        "\t\tfor (uint32_t i = 0; i < n; i++)\n"
+        "\t\t\ti_mmap_tree_insert(&s->shard[index]->tree, vmas[i]);",
         "convert",
         *BROKEN,
         params="shards=1",
@@ -635,8 +641,8 @@ MM = [
     mm(
         "spf: VMA that goes stays even",
         "spf",
-        "\tvm_write_begin(vma);\n\tmm_maple_unlink(mm, vma);",
-        "\tmm_maple_unlink(mm, vma);",
+        "\tvm_write_begin(vma);\n\tmm_maple_change(mm, vma, to);",
+        "\tif (to)\n\t\tvm_write_begin(vma);\n\tmm_maple_change(mm, vma, to);",
         "fault-munmap",
         *BROKEN,
     ),
@@ -704,8 +710,10 @@ MM = [
     mm(
         "extent changed without the table's lock",
         "pt-extents",
-        "\tspin_lock(&table->ptl);\n\tvma_set(vma, to);\n\tspin_unlock(&table->ptl);",
-        "\tvma_set(vma, to);",
+        "\tspin_lock(&table->ptl);\n\tif (to)\n\t\tvma_set(vma, to);\n\telse\n"
+        "\t\trb_erase(&vma->vm_rb, &extents_of(table)->vmas);\n\tspin_unlock(&table->ptl);",
+        "\tif (to) {\n\t\tvma_set(vma, to);\n\t\treturn;\n\t}\n\tspin_lock(&table->ptl);\n"
+        "\trb_erase(&vma->vm_rb, &extents_of(table)->vmas);\n\tspin_unlock(&table->ptl);",
         "fault-cut",
         *BROKEN,
         part="mm_extents.h",

@@ -263,9 +263,10 @@ CRASHES = """/* SPDX-License-Identifier: MIT */
 #define emu_rmap_ops good_rmap_ops
 #include "{single}"
 #include "{derive}"
-static void crashing(struct address_space *mapping, struct vm_area_struct *vma)
+static void crashing(struct address_space *mapping, struct vm_area_struct **vmas,
+			struct vm_area_struct **prevs, uint32_t n)
 {{
-	single_insert(mapping, vma);
+	single_insert(mapping, vmas, prevs, n);
 	{statement}
 }}
 DERIVED(single, "crashes", .insert = crashing);
@@ -283,7 +284,7 @@ DERIVED(single, "crashes", .insert = crashing);
         ),
         ("__builtin_trap();", {"native": "CPU .* was killed by SIGILL", "virtual": "the run died"}),
         (
-            "for (;;) READ_ONCE(vma->vm_start);",
+            "for (;;) READ_ONCE(vmas[0]->vm_start);",
             {"native": "CPU .* hangs in insert of", "virtual": "event limit: .* CPU"},
         ),
     ],

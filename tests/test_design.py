@@ -228,7 +228,7 @@ def test_two_at_once_both_get_it(mine: Path) -> None:
         (
             ".version = EMU_RMAP_VERSION",
             ".version = 77",
-            "rmap interface version 77, this emu has 2",
+            "rmap interface version 77, this emu has 3",
         ),
         (
             ".size = sizeof(struct skeleton)",

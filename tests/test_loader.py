@@ -50,7 +50,7 @@ def test_the_skeleton_loads_and_takes_its_parameter(tmp_path: Path, skeleton: st
         (
             ".version = EMU_RMAP_VERSION",
             ".version = 77",
-            "skeleton: rmap interface version 77, this emu has 2",
+            "skeleton: rmap interface version 77, this emu has 3",
         ),
         (
             ".machine = EMU_MACHINE_ID",

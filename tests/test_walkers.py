@@ -90,9 +90,10 @@ BROKEN = {
         "\t\t\tret = fn(vma_of(node), arg);",
     ),
     "a forked child is not linked": (
-        "i_mmap_tree_insert_after(&s->i_mmap, vma, prev);",
-        "(void)prev; vma_set_interval(vma); vma->shared.start = vma->shared.last = 1u << 30;"
-        "interval_tree_insert(&vma->shared, &s->i_mmap);",
+        "i_mmap_tree_insert_after(&s->i_mmap, vmas[i], prevs ? prevs[i] : NULL);",
+        "{ struct vm_area_struct *vma = vmas[i]; vma_set_interval(vma);"
+        "if (prevs) vma->shared.start = vma->shared.last = 1u << 30;"
+        "interval_tree_insert(&vma->shared, &s->i_mmap); }",
     ),
 }
 

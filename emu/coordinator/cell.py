@@ -93,7 +93,6 @@ def run(
                     start_s=start_s,
                     memory_bytes=memory,
                     rmap_memory=rmap_memory,
-                    batches=core.design_batches(),
                 )
     except _core.CoreError as error:
         raise CellFailed(str(error)) from None

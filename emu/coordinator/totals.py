@@ -68,8 +68,6 @@ class CellTotals:
     memory_bytes: int
     rmap_memory: dict[str, int]
     """The fields of results.Memory."""
-    batches: bool
-    """Can the rmap design do what its parameter batch asks?"""
 
 
 def count_calls(core: _core.Core, plan: Plan) -> int:

@@ -258,9 +258,6 @@ def fill_in(result: CellResult, plan: Plan, totals: CellTotals) -> None:
             result.wait_share, result.locks = done.wait_share, done.locks
             result.walkers = done.walkers
     result.memory = Memory(**totals.rmap_memory)
-    if not totals.batches:
-        sentence = f"{plan.rmap.name} links one VMA at a time, whatever batch says."
-        result.note = f"{result.note} {sentence}" if result.note else sentence
     result.host.events = totals.calls
     result.host.peak_rss_bytes = totals.memory_bytes
     result.host.start_s = totals.start_s

@@ -411,7 +411,6 @@ def run_cell(
             start_s=start_s,
             memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             rmap_memory=memory,
-            batches=core.design_batches(),
         )
         core.design_unload()
         accesses = stats.accesses

@@ -8,10 +8,11 @@
 #include "../../workers/designs/rmap/numa-locks.c"
 #include "derive.h"
 
-static void wrong_insert_after(struct address_space *mapping, struct vm_area_struct *vma, struct vm_area_struct *prev)
+static void wrong_insert(struct address_space *mapping, struct vm_area_struct **vmas,
+			 struct vm_area_struct **prevs, uint32_t n)
 {
-	(void)prev;
-	numa_locks_insert(mapping, vma);
+	(void)prevs;
+	numa_locks_insert(mapping, vmas, NULL, n);
 }
 
-DERIVED(numa_locks, "child-elsewhere", .destroy = numa_locks_destroy, .insert_after = wrong_insert_after);
+DERIVED(numa_locks, "child-elsewhere", .destroy = numa_locks_destroy, .insert = wrong_insert);

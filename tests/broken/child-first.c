@@ -8,15 +8,20 @@
 #include "../../workers/designs/rmap/single.c"
 #include "derive.h"
 
-static void wrong_insert_after(struct address_space *mapping, struct vm_area_struct *vma, struct vm_area_struct *prev)
+static void wrong_insert(struct address_space *mapping, struct vm_area_struct **vmas,
+			 struct vm_area_struct **prevs, uint32_t n)
 {
 	struct single *s = rmap_private(mapping, struct single);
 
 	down_write(&s->i_mmap_rwsem);
-	i_mmap_tree_remove(&s->i_mmap, prev);
-	i_mmap_tree_insert(&s->i_mmap, vma);
-	i_mmap_tree_insert(&s->i_mmap, prev);
+	for (uint32_t i = 0; i < n; i++) {
+		if (prevs)
+			i_mmap_tree_remove(&s->i_mmap, prevs[i]);
+		i_mmap_tree_insert(&s->i_mmap, vmas[i]);
+		if (prevs)
+			i_mmap_tree_insert(&s->i_mmap, prevs[i]);
+	}
 	up_write(&s->i_mmap_rwsem);
 }
 
-DERIVED(single, "child-first", .insert_after = wrong_insert_after);
+DERIVED(single, "child-first", .insert = wrong_insert);

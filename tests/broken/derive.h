@@ -26,7 +26,6 @@
 		.size = sizeof(struct prefix),           \
 		.init = prefix##_init,                   \
 		.insert = prefix##_insert,               \
-		.insert_after = prefix##_insert_after,   \
 		.remove = prefix##_remove,               \
 		.prepare = prefix##_prepare,             \
 		.complete = prefix##_complete,           \

@@ -118,10 +118,11 @@ static void changed(void)
 static void map_locked(struct process *p, uint32_t file, uint32_t first, uint32_t last)
 {
 	struct tracked *t = vma_new(p, file, first, last, NULL);
+	struct vm_area_struct *vma = &t->vma;
 
 	occupy(p, t);
 	doing("insert", file);
-	emu_rmap->insert(emu_file(file), &t->vma);
+	emu_rmap->insert(emu_file(file), &vma, NULL, 1);
 	set_state(t, VMA_LINKED);
 	changed();
 	became_whole(p, file);
@@ -363,13 +364,16 @@ void process_fork(struct process *p)
 	for (uint32_t file = 0; file < FILES; file++) {
 		for (uint32_t page = 0; page < PAGES; page++) {
 			struct tracked *from = p->at[file][page], *to;
+			struct vm_area_struct *vma, *prev;
 
 			if (!from || (page && p->at[file][page - 1] == from))
 				continue;
 			to = vma_new(child, file, first_of(from), last_of(from), from);
 			occupy(child, to);
-			doing("insert_after", file);
-			emu_rmap->insert_after(emu_file(file), &to->vma, &from->vma);
+			vma = &to->vma;
+			prev = &from->vma;
+			doing("insert", file);
+			emu_rmap->insert(emu_file(file), &vma, &prev, 1);
 			set_state(to, VMA_LINKED);
 			/* The copy of the page tables. */
 			zap(p);

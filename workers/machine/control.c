@@ -724,11 +724,11 @@ static void measure_file(struct address_space *file, struct emu_memory *m)
 		vmas[i] = vm_area_alloc(NULL, 0, file->nr_pages << EMU_PAGE_SHIFT, VM_READ, file, 0);
 	vma = live_bytes_since(before) / MEASURED_VMAS;
 	before = emu_live_bytes();
-	emu_rmap->insert(file, vmas[0]);
+	emu_rmap->insert(file, vmas, NULL, 1);
 	first = live_bytes_since(before);
 	grow(&m->mapped_file, cold + first);
 	for (uint32_t i = 1; i < MEASURED_VMAS; i++)
-		emu_rmap->insert(file, vmas[i]);
+		emu_rmap->insert(file, &vmas[i], NULL, 1);
 	grow(&m->vma, vma + (live_bytes_since(before) - first) / (MEASURED_VMAS - 1));
 	for (uint32_t i = 0; i < MEASURED_VMAS; i++) {
 		emu_rmap->remove(file, &vmas[i], 1);

@@ -63,8 +63,8 @@ static int check(uint32_t kind, const char *name, uint32_t version, uint32_t wan
 static int check_rmap(const struct rmap_ops *o)
 {
 	const struct hook hooks[] = {
-		HOOK(o, init),	  HOOK(o, insert),   HOOK(o, insert_after), HOOK(o, remove),
-		HOOK(o, prepare), HOOK(o, complete), HOOK(o, walk),	    HOOK(o, mapped),
+		HOOK(o, init),	   HOOK(o, insert), HOOK(o, remove), HOOK(o, prepare),
+		HOOK(o, complete), HOOK(o, walk),   HOOK(o, mapped),
 	};
 
 	return check(KIND_RMAP, o->name, o->version, EMU_RMAP_VERSION, o->machine, o->size, EMU_RMAP_SLOT, hooks,
@@ -74,8 +74,8 @@ static int check_rmap(const struct rmap_ops *o)
 static int check_mm(const struct mm_ops *o)
 {
 	const struct hook hooks[] = {
-		HOOK(o, init), HOOK(o, lock), HOOK(o, unlock), HOOK(o, find),
-		HOOK(o, link), HOOK(o, unlink),	    HOOK(o, change),	   HOOK(o, fault),
+		HOOK(o, init), HOOK(o, lock),	HOOK(o, unlock), HOOK(o, find),
+		HOOK(o, link), HOOK(o, change), HOOK(o, fault),
 	};
 
 	return check(KIND_MM, o->name, o->version, EMU_MM_VERSION, o->machine, o->size, EMU_MM_SLOT, hooks,
@@ -238,11 +238,6 @@ static size_t describe_param(const struct emu_param *p, char *buf, size_t size)
 
 	snprintf(number, sizeof(number), "%u", *p->value);
 	return (size_t)snprintf(buf, size, "%s=%s: %s\n", p->name, p->values ? p->values[*p->value] : number, p->help);
-}
-
-bool emu_design_batches(void)
-{
-	return emu_batch < EMU_BATCH_FORK || emu_rmap->insert_batch;
 }
 
 int emu_design_params(uint32_t kind, char *buf, size_t size)

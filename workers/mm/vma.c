@@ -52,7 +52,7 @@ EMU_NOINLINE void vma_link_file(struct vm_area_struct *vma)
 	struct address_space *mapping = vma_mapping(vma);
 
 	if (mapping)
-		emu_rmap->insert(mapping, vma);
+		emu_rmap->insert(mapping, &vma, NULL, 1);
 }
 
 EMU_NOINLINE void vma_prepare(struct vma_prepare *vp)
@@ -164,9 +164,9 @@ EMU_NOINLINE struct vm_area_struct *vma_merge(struct mm_struct *mm, struct vm_ar
 		if (vp.adj_next)
 			mm_resize(mm, vp.adj_next, end, vp.adj_next->vm_end);
 		if (vp.remove)
-			emu_mm->unlink(mm, vp.remove);
+			emu_mm->change(mm, vp.remove, NULL);
 		if (vp.remove2)
-			emu_mm->unlink(mm, vp.remove2);
+			emu_mm->change(mm, vp.remove2, NULL);
 		mm_resize(mm, prev, prev->vm_start, with_next ? next->vm_end : end);
 	} else if (with_next) {
 		vp.vma = next;
@@ -178,7 +178,7 @@ EMU_NOINLINE struct vm_area_struct *vma_merge(struct mm_struct *mm, struct vm_ar
 		if (vp.adj_next)
 			mm_resize(mm, curr, curr->vm_start, start);
 		if (vp.remove)
-			emu_mm->unlink(mm, vp.remove);
+			emu_mm->change(mm, vp.remove, NULL);
 		mm_resize(mm, next, start, next->vm_end);
 	} else {
 		return NULL;
@@ -192,19 +192,8 @@ EMU_NOINLINE struct vm_area_struct *vma_merge(struct mm_struct *mm, struct vm_ar
 
 void link_file_vma_batch_final(struct link_vma_file_batch *vb)
 {
-	struct address_space *mapping = vb->count ? vma_mapping(vb->vmas[0]) : NULL;
-	bool forked = vb->count && vb->prevs[0];
-
-	if (vb->count > 1 && emu_rmap->insert_batch) {
-		emu_rmap->insert_batch(mapping, vb->vmas, forked ? vb->prevs : NULL, vb->count);
-		return;
-	}
-	for (uint32_t i = 0; i < vb->count; i++) {
-		if (forked)
-			emu_rmap->insert_after(mapping, vb->vmas[i], vb->prevs[i]);
-		else
-			emu_rmap->insert(mapping, vb->vmas[i]);
-	}
+	if (vb->count)
+		emu_rmap->insert(vma_mapping(vb->vmas[0]), vb->vmas, vb->prevs[0] ? vb->prevs : NULL, vb->count);
 }
 
 /* Up to FILE_BATCH VMAs of one file, to be unlinked under one hold of its lock. */
@@ -271,7 +260,7 @@ EMU_NOINLINE struct vm_area_struct *vms_gather_munmap_vmas(struct mm_struct *mm,
 		if (vma->vm_end > end)
 			__split_vma(mm, vma, end, false);
 		start = vma->vm_end;
-		emu_mm->unlink(mm, vma);
+		emu_mm->change(mm, vma, NULL);
 		vma->detached_next = NULL;
 		*tail = vma;
 		tail = &vma->detached_next;

@@ -19,7 +19,7 @@
 #define MAPLE_HOOKS                                                                                                    \
 	.version = EMU_MM_VERSION, .machine = EMU_MACHINE_ID, .size = sizeof(struct mm_maple), .init = mmap_lock_init, \
 	.lock = mm_maple_lock, .unlock = mm_maple_unlock, .find = mm_maple_find, .link = mm_maple_link,                \
-	.unlink = mm_maple_unlink, .change = mmap_lock_change, .fault = mm_maple_fault
+	.change = mm_maple_change, .fault = mm_maple_fault
 
 #define DERIVED(name_, hooks, ...) EMU_EXPORT const struct mm_ops emu_mm_ops = { .name = name_, hooks, __VA_ARGS__ }
 

@@ -13,12 +13,6 @@ static void mmap_lock_init(struct mm_struct *mm)
 	mm_maple_init(mm, spin);
 }
 
-static void mmap_lock_change(struct mm_struct *mm, struct vm_area_struct *vma, const struct vma_change *to)
-{
-	mm_maple_move(mm, vma, to);
-	vma_set(vma, to);
-}
-
 EMU_EXPORT const struct mm_ops emu_mm_ops = {
 	.name = "mmap-lock-maple",
 	.version = EMU_MM_VERSION,
@@ -31,7 +25,6 @@ EMU_EXPORT const struct mm_ops emu_mm_ops = {
 	.downgrade = mm_maple_downgrade,
 	.find = mm_maple_find,
 	.link = mm_maple_link,
-	.unlink = mm_maple_unlink,
-	.change = mmap_lock_change,
+	.change = mm_maple_change,
 	.fault = mm_maple_fault,
 };

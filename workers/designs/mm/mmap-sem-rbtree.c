@@ -136,16 +136,15 @@ static void mmap_sem_link(struct mm_struct *mm, struct vm_area_struct *vma)
 	rb_insert_augmented(&vma->vm_rb, root, &gap_callbacks);
 }
 
-static void mmap_sem_unlink(struct mm_struct *mm, struct vm_area_struct *vma)
-{
-	rb_erase_augmented(&vma->vm_rb, &mm_private(mm, struct mmap_sem)->rb, &gap_callbacks);
-}
-
 static void mmap_sem_change(struct mm_struct *mm, struct vm_area_struct *vma, const struct vma_change *to)
 {
-	bool moved = to->start != vma->vm_start || to->end != vma->vm_end;
+	bool moved;
 
-	(void)mm;
+	if (!to) {
+		rb_erase_augmented(&vma->vm_rb, &mm_private(mm, struct mmap_sem)->rb, &gap_callbacks);
+		return;
+	}
+	moved = to->start != vma->vm_start || to->end != vma->vm_end;
 	vma_set(vma, to);
 	if (moved)
 		gap_propagate(&vma->vm_rb, NULL);
@@ -234,7 +233,6 @@ EMU_EXPORT const struct mm_ops emu_mm_ops = {
 	.downgrade = mmap_sem_downgrade,
 	.find = mmap_sem_find,
 	.link = mmap_sem_link,
-	.unlink = mmap_sem_unlink,
 	.change = mmap_sem_change,
 	.fault = mmap_sem_fault,
 };

@@ -176,21 +176,13 @@ static void per_vma_link(struct mm_struct *mm, struct vm_area_struct *vma)
 	mm_maple_link(mm, vma);
 }
 
-static void per_vma_unlink(struct mm_struct *mm, struct vm_area_struct *vma)
-{
-	struct vma_lock *lock = vma_private(vma, struct vma_lock);
-
-	vma_start_write(mm, vma);
-	/* Whoever found it before and comes in later sees the mark, or this, with the number that ends the mark. */
-	atomic_store_explicit(&lock->detached, true, memory_order_relaxed);
-	mm_maple_unlink(mm, vma);
-}
-
 static void per_vma_change(struct mm_struct *mm, struct vm_area_struct *vma, const struct vma_change *to)
 {
 	vma_start_write(mm, vma);
-	mm_maple_move(mm, vma, to);
-	vma_set(vma, to);
+	/* Whoever found it before and comes in later sees the mark, or this, with the number that ends the mark. */
+	if (!to)
+		atomic_store_explicit(&vma_private(vma, struct vma_lock)->detached, true, memory_order_relaxed);
+	mm_maple_change(mm, vma, to);
 }
 
 EMU_EXPORT const struct mm_ops emu_mm_ops = {
@@ -205,7 +197,6 @@ EMU_EXPORT const struct mm_ops emu_mm_ops = {
 	.downgrade = per_vma_downgrade,
 	.find = mm_maple_find,
 	.link = per_vma_link,
-	.unlink = per_vma_unlink,
 	.change = per_vma_change,
 	.fault = per_vma_fault,
 };

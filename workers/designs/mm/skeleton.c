@@ -131,28 +131,27 @@ static struct vm_area_struct *skeleton_find(struct mm_struct *mm, uint64_t addr,
 	return vma && vma->vm_start < end ? vma : NULL;
 }
 
-/* Into the index and out of it. The caller frees what was taken out, by RCU. Both are required. */
+/* Into the index. Required. */
 static void skeleton_link(struct mm_struct *mm, struct vm_area_struct *vma)
 {
 	maple_store(&mm_private(mm, struct skeleton)->tree, vma->vm_start, vma->vm_end - 1, vma);
-}
-
-static void skeleton_unlink(struct mm_struct *mm, struct vm_area_struct *vma)
-{
-	maple_store(&mm_private(mm, struct skeleton)->tree, vma->vm_start, vma->vm_end - 1, NULL);
 }
 
 /*
  * The VMA becomes this: a border moves (split, merge), or its flags change; nowhere else are they written. PTEs are changed
  * after it. A design whose faults run beside it must keep them out of this VMA from here on until unlock, or have them find
  * out, under ptl, that it has changed. fork calls it with what the VMA is already, so that faults in it are over.
- * Required.
+ * NULL: the VMA goes out of the index, and the caller frees it, by RCU. Required.
  */
 static void skeleton_change(struct mm_struct *mm, struct vm_area_struct *vma, const struct vma_change *to)
 {
 	struct maple_root *tree = &mm_private(mm, struct skeleton)->tree;
 	uint64_t start = vma->vm_start, end = vma->vm_end;
 
+	if (!to) {
+		maple_store(tree, start, end - 1, NULL);
+		return;
+	}
 	if (to->start > start)
 		maple_store(tree, start, to->start - 1, NULL);
 	if (to->end < end)
@@ -190,7 +189,6 @@ EMU_EXPORT const struct mm_ops emu_mm_ops = {
 	.downgrade = skeleton_downgrade,
 	.find = skeleton_find,
 	.link = skeleton_link,
-	.unlink = skeleton_unlink,
 	.change = skeleton_change,
 	.fault = skeleton_fault,
 };

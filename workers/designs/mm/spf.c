@@ -115,18 +115,13 @@ static int spf_fault(struct mm_struct *mm, uint64_t addr, bool write, struct add
 	return err == -ENOENT ? mm_maple_fault(mm, addr, write, busy) : err;
 }
 
-static void spf_unlink(struct mm_struct *mm, struct vm_area_struct *vma)
-{
-	vm_write_begin(vma);
-	mm_maple_unlink(mm, vma);
-}
-
 static void spf_change(struct mm_struct *mm, struct vm_area_struct *vma, const struct vma_change *to)
 {
 	vm_write_begin(vma);
-	mm_maple_move(mm, vma, to);
-	vma_set(vma, to);
-	vm_write_end(vma);
+	mm_maple_change(mm, vma, to);
+	/* Who found what goes must not use it any more. */
+	if (to)
+		vm_write_end(vma);
 }
 
 EMU_EXPORT const struct mm_ops emu_mm_ops = {
@@ -141,7 +136,6 @@ EMU_EXPORT const struct mm_ops emu_mm_ops = {
 	.downgrade = mm_maple_downgrade,
 	.find = mm_maple_find,
 	.link = mm_maple_link,
-	.unlink = spf_unlink,
 	.change = spf_change,
 	.fault = spf_fault,
 };

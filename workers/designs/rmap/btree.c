@@ -42,28 +42,8 @@ static void tree_remove(struct btree *b, struct vm_area_struct *vma)
 	btree_remove(&vma->shared_item, &b->i_mmap);
 }
 
-static void btree_design_insert(struct address_space *mapping, struct vm_area_struct *vma)
-{
-	struct btree *b = rmap_private(mapping, struct btree);
-
-	down_write(&b->i_mmap_rwsem);
-	tree_insert(b, vma);
-	up_write(&b->i_mmap_rwsem);
-}
-
-static void btree_design_insert_after(struct address_space *mapping, struct vm_area_struct *vma,
-				      struct vm_area_struct *prev)
-{
-	struct btree *b = rmap_private(mapping, struct btree);
-
-	down_write(&b->i_mmap_rwsem);
-	vma_set_item(vma);
-	btree_insert_after(&vma->shared_item, &prev->shared_item, &b->i_mmap);
-	up_write(&b->i_mmap_rwsem);
-}
-
-static void btree_design_insert_batch(struct address_space *mapping, struct vm_area_struct **vmas,
-				      struct vm_area_struct **prevs, uint32_t n)
+static void btree_design_insert(struct address_space *mapping, struct vm_area_struct **vmas,
+				struct vm_area_struct **prevs, uint32_t n)
 {
 	struct btree *b = rmap_private(mapping, struct btree);
 
@@ -146,8 +126,6 @@ EMU_EXPORT const struct rmap_ops emu_rmap_ops = {
 	.params = params,
 	.init = btree_design_init,
 	.insert = btree_design_insert,
-	.insert_after = btree_design_insert_after,
-	.insert_batch = btree_design_insert_batch,
 	.remove = btree_design_remove,
 	.prepare = btree_design_prepare,
 	.complete = btree_design_complete,

@@ -38,23 +38,10 @@ static void cpu_locks_destroy(struct address_space *mapping)
 	rmap_shards_free(groups_of(mapping));
 }
 
-static void cpu_locks_insert(struct address_space *mapping, struct vm_area_struct *vma)
+static void cpu_locks_insert(struct address_space *mapping, struct vm_area_struct **vmas,
+			     struct vm_area_struct **prevs, uint32_t n)
 {
-	rmap_shards_insert(groups_of(mapping), vma, emu_cpu_id() / cpus_per_group);
-}
-
-static void cpu_locks_insert_after(struct address_space *mapping, struct vm_area_struct *vma,
-				   struct vm_area_struct *prev)
-{
-	rmap_shards_insert_after(groups_of(mapping), vma, prev);
-}
-
-static void cpu_locks_insert_batch(struct address_space *mapping, struct vm_area_struct **vmas,
-				   struct vm_area_struct **prevs, uint32_t n)
-{
-	for (uint32_t i = 0; i < n; i++)
-		vmas[i]->i_mmap_index = emu_cpu_id() / cpus_per_group;
-	rmap_shards_insert_batch(groups_of(mapping), vmas, prevs, n);
+	rmap_shards_insert(groups_of(mapping), vmas, prevs, n, emu_cpu_id() / cpus_per_group);
 }
 
 static void cpu_locks_remove(struct address_space *mapping, struct vm_area_struct **vmas, uint32_t n)
@@ -93,8 +80,6 @@ EMU_EXPORT const struct rmap_ops emu_rmap_ops = {
 	.init = cpu_locks_init,
 	.destroy = cpu_locks_destroy,
 	.insert = cpu_locks_insert,
-	.insert_after = cpu_locks_insert_after,
-	.insert_batch = cpu_locks_insert_batch,
 	.remove = cpu_locks_remove,
 	.prepare = cpu_locks_prepare,
 	.complete = cpu_locks_complete,

@@ -118,43 +118,17 @@ static void unlock_modified(struct dynamic *d, struct rmap_shards *shards)
 		up_write(&d->rwsem);
 }
 
-static void dynamic_insert(struct address_space *mapping, struct vm_area_struct *vma)
+static void dynamic_insert(struct address_space *mapping, struct vm_area_struct **vmas,
+			   struct vm_area_struct **prevs, uint32_t n)
 {
 	struct dynamic *d = rmap_private(mapping, struct dynamic);
 	struct rmap_shards *shards = lock_to_modify(mapping, d);
 
 	if (shards)
-		rmap_shards_insert(shards, vma, rmap_shards_choose(shards, RMAP_SHARDS_BY_CPU, mapping, vma));
-	else
-		i_mmap_tree_insert(&d->tree, vma);
-	unlock_modified(d, shards);
-}
-
-static void dynamic_insert_after(struct address_space *mapping, struct vm_area_struct *vma,
-				 struct vm_area_struct *prev)
-{
-	struct dynamic *d = rmap_private(mapping, struct dynamic);
-	struct rmap_shards *shards = lock_to_modify(mapping, d);
-
-	if (shards)
-		rmap_shards_insert_after(shards, vma, prev);
-	else
-		i_mmap_tree_insert_after(&d->tree, vma, prev);
-	unlock_modified(d, shards);
-}
-
-static void dynamic_insert_batch(struct address_space *mapping, struct vm_area_struct **vmas,
-				 struct vm_area_struct **prevs, uint32_t n)
-{
-	struct dynamic *d = rmap_private(mapping, struct dynamic);
-	struct rmap_shards *shards = lock_to_modify(mapping, d);
-
-	for (uint32_t i = 0; shards && i < n; i++)
-		vmas[i]->i_mmap_index = rmap_shards_choose(shards, RMAP_SHARDS_BY_CPU, mapping, vmas[i]);
-	if (shards)
-		rmap_shards_insert_batch(shards, vmas, prevs, n);
-	else
-		i_mmap_tree_insert_batch(&d->tree, vmas, prevs, n);
+		rmap_shards_insert(shards, vmas, prevs, n,
+				   prevs ? 0 : rmap_shards_choose(shards, RMAP_SHARDS_BY_CPU, mapping, vmas[0]));
+	for (uint32_t i = 0; i < n && !shards; i++)
+		i_mmap_tree_insert_after(&d->tree, vmas[i], prevs ? prevs[i] : NULL);
 	unlock_modified(d, shards);
 }
 
@@ -261,8 +235,6 @@ EMU_EXPORT const struct rmap_ops emu_rmap_ops = {
 	.init = dynamic_init,
 	.destroy = dynamic_destroy,
 	.insert = dynamic_insert,
-	.insert_after = dynamic_insert_after,
-	.insert_batch = dynamic_insert_batch,
 	.remove = dynamic_remove,
 	.prepare = dynamic_prepare,
 	.complete = dynamic_complete,

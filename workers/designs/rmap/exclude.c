@@ -76,35 +76,8 @@ static inline struct cpu_counts *counts_here(struct exclude *e)
 	return &e->counts[emu_cpu_id()];
 }
 
-static void exclude_insert(struct address_space *mapping, struct vm_area_struct *vma)
-{
-	struct exclude *e = rmap_private(mapping, struct exclude);
-
-	if (e->counts) {
-		count(&counts_here(e)->linked, 1);
-		return;
-	}
-	down_write(&e->i_mmap_rwsem);
-	i_mmap_tree_insert(&e->i_mmap, vma);
-	up_write(&e->i_mmap_rwsem);
-}
-
-static void exclude_insert_after(struct address_space *mapping, struct vm_area_struct *vma,
-				 struct vm_area_struct *prev)
-{
-	struct exclude *e = rmap_private(mapping, struct exclude);
-
-	if (e->counts) {
-		count(&counts_here(e)->linked, 1);
-		return;
-	}
-	down_write(&e->i_mmap_rwsem);
-	i_mmap_tree_insert_after(&e->i_mmap, vma, prev);
-	up_write(&e->i_mmap_rwsem);
-}
-
-static void exclude_insert_batch(struct address_space *mapping, struct vm_area_struct **vmas,
-				 struct vm_area_struct **prevs, uint32_t n)
+static void exclude_insert(struct address_space *mapping, struct vm_area_struct **vmas,
+			   struct vm_area_struct **prevs, uint32_t n)
 {
 	struct exclude *e = rmap_private(mapping, struct exclude);
 
@@ -113,7 +86,8 @@ static void exclude_insert_batch(struct address_space *mapping, struct vm_area_s
 		return;
 	}
 	down_write(&e->i_mmap_rwsem);
-	i_mmap_tree_insert_batch(&e->i_mmap, vmas, prevs, n);
+	for (uint32_t i = 0; i < n; i++)
+		i_mmap_tree_insert_after(&e->i_mmap, vmas[i], prevs ? prevs[i] : NULL);
 	up_write(&e->i_mmap_rwsem);
 }
 
@@ -236,8 +210,6 @@ EMU_EXPORT const struct rmap_ops emu_rmap_ops = {
 	.init = exclude_init,
 	.destroy = exclude_destroy,
 	.insert = exclude_insert,
-	.insert_after = exclude_insert_after,
-	.insert_batch = exclude_insert_batch,
 	.remove = exclude_remove,
 	.prepare = exclude_prepare,
 	.complete = exclude_complete,

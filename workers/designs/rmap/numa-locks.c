@@ -3,8 +3,8 @@
  * numa-locks - one interval tree and one rwsem per NUMA node (Huang v2, June 2026).
  *
  * As numa-trees, but a change takes the lock of one tree. A walker takes all locks, in order of the nodes, before it
- * looks at the first tree. As posted, unlinking takes the tree's lock once per VMA, and mapping_mapped() is a count that
- * all nodes add to (numa-trees.c has more about it).
+ * looks at the first tree. As posted, linking and unlinking take the tree's lock once per VMA, and mapping_mapped() is a
+ * count that all nodes add to (numa-trees.c has more about it).
  * A merge may join VMAs of different trees: their locks are taken in order of the nodes too.
  */
 #include <emu/rmap.h>
@@ -54,29 +54,24 @@ static void numa_locks_destroy(struct address_space *mapping)
 	emu_free(nl->nodes);
 }
 
-static void numa_locks_insert(struct address_space *mapping, struct vm_area_struct *vma)
+static void numa_locks_insert(struct address_space *mapping, struct vm_area_struct **vmas,
+			      struct vm_area_struct **prevs, uint32_t n)
 {
-	struct node_tree *nt;
+	for (uint32_t i = 0; i < n; i++) {
+		struct vm_area_struct *vma = vmas[i], *prev = prevs ? prevs[i] : NULL;
+		struct node_tree *nt;
 
-	vma->i_mmap_index = emu_node_id();
-	nt = tree_of(mapping, vma);
-	down_write(&nt->rwsem);
-	i_mmap_tree_insert(&nt->tree, vma);
-	count_vmas(mapping, 1);
-	up_write(&nt->rwsem);
-}
-
-static void numa_locks_insert_after(struct address_space *mapping, struct vm_area_struct *vma,
-				    struct vm_area_struct *prev)
-{
-	struct node_tree *nt = tree_of(mapping, prev);
-
-	/* In the parent's tree, wherever the child runs: a walk must meet the parent first. */
-	vma->i_mmap_index = prev->i_mmap_index;
-	down_write(&nt->rwsem);
-	i_mmap_tree_insert_after(&nt->tree, vma, prev);
-	count_vmas(mapping, 1);
-	up_write(&nt->rwsem);
+		if (!prev)
+			vma->i_mmap_index = emu_node_id();
+		nt = tree_of(mapping, prev ? prev : vma);
+		/* In the parent's tree, wherever the child runs: a walk must meet the parent first. */
+		if (prev)
+			vma->i_mmap_index = prev->i_mmap_index;
+		down_write(&nt->rwsem);
+		i_mmap_tree_insert_after(&nt->tree, vma, prev);
+		count_vmas(mapping, 1);
+		up_write(&nt->rwsem);
+	}
 }
 
 static void numa_locks_remove(struct address_space *mapping, struct vm_area_struct **vmas, uint32_t n)
@@ -165,7 +160,6 @@ EMU_EXPORT const struct rmap_ops emu_rmap_ops = {
 	.init = numa_locks_init,
 	.destroy = numa_locks_destroy,
 	.insert = numa_locks_insert,
-	.insert_after = numa_locks_insert_after,
 	.remove = numa_locks_remove,
 	.prepare = numa_locks_prepare,
 	.complete = numa_locks_complete,

@@ -52,39 +52,16 @@ static void numa_trees_destroy(struct address_space *mapping)
 	emu_free(nt->trees);
 }
 
-static void numa_trees_insert(struct address_space *mapping, struct vm_area_struct *vma)
+static void numa_trees_insert(struct address_space *mapping, struct vm_area_struct **vmas,
+			      struct vm_area_struct **prevs, uint32_t n)
 {
 	struct numa_trees *nt = rmap_private(mapping, struct numa_trees);
 
-	vma->i_mmap_index = emu_node_id();
-	down_write(&nt->i_mmap_rwsem);
-	i_mmap_tree_insert(tree_of(nt, vma), vma);
-	count_vmas(nt, 1);
-	up_write(&nt->i_mmap_rwsem);
-}
-
-static void numa_trees_insert_after(struct address_space *mapping, struct vm_area_struct *vma,
-				    struct vm_area_struct *prev)
-{
-	struct numa_trees *nt = rmap_private(mapping, struct numa_trees);
-
-	vma->i_mmap_index = prev->i_mmap_index;
-	down_write(&nt->i_mmap_rwsem);
-	i_mmap_tree_insert_after(tree_of(nt, vma), vma, prev);
-	count_vmas(nt, 1);
-	up_write(&nt->i_mmap_rwsem);
-}
-
-static void numa_trees_insert_batch(struct address_space *mapping, struct vm_area_struct **vmas,
-				    struct vm_area_struct **prevs, uint32_t n)
-{
-	struct numa_trees *nt = rmap_private(mapping, struct numa_trees);
-
-	down_write(&nt->i_mmap_rwsem);
-	for (uint32_t i = 0; i < n; i++) {
+	for (uint32_t i = 0; i < n; i++)
 		vmas[i]->i_mmap_index = prevs ? prevs[i]->i_mmap_index : emu_node_id();
-		i_mmap_tree_insert_batch(tree_of(nt, vmas[i]), &vmas[i], prevs ? &prevs[i] : NULL, 1);
-	}
+	down_write(&nt->i_mmap_rwsem);
+	for (uint32_t i = 0; i < n; i++)
+		i_mmap_tree_insert_after(tree_of(nt, vmas[i]), vmas[i], prevs ? prevs[i] : NULL);
 	count_vmas(nt, n);
 	up_write(&nt->i_mmap_rwsem);
 }
@@ -162,8 +139,6 @@ EMU_EXPORT const struct rmap_ops emu_rmap_ops = {
 	.init = numa_trees_init,
 	.destroy = numa_trees_destroy,
 	.insert = numa_trees_insert,
-	.insert_after = numa_trees_insert_after,
-	.insert_batch = numa_trees_insert_batch,
 	.remove = numa_trees_remove,
 	.prepare = numa_trees_prepare,
 	.complete = numa_trees_complete,

@@ -36,34 +36,17 @@ static void outer_inner_destroy(struct address_space *mapping)
 	rmap_shards_free(rmap_private(mapping, struct outer_inner)->shards);
 }
 
-static void outer_inner_insert(struct address_space *mapping, struct vm_area_struct *vma)
+static void outer_inner_insert(struct address_space *mapping, struct vm_area_struct **vmas,
+			       struct vm_area_struct **prevs, uint32_t n)
 {
 	struct outer_inner *oi = rmap_private(mapping, struct outer_inner);
+	/* By VMA, each new one goes where it belongs. */
+	uint32_t each = prevs || by != RMAP_SHARDS_BY_VMA ? n : 1;
 
 	down_read(&oi->outer);
-	rmap_shards_insert(oi->shards, vma, rmap_shards_choose(oi->shards, by, mapping, vma));
-	up_read(&oi->outer);
-}
-
-static void outer_inner_insert_after(struct address_space *mapping, struct vm_area_struct *vma,
-				     struct vm_area_struct *prev)
-{
-	struct outer_inner *oi = rmap_private(mapping, struct outer_inner);
-
-	down_read(&oi->outer);
-	rmap_shards_insert_after(oi->shards, vma, prev);
-	up_read(&oi->outer);
-}
-
-static void outer_inner_insert_batch(struct address_space *mapping, struct vm_area_struct **vmas,
-				     struct vm_area_struct **prevs, uint32_t n)
-{
-	struct outer_inner *oi = rmap_private(mapping, struct outer_inner);
-
-	for (uint32_t i = 0; i < n; i++)
-		vmas[i]->i_mmap_index = rmap_shards_choose(oi->shards, by, mapping, vmas[i]);
-	down_read(&oi->outer);
-	rmap_shards_insert_batch(oi->shards, vmas, prevs, n);
+	for (uint32_t i = 0; i < n; i += each)
+		rmap_shards_insert(oi->shards, vmas + i, prevs, each,
+				   prevs ? 0 : rmap_shards_choose(oi->shards, by, mapping, vmas[i]));
 	up_read(&oi->outer);
 }
 
@@ -122,8 +105,6 @@ EMU_EXPORT const struct rmap_ops emu_rmap_ops = {
 	.init = outer_inner_init,
 	.destroy = outer_inner_destroy,
 	.insert = outer_inner_insert,
-	.insert_after = outer_inner_insert_after,
-	.insert_batch = outer_inner_insert_batch,
 	.remove = outer_inner_remove,
 	.prepare = outer_inner_prepare,
 	.complete = outer_inner_complete,

@@ -39,34 +39,17 @@ static void outer_percpu_destroy(struct address_space *mapping)
 	destroy_percpu_rwsem(&op->outer);
 }
 
-static void outer_percpu_insert(struct address_space *mapping, struct vm_area_struct *vma)
+static void outer_percpu_insert(struct address_space *mapping, struct vm_area_struct **vmas,
+				struct vm_area_struct **prevs, uint32_t n)
 {
 	struct outer_percpu *op = rmap_private(mapping, struct outer_percpu);
+	/* By VMA, each new one goes where it belongs. */
+	uint32_t each = prevs || by != RMAP_SHARDS_BY_VMA ? n : 1;
 
 	percpu_down_read(&op->outer);
-	rmap_shards_insert(op->shards, vma, rmap_shards_choose(op->shards, by, mapping, vma));
-	percpu_up_read(&op->outer);
-}
-
-static void outer_percpu_insert_after(struct address_space *mapping, struct vm_area_struct *vma,
-				     struct vm_area_struct *prev)
-{
-	struct outer_percpu *op = rmap_private(mapping, struct outer_percpu);
-
-	percpu_down_read(&op->outer);
-	rmap_shards_insert_after(op->shards, vma, prev);
-	percpu_up_read(&op->outer);
-}
-
-static void outer_percpu_insert_batch(struct address_space *mapping, struct vm_area_struct **vmas,
-				      struct vm_area_struct **prevs, uint32_t n)
-{
-	struct outer_percpu *op = rmap_private(mapping, struct outer_percpu);
-
-	for (uint32_t i = 0; i < n; i++)
-		vmas[i]->i_mmap_index = rmap_shards_choose(op->shards, by, mapping, vmas[i]);
-	percpu_down_read(&op->outer);
-	rmap_shards_insert_batch(op->shards, vmas, prevs, n);
+	for (uint32_t i = 0; i < n; i += each)
+		rmap_shards_insert(op->shards, vmas + i, prevs, each,
+				   prevs ? 0 : rmap_shards_choose(op->shards, by, mapping, vmas[i]));
 	percpu_up_read(&op->outer);
 }
 
@@ -125,8 +108,6 @@ EMU_EXPORT const struct rmap_ops emu_rmap_ops = {
 	.init = outer_percpu_init,
 	.destroy = outer_percpu_destroy,
 	.insert = outer_percpu_insert,
-	.insert_after = outer_percpu_insert_after,
-	.insert_batch = outer_percpu_insert_batch,
 	.remove = outer_percpu_remove,
 	.prepare = outer_percpu_prepare,
 	.complete = outer_percpu_complete,

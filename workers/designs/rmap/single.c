@@ -21,31 +21,14 @@ static void single_init(struct address_space *mapping)
 	s->i_mmap = (struct interval_tree_root){ 0 };
 }
 
-static void single_insert(struct address_space *mapping, struct vm_area_struct *vma)
+static void single_insert(struct address_space *mapping, struct vm_area_struct **vmas,
+			  struct vm_area_struct **prevs, uint32_t n)
 {
 	struct single *s = rmap_private(mapping, struct single);
 
 	down_write(&s->i_mmap_rwsem);
-	i_mmap_tree_insert(&s->i_mmap, vma);
-	up_write(&s->i_mmap_rwsem);
-}
-
-static void single_insert_after(struct address_space *mapping, struct vm_area_struct *vma, struct vm_area_struct *prev)
-{
-	struct single *s = rmap_private(mapping, struct single);
-
-	down_write(&s->i_mmap_rwsem);
-	i_mmap_tree_insert_after(&s->i_mmap, vma, prev);
-	up_write(&s->i_mmap_rwsem);
-}
-
-static void single_insert_batch(struct address_space *mapping, struct vm_area_struct **vmas,
-				struct vm_area_struct **prevs, uint32_t n)
-{
-	struct single *s = rmap_private(mapping, struct single);
-
-	down_write(&s->i_mmap_rwsem);
-	i_mmap_tree_insert_batch(&s->i_mmap, vmas, prevs, n);
+	for (uint32_t i = 0; i < n; i++)
+		i_mmap_tree_insert_after(&s->i_mmap, vmas[i], prevs ? prevs[i] : NULL);
 	up_write(&s->i_mmap_rwsem);
 }
 
@@ -113,8 +96,6 @@ EMU_EXPORT const struct rmap_ops emu_rmap_ops = {
 	.size = sizeof(struct single),
 	.init = single_init,
 	.insert = single_insert,
-	.insert_after = single_insert_after,
-	.insert_batch = single_insert_batch,
 	.remove = single_remove,
 	.prepare = single_prepare,
 	.complete = single_complete,

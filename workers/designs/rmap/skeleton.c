@@ -44,35 +44,18 @@ static void skeleton_destroy(struct address_space *mapping)
 	(void)mapping;
 }
 
-/* mmap: a new VMA of a process whose mm is write-locked. vma->i_mmap_index is yours to use. Required. */
-static void skeleton_insert(struct address_space *mapping, struct vm_area_struct *vma)
+/*
+ * Up to 8 VMAs of one process, all of this file. mmap: prevs is NULL. fork: vmas[i] is the child's copy of prevs[i], which
+ * a walk in progress must meet first. vma->i_mmap_index is yours to use. Required.
+ */
+static void skeleton_insert(struct address_space *mapping, struct vm_area_struct **vmas,
+			    struct vm_area_struct **prevs, uint32_t n)
 {
 	struct skeleton *s = rmap_private(mapping, struct skeleton);
 
 	down_write(&s->rwsem);
-	i_mmap_tree_insert(&s->tree, vma);
-	up_write(&s->rwsem);
-}
-
-/* fork: vma is the child's copy of prev. A walk in progress must meet prev first. Required. */
-static void skeleton_insert_after(struct address_space *mapping, struct vm_area_struct *vma,
-				  struct vm_area_struct *prev)
-{
-	struct skeleton *s = rmap_private(mapping, struct skeleton);
-
-	down_write(&s->rwsem);
-	i_mmap_tree_insert_after(&s->tree, vma, prev);
-	up_write(&s->rwsem);
-}
-
-/* --rmap ./mine.c:batch=exit+fork: up to 8 of one process at once; prevs as in insert_after, or NULL. Not required. */
-static void skeleton_insert_batch(struct address_space *mapping, struct vm_area_struct **vmas,
-				  struct vm_area_struct **prevs, uint32_t n)
-{
-	struct skeleton *s = rmap_private(mapping, struct skeleton);
-
-	down_write(&s->rwsem);
-	i_mmap_tree_insert_batch(&s->tree, vmas, prevs, n);
+	for (uint32_t i = 0; i < n; i++)
+		i_mmap_tree_insert_after(&s->tree, vmas[i], prevs ? prevs[i] : NULL);
 	up_write(&s->rwsem);
 }
 
@@ -147,8 +130,6 @@ EMU_EXPORT const struct rmap_ops emu_rmap_ops = {
 	.init = skeleton_init,
 	.destroy = skeleton_destroy,
 	.insert = skeleton_insert,
-	.insert_after = skeleton_insert_after,
-	.insert_batch = skeleton_insert_batch,
 	.remove = skeleton_remove,
 	.prepare = skeleton_prepare,
 	.complete = skeleton_complete,

@@ -198,8 +198,6 @@ EMU_EXPORT uint32_t emu_machine_id(void);
 /* kind: 0 rmap, 1 mm. params: "k=v,k=v" or NULL. */
 EMU_EXPORT int emu_design_load(uint32_t kind, const char *path, const char *params);
 EMU_EXPORT void emu_design_unload(void);
-/* Can the loaded rmap design do what `batch`, a parameter of all of them, asks? */
-EMU_EXPORT bool emu_design_batches(void);
 /* One line "name=value: help" a parameter of the loaded design; returns the length needed. */
 EMU_EXPORT int emu_design_params(uint32_t kind, char *buf, size_t size);
 

@@ -288,21 +288,15 @@ static inline void mm_extents_link(struct mm_struct *mm, struct vm_area_struct *
 		addresses_set(mm_private(mm, struct mm_extents), vm_start_gap(vma), vma->vm_start, true);
 }
 
-static inline void mm_extents_unlink(struct mm_struct *mm, struct vm_area_struct *vma)
-{
-	struct page_table *table = pte_find(mm, vma->vm_start, NULL);
-
-	spin_lock(&table->ptl);
-	rb_erase(&vma->vm_rb, &extents_of(table)->vmas);
-	spin_unlock(&table->ptl);
-}
-
 static inline void mm_extents_change(struct mm_struct *mm, struct vm_area_struct *vma, const struct vma_change *to)
 {
 	struct page_table *table = pte_find(mm, vma->vm_start, NULL);
 
 	spin_lock(&table->ptl);
-	vma_set(vma, to);
+	if (to)
+		vma_set(vma, to);
+	else
+		rb_erase(&vma->vm_rb, &extents_of(table)->vmas);
 	spin_unlock(&table->ptl);
 }
 
@@ -446,6 +440,6 @@ static inline int mm_extents_fault(struct mm_struct *mm, uint64_t addr, bool wri
 	.version = EMU_MM_VERSION, .machine = EMU_MACHINE_ID, .size = sizeof(struct mm_extents), \
 	.vmas_in_tables = true, .destroy = mm_extents_destroy, .lock = mm_extents_lock,          \
 	.unlock = mm_extents_unlock, .find = mm_extents_find, .link = mm_extents_link,           \
-	.unlink = mm_extents_unlink, .change = mm_extents_change, .fault = mm_extents_fault
+	.change = mm_extents_change, .fault = mm_extents_fault
 
 #endif

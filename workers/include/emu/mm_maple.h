@@ -41,19 +41,21 @@ static inline void mm_maple_link(struct mm_struct *mm, struct vm_area_struct *vm
 	maple_store(&mm_private(mm, struct mm_maple)->tree, vma->vm_start, vma->vm_end - 1, vma);
 }
 
-static inline void mm_maple_unlink(struct mm_struct *mm, struct vm_area_struct *vma)
-{
-	maple_store(&mm_private(mm, struct mm_maple)->tree, vma->vm_start, vma->vm_end - 1, NULL);
-}
-
 /*
- * The tree's part of a change; before it, the VMA still says what it was. What it gives up stays its own in the tree until
- * another VMA is stored there, as in the kernel: one store for a split. Faults meanwhile see that the VMA is being changed.
+ * What a VMA gives up stays its own in the tree until another VMA is stored there, as in the kernel: one store for a split.
+ * Faults meanwhile see that the VMA is being changed.
  */
-static inline void mm_maple_move(struct mm_struct *mm, struct vm_area_struct *vma, const struct vma_change *to)
+static inline void mm_maple_change(struct mm_struct *mm, struct vm_area_struct *vma, const struct vma_change *to)
 {
+	struct maple_root *tree = &mm_private(mm, struct mm_maple)->tree;
+
+	if (!to) {
+		maple_store(tree, vma->vm_start, vma->vm_end - 1, NULL);
+		return;
+	}
 	if (to->start < vma->vm_start || to->end > vma->vm_end)
-		maple_store(&mm_private(mm, struct mm_maple)->tree, to->start, to->end - 1, vma);
+		maple_store(tree, to->start, to->end - 1, vma);
+	vma_set(vma, to);
 }
 
 /* The highest range whose end keeps away from a stack above it. */

@@ -4,8 +4,8 @@
  *
  * A design is one C file that ends with `const struct mm_ops emu_mm_ops = { ... };`. All CPUs may run threads of one mm.
  *
- * A change (mmap, munmap, mprotect, brk, fork, exit) locks a range, looks with find, changes with link, unlink and
- * change, and unlocks. A fault does all of its own in the hook `fault`, with the help of pgtable.h.
+ * A change (mmap, munmap, mprotect, brk, fork, exit) locks a range, looks with find, changes with link and change, and
+ * unlocks. A fault does all of its own in the hook `fault`, with the help of pgtable.h.
  *
  * What every design must keep: a fault sees a VMA as it was before a change or after it, never a mixture; once munmap has
  * returned no fault in its range succeeds; once mprotect has returned none goes by the old protection; two mmaps get
@@ -21,7 +21,7 @@
 
 #include <errno.h>
 
-#define EMU_MM_VERSION 4u
+#define EMU_MM_VERSION 5u
 
 /* A range of addresses that a change is about. Whole pages. */
 struct mm_range {
@@ -75,17 +75,17 @@ struct mm_ops {
 	struct vm_area_struct *(*find)(struct mm_struct *mm, uint64_t addr, uint64_t end, struct vm_area_struct **prev);
 
 	/*
-	 * Add, take out. The range of `vma`, which is locked, is free / is vma's own. Faults may use it from link on: a
-	 * VMA of a file is in i_mmap before that, so that walkers find what is mapped. Required.
+	 * Add. The range of `vma`, which is locked, is free. Faults may use it from now on: a VMA of a file is in i_mmap before
+	 * that, so that walkers find what is mapped. Required.
 	 */
 	void (*link)(struct mm_struct *mm, struct vm_area_struct *vma);
-	void (*unlink)(struct mm_struct *mm, struct vm_area_struct *vma);
 
 	/*
 	 * vma_set() it to this, with no fault in between that could see one half; its order among the VMAs stays. May be
 	 * what it is already: then too, faults that use the VMA are over when this returns. The range is locked, and where a
 	 * file's VMA changes its bounds, the i_mmap lock is held. What a VMA gives up another one gets, by link or change,
-	 * before the range is unlocked; nothing is looked for there until then. Required.
+	 * before the range is unlocked; nothing is looked for there until then.
+	 * `to` NULL: take it out of the index. The caller frees it, by RCU. Required.
 	 */
 	void (*change)(struct mm_struct *mm, struct vm_area_struct *vma, const struct vma_change *to);
 

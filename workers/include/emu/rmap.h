@@ -14,7 +14,7 @@
 
 #include <emu/mm.h>
 
-#define EMU_RMAP_VERSION 2u
+#define EMU_RMAP_VERSION 3u
 
 /* A parameter that the user may set: --rmap cpu-locks:cpus=8. The loader checks the range and writes *value. */
 struct emu_param {
@@ -41,19 +41,14 @@ struct rmap_ops {
 	/* The file goes: no VMA maps it, nobody else knows it. Frees what init allocated. Not required. */
 	void (*destroy)(struct address_space *mapping);
 
-	/* Link a new VMA (mmap). The caller holds the mm's lock for writing; so in all hooks down to complete. Required. */
-	void (*insert)(struct address_space *mapping, struct vm_area_struct *vma);
-
-	/* Link `vma`, the child's copy of `prev`, just after `prev` (fork). Required. */
-	void (*insert_after)(struct address_space *mapping, struct vm_area_struct *vma, struct vm_area_struct *prev);
-
 	/*
-	 * Link n (1..8) VMAs of one mm, all of this file, with as few acquisitions as the index allows: as insert does where
-	 * prevs is NULL, else each as insert_after does. For batch=exit+fork and exit+fork+exec; a design without it, or
-	 * whose index spreads a process's VMAs, gains nothing by them. Not required.
+	 * Link `n` (1..8) VMAs of one mm, all of this file, with as few acquisitions as the index allows. prevs is NULL: they
+	 * are new (mmap); else vmas[i] is the child's copy of prevs[i] and goes just after it (fork). n is 1 but with
+	 * batch=exit+fork and exit+fork+exec. The caller holds the mm's lock for writing; so in all hooks down to complete.
+	 * Required.
 	 */
-	void (*insert_batch)(struct address_space *mapping, struct vm_area_struct **vmas, struct vm_area_struct **prevs,
-			     uint32_t n);
+	void (*insert)(struct address_space *mapping, struct vm_area_struct **vmas, struct vm_area_struct **prevs,
+		       uint32_t n);
 
 	/* Unlink `n` (1..8) VMAs of one mm, all of this file (munmap, exit). Required. */
 	void (*remove)(struct address_space *mapping, struct vm_area_struct **vmas, uint32_t n);
@@ -94,23 +89,15 @@ static inline void i_mmap_tree_insert(struct interval_tree_root *tree, struct vm
 	interval_tree_insert(&vma->shared, tree);
 }
 
+/* Just after `prev`; NULL: where its pages belong. */
 static inline void i_mmap_tree_insert_after(struct interval_tree_root *tree, struct vm_area_struct *vma,
 					    struct vm_area_struct *prev)
 {
 	vma_set_interval(vma);
-	interval_tree_insert_after(&vma->shared, &prev->shared, tree);
-}
-
-/* As insert_batch, into one tree. */
-static inline void i_mmap_tree_insert_batch(struct interval_tree_root *tree, struct vm_area_struct **vmas,
-					    struct vm_area_struct **prevs, uint32_t n)
-{
-	for (uint32_t i = 0; i < n; i++) {
-		if (prevs)
-			i_mmap_tree_insert_after(tree, vmas[i], prevs[i]);
-		else
-			i_mmap_tree_insert(tree, vmas[i]);
-	}
+	if (prev)
+		interval_tree_insert_after(&vma->shared, &prev->shared, tree);
+	else
+		interval_tree_insert(&vma->shared, tree);
 }
 
 static inline void i_mmap_tree_remove(struct interval_tree_root *tree, struct vm_area_struct *vma)

@@ -77,41 +77,34 @@ static inline struct interval_tree_root *rmap_shard_tree(struct rmap_shards *s, 
 	return &s->shard[vma->i_mmap_index]->tree;
 }
 
-static inline void rmap_shards_insert(struct rmap_shards *s, struct vm_area_struct *vma, uint32_t index)
-{
-	vma->i_mmap_index = index;
-	down_write(&s->shard[index]->rwsem);
-	i_mmap_tree_insert(&s->shard[index]->tree, vma);
-	up_write(&s->shard[index]->rwsem);
-}
-
-static inline void rmap_shards_insert_after(struct rmap_shards *s, struct vm_area_struct *vma,
-					    struct vm_area_struct *prev)
-{
-	struct rmap_shard *shard = s->shard[prev->i_mmap_index];
-
-	vma->i_mmap_index = prev->i_mmap_index;
-	down_write(&shard->rwsem);
-	i_mmap_tree_insert_after(&shard->tree, vma, prev);
-	up_write(&shard->rwsem);
-}
-
 /*
- * As insert_batch. Without prevs the caller has set i_mmap_index. Neighbours in the batch that go into one shard do so
- * under one hold of its lock.
+ * As in rmap_ops; `index` is the shard of new VMAs, all of which go in under one hold of its lock. Of forked ones, neighbours
+ * whose parents are in one shard do.
  */
-static inline void rmap_shards_insert_batch(struct rmap_shards *s, struct vm_area_struct **vmas,
-					    struct vm_area_struct **prevs, uint32_t n)
+static inline void rmap_shards_insert(struct rmap_shards *s, struct vm_area_struct **vmas, struct vm_area_struct **prevs,
+				      uint32_t n, uint32_t index)
 {
-	for (uint32_t i = 0; prevs && i < n; i++)
-		vmas[i]->i_mmap_index = prevs[i]->i_mmap_index;
+	if (!prevs) {
+		for (uint32_t i = 0; i < n; i++)
+			vmas[i]->i_mmap_index = index;
+		down_write(&s->shard[index]->rwsem);
+		for (uint32_t i = 0; i < n; i++)
+			i_mmap_tree_insert(&s->shard[index]->tree, vmas[i]);
+		up_write(&s->shard[index]->rwsem);
+		return;
+	}
 	for (uint32_t i = 0, end; i < n; i = end) {
-		struct rmap_shard *shard = s->shard[vmas[i]->i_mmap_index];
+		struct rmap_shard *shard;
 
-		for (end = i + 1; end < n && vmas[end]->i_mmap_index == vmas[i]->i_mmap_index; end++)
-			;
+		index = prevs[i]->i_mmap_index;
+		shard = s->shard[index];
+		end = i;
+		do
+			vmas[end]->i_mmap_index = index;
+		while (++end < n && prevs[end]->i_mmap_index == index);
 		down_write(&shard->rwsem);
-		i_mmap_tree_insert_batch(&shard->tree, vmas + i, prevs ? prevs + i : NULL, end - i);
+		for (; i < end; i++)
+			i_mmap_tree_insert_after(&shard->tree, vmas[i], prevs[i]);
 		up_write(&shard->rwsem);
 	}
 }

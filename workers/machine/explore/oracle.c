@@ -406,50 +406,28 @@ static void checked_init(struct address_space *mapping)
 	design->init(mapping);
 }
 
-static void checked_insert(struct address_space *mapping, struct vm_area_struct *vma)
+static void checked_insert(struct address_space *mapping, struct vm_area_struct **vmas,
+			   struct vm_area_struct **prevs, uint32_t n)
 {
-	uint32_t change = change_begins(mapping, vma);
-
-	trace_note("insert vma %u of %s [%llu, +%llu)", vma_number(vma), mapping->name,
-		   (unsigned long long)vma->vm_pgoff, (unsigned long long)vma_pages(vma));
-	design->insert(mapping, vma);
-	ghost_add(mapping, vma, NULL);
-	changes[change].to = ++now;
-	trace_note("insert done");
-}
-
-static void checked_insert_after(struct address_space *mapping, struct vm_area_struct *vma, struct vm_area_struct *prev)
-{
-	uint32_t change = change_begins(mapping, vma);
-
-	trace_note("insert vma %u of %s after its parent %u", vma_number(vma), mapping->name, vma_number(prev));
-	/* A walk may meet it as soon as the design has linked it. */
-	ghost_add(mapping, vma, prev);
-	design->insert_after(mapping, vma, prev);
-	changes[change].to = ++now;
-	trace_note("insert done");
-}
-
-static void checked_insert_batch(struct address_space *mapping, struct vm_area_struct **vmas,
-				 struct vm_area_struct **prevs, uint32_t n)
-{
-	uint32_t first = nr_changes;
+	uint32_t change[FILE_BATCH];
 
 	for (uint32_t i = 0; i < n; i++) {
-		change_begins(mapping, vmas[i]);
-		trace_note("insert vma %u of %s in a batch", vma_number(vmas[i]), mapping->name);
-		if (prevs)
-			ghost_add(mapping, vmas[i], prevs[i]);
+		change[i] = change_begins(mapping, vmas[i]);
+		if (!prevs) {
+			trace_note("insert vma %u of %s [%llu, +%llu)", vma_number(vmas[i]), mapping->name,
+				   (unsigned long long)vmas[i]->vm_pgoff, (unsigned long long)vma_pages(vmas[i]));
+			continue;
+		}
+		trace_note("insert vma %u of %s after its parent %u", vma_number(vmas[i]), mapping->name,
+			   vma_number(prevs[i]));
+		/* A walk may meet it as soon as the design has linked it. */
+		ghost_add(mapping, vmas[i], prevs[i]);
 	}
-	/* Others may add changes meanwhile. */
-	design->insert_batch(mapping, vmas, prevs, n);
-	now++;
+	design->insert(mapping, vmas, prevs, n);
 	for (uint32_t i = 0; i < n; i++) {
 		if (!prevs)
 			ghost_add(mapping, vmas[i], NULL);
-		for (uint32_t c = first; c < nr_changes; c++)
-			if (changes[c].to == UINT32_MAX && changes[c].vma == vmas[i])
-				changes[c].to = now;
+		changes[change[i]].to = ++now;
 	}
 	trace_note("insert done");
 }
@@ -749,8 +727,6 @@ void oracle_wrap(void)
 	wrapped = *emu_rmap;
 	wrapped.init = checked_init;
 	wrapped.insert = checked_insert;
-	wrapped.insert_after = checked_insert_after;
-	wrapped.insert_batch = design->insert_batch ? checked_insert_batch : NULL;
 	wrapped.remove = checked_remove;
 	wrapped.prepare = checked_prepare;
 	wrapped.complete = checked_complete;

@@ -319,7 +319,7 @@ static void checked_link(struct mm_struct *mm, struct vm_area_struct *vma)
 	design->link(mm, vma);
 }
 
-static void checked_unlink(struct mm_struct *mm, struct vm_area_struct *vma)
+static void unlink_checked(struct mm_struct *mm, struct vm_area_struct *vma)
 {
 	struct hold *h = my_hold(mm);
 	struct area *area = area_of(vma);
@@ -330,12 +330,12 @@ static void checked_unlink(struct mm_struct *mm, struct vm_area_struct *vma)
 	check_not_found(vma, "is unlinked");
 	forget_found(h, vma);
 	touch_all(h, area->start, area->end);
-	design->unlink(mm, vma);
+	design->change(mm, vma, NULL);
 	*area_of(vma) = areas[nr_areas - 1];
 	nr_areas--;
 }
 
-static void checked_change(struct mm_struct *mm, struct vm_area_struct *vma, const struct vma_change *to)
+static void change_checked(struct mm_struct *mm, struct vm_area_struct *vma, const struct vma_change *to)
 {
 	uint64_t start = to->start >> EMU_PAGE_SHIFT, end = to->end >> EMU_PAGE_SHIFT;
 	struct hold *h = my_hold(mm);
@@ -358,6 +358,14 @@ static void checked_change(struct mm_struct *mm, struct vm_area_struct *vma, con
 	set_area(area, vma);
 	if (area->start != start || area->end != end || area->pgoff != to->pgoff || area->flags != to->flags)
 		oracle_rule("change() of vma %u makes it something else than it was told", number(vma));
+}
+
+static void checked_change(struct mm_struct *mm, struct vm_area_struct *vma, const struct vma_change *to)
+{
+	if (to)
+		change_checked(mm, vma, to);
+	else
+		unlink_checked(mm, vma);
 }
 
 static struct vm_area_struct *checked_find(struct mm_struct *mm, uint64_t addr, uint64_t end,
@@ -581,7 +589,6 @@ void oracle_mm_wrap(struct mm_ops *wrapped, const struct mm_ops *of)
 	wrapped->unlock = checked_unlock;
 	wrapped->find = checked_find;
 	wrapped->link = checked_link;
-	wrapped->unlink = checked_unlink;
 	wrapped->change = checked_change;
 	wrapped->fault = checked_fault;
 }
