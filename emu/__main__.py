@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
 from types import FrameType
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 
 def _end(number: int, frame: FrameType | None) -> None:
     os._exit(130)
+
+
+class _Stream(io.FileIO):
+    """Once nobody reads on, what is written goes nowhere: the work is done to its end, and the exit
+    status tells of it."""
+
+    def write(self, data: ReadableBuffer) -> int:
+        """See io."""
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            return memoryview(data).nbytes
+
+
+def _outlives_its_reader(stream: TextIO) -> TextIO:
+    raw = _Stream(stream.fileno(), "wb", closefd=False)
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream is sys.stderr or stream.isatty(),
+    )
 
 
 def main() -> None:
@@ -18,7 +46,8 @@ def main() -> None:
     # takes the lowest that is free.
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, closefd=False))
+    sys.stdout, sys.stderr = map(_outlives_its_reader, (sys.stdout, sys.stderr))
     # Loading takes a while: until the command looks after Ctrl-C, there is nothing to tidy up.
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:
@@ -26,6 +55,10 @@ def main() -> None:
     from emu.cli import main as command
 
     signal.signal(signal.SIGINT, before)
+    # Who is not asked to end with SIGINT tidies up as well.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
     command()
 
 

@@ -26,6 +26,7 @@ from emu.explore import Result, Unit
 from emu.files import check_output, write_output
 from emu.results import dig
 from emu.terminal import plain_console, printable
+from emu.words import counted
 
 SUITES = (*conformance.SUITES, "explore")
 SEEDS, TIME = 5, "60s"
@@ -84,7 +85,7 @@ class Checked:
 def rule_line(result: RuleResult, width: int) -> str:
     """One rule on one design and engine; ``width``: of the longest name of a design."""
     status = "FAILED" if result.status == "failed" else result.status
-    seeds = f"{result.seeds} seed{'s' if result.seeds != 1 else ''}"
+    seeds = counted(result.seeds, "seed")
     detail = (
         f"seed {result.seed}: {result.detail}; again: {result.command}"
         if result.command
@@ -105,7 +106,8 @@ def summary(results: Sequence[Result]) -> str:
     lines = [
         *(line.rstrip() for line in out.getvalue().splitlines()),
         *explore_report.litmus_lines(results),
-        f"{len(results)} scenarios, {runs:,} schedules: {count or 'nothing'} found",
+        f"{counted(len(results), 'scenario')}, {counted(runs, 'schedule', ',')}: "
+        f"{count or 'nothing'} found",
     ]
     return "\n".join(lines)
 
@@ -116,6 +118,7 @@ class _Ears:
 
     progress: Callable[[int, int, str], None]
     on_line: Callable[[str], None]
+    on_notice: Callable[[str], None]
     width: int
 
 
@@ -157,6 +160,7 @@ def check(
     jobs: int | None = None,
     progress: Callable[[int, int, str], None] | None = None,
     on_line: Callable[[str], None] | None = None,
+    on_notice: Callable[[str], None] | None = None,
     width: int = 120,
     stop: StopFlag | None = None,
 ) -> Checked:
@@ -167,8 +171,8 @@ def check(
 
     ``progress`` is called with (done, of how many, what) while it runs, ``on_line`` with the text
     of each rule's result and of each finding as soon as it is there, findings at most ``width``
-    columns wide. ``stop``: a flag that the caller has put up; None: SIGINT and SIGTERM are looked
-    after here.
+    columns wide, ``on_notice`` with a line that a user should see. ``stop``: a flag that the
+    caller has put up; None: SIGINT and SIGTERM are looked after here.
 
     Returns what came out, which prints as the command's output. Raises InputError when something
     given is wrong.
@@ -205,7 +209,12 @@ def check(
             raise InputError(f"{option} {value}: must be {limits}")
     if trace is not None:
         check_output("--trace", Path(trace))
-    ears = _Ears(progress or (lambda *_: None), on_line or (lambda _: None), width)
+    ears = _Ears(
+        progress or (lambda *_: None),
+        on_line or (lambda _: None),
+        on_notice or (lambda _: None),
+        width,
+    )
     orders = _Orders(
         scenario=scenario,
         policy=policy or "mixed",
@@ -314,22 +323,30 @@ def _explore(
     if how.replay is not None and (not how.scenario or len(designs) > 1):
         raise InputError("--replay TEXT: one design and --scenario NAME belong to it")
     seconds = parse_duration(how.time, "time") / 1e9
+    notices: list[str] = []
     with contextlib.ExitStack() as cleanup:
         for result in explore.check(
-            _units(designs, how, cleanup),
+            _units(designs, how, cleanup, notices.append),
             seconds=seconds,
             stop=stop,
             jobs=how.jobs,
-            progress=lambda done, of, runs: ears.progress(done, of, f"{runs:,} schedules"),
+            progress=lambda done, of, runs: ears.progress(done, of, counted(runs, "schedule", ",")),
         ):
             if result.finding and result.unit.scenario.name.startswith("program:"):
                 result = explore.shrink(result, stop)
             checked.scenarios.append(result)
             if result.finding:
                 ears.on_line("\n".join([*explore_report.explain(result, ears.width), ""]))
+    for line in notices:
+        ears.on_notice(line)
 
 
-def _units(designs: Sequence[str], how: _Orders, cleanup: contextlib.ExitStack) -> list[Unit]:
+def _units(
+    designs: Sequence[str],
+    how: _Orders,
+    cleanup: contextlib.ExitStack,
+    notice: Callable[[str], None],
+) -> list[Unit]:
     """Raises InputError."""
     wanted = explore.find_scenarios(how.scenario, cleanup, how.seed) if how.scenario else None
     if designs and wanted is None:
@@ -347,7 +364,7 @@ def _units(designs: Sequence[str], how: _Orders, cleanup: contextlib.ExitStack) 
             sequential=how.memory == "sc",
             replay=how.replay or "",
         )
-        for unit in explore.make_units(names, wanted, cleanup, mm=how.mm)
+        for unit in explore.make_units(names, wanted, cleanup, mm=how.mm, notice=notice)
     ]
     if how.replay is not None and len(units) != 1:
         raise InputError("--replay TEXT: one design and --scenario NAME belong to it")

@@ -40,7 +40,8 @@ from emu.report.trace import DEFAULT_WINDOW
 from emu.results import Run
 from emu.schedule import Progress
 from emu.store import Store
-from emu.terminal import SafeConsole, discard, printable, stdout_console
+from emu.terminal import SafeConsole, printable, stdout_console
+from emu.words import counted
 
 _REPORTS = ("html", "text", *plot.FORMATS, *text.FORMATS)
 
@@ -564,7 +565,9 @@ def validate(
 
     def say(point: validation.Point) -> None:
         if console.is_terminal:
-            console.print(f"{point.row}: {point.workload} on {point.cpus} CPUs", style="dim")
+            console.print(
+                f"{point.row}: {point.workload} on {counted(point.cpus, 'CPU')}", style="dim"
+            )
 
     with StopFlag() as stop:
         found = validation.run_all(
@@ -683,13 +686,6 @@ def _call(arguments: list[str]) -> int:
         return 1
     except (KeyboardInterrupt, typer.Abort, Interrupted):
         return 130
-    except (BrokenPipeError, SystemExit) as error:
-        # For a closed pipe typer exits.
-        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
-            raise
-        # Whoever read our output has enough; nobody is left to complain to.
-        discard(sys.stdout)
-        return 0
     except OSError as error:
         if error.errno not in (*USED_UP, errno.ENAMETOOLONG):
             raise

@@ -238,6 +238,7 @@ def check(
             jobs=jobs,
             progress=bar.update,
             on_line=None if json_file == "-" else show,
+            on_notice=bar.say,
             width=max(columns, 100),
             # Until the very end: a second Ctrl-C must not cut off the output.
             stop=StopFlag(restore=False).__enter__(),

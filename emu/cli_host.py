@@ -17,6 +17,7 @@ from emu import experiment, topology
 from emu.errors import InputError
 from emu.files import check_output, write_output
 from emu.terminal import SafeConsole, stdout_console
+from emu.words import counted
 
 
 def calibrate(
@@ -88,7 +89,7 @@ def compare_kernel(
     most = topology.host().nr_cpus
     wanted = experiment.parse_cpus(cpus) if cpus else comparing.default_cpus()
     if max(wanted) > most:
-        raise InputError(f"--cpus {cpus}: this machine has {most} CPUs for this process")
+        raise InputError(f"--cpus {cpus}: this machine has {counted(most, 'CPU')} for this process")
     with _progress() as bar:
         task = bar.add_task("", total=None)
         found = comparing.run(

@@ -20,7 +20,8 @@ from emu.errors import EmuError
 from emu.live import PERIOD_S, CellState, Inside, Snapshot, Watcher
 from emu.results import KIND
 from emu.store import Store, Summary
-from emu.terminal import SafeConsole, plain_console
+from emu.terminal import SafeConsole, is_read, plain_console
+from emu.words import counted
 
 _TICK_S = 0.2
 _LINE_EVERY_S = 5.0
@@ -64,6 +65,8 @@ def live(
             console = plain_console(sys.stdout)
             told_s, told_inside = -_LINE_EVERY_S, False
             for last in shown:
+                if not is_read(sys.stdout):
+                    return
                 inside = any(cell.inside for each in last for cell in each.running + each.finished)
                 now = time.monotonic()
                 if now - told_s >= _LINE_EVERY_S or (inside and not told_inside):
@@ -112,7 +115,8 @@ def _end(of: Summary | Snapshot) -> str:
     if isinstance(of, Snapshot):
         return f"run {of.run} is gone"
     failed = f", {of.failed} failed" if of.failed else ""
-    return f"run {of.id}: {of.status}, {of.done} of {of.total} cells{failed}; emu show {of.id}"
+    done = f"{of.done} of {counted(of.total, 'cell')}{failed}"
+    return f"run {of.id}: {of.status}, {done}; emu show {of.id}"
 
 
 # ---- one line ----
@@ -139,7 +143,8 @@ def line(snapshots: list[Snapshot]) -> str:
 def _count(snapshots: list[Snapshot]) -> str:
     most = max(snapshots, key=lambda each: each.done)
     failed = sum(each.failed for each in snapshots)
-    return f"{most.done} of {most.total} cells" + (f", {failed} failed" if failed else "")
+    told = f"{most.done} of {counted(most.total, 'cell')}"
+    return told + (f", {failed} failed" if failed else "")
 
 
 def _left(of: Snapshot) -> str:
@@ -149,7 +154,7 @@ def _left(of: Snapshot) -> str:
 
 
 def _name(cell: CellState) -> str:
-    cpus = f"{cell.cpus} CPU{'s' if cell.cpus != 1 else ''}"
+    cpus = counted(cell.cpus, "CPU")
     return f"{cell.rmap}, {cell.workload} on {cpus} ({cell.engine})"
 
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from emu import calibrate, experiment, topology, workload
 from emu.errors import EmuError
+from emu.words import counted
 
 WORKLOAD = "execl"
 ENGINES = ("native", "virtual")
@@ -66,7 +67,7 @@ def run(
     real: dict[int, list[float]] = {n: [] for n in wanted}
     for number in range(ROUNDS):  # A B A B, so that drift hits all alike
         for n in wanted:
-            progress(f"real, {n} CPUs, round {number + 1} of {ROUNDS}")
+            progress(f"real, {counted(n, 'CPU')}, round {number + 1} of {ROUNDS}")
             real[n].append(real_rate(host.host_cpus[:n], duration_ms))
     rates = {n: float(np.median(values)) for n, values in real.items()}
     emulated: dict[str, dict[int, float]] = {}
@@ -79,7 +80,8 @@ def run(
             missing_ns = 1e9 / rates[1] - 1e9 / alone
             text, work_ns[engine] = with_work(_source(), missing_ns)
             fitted.write_text(text, encoding="utf-8")
-            progress(f"{engine}, {', '.join(map(str, wanted))} CPUs")
+            numbers = [*map(str, wanted[:-1]), counted(wanted[-1], "CPU")]
+            progress(f"{engine}, {', '.join(numbers)}")
             emulated[engine] = _emulate(engine, wanted, str(fitted), duration_ms, folder)
     rows = [
         Row(
@@ -143,7 +145,7 @@ def _emulate(
     )
     for cell in ran.cells:
         if not cell.ok:
-            raise EmuError(f"{engine}, {cell.cpus} CPUs: {cell.error}")
+            raise EmuError(f"{engine}, {counted(cell.cpus, 'CPU')}: {cell.error}")
     return {
         n: float(np.median([cell.ops_per_s for cell in ran.cells if cell.cpus == n])) for n in cpus
     }

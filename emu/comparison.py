@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from emu import stats
 from emu.errors import InputError, unknown
 from emu.results import KIND, CellResult, Run
+from emu.words import counted
 
 _LATENCIES = ("exec", "fork", "exit")
 _PERCENTILES = ("p50", "p99")
@@ -118,7 +119,7 @@ class Comparison:
             yield "No difference."
         if few < stats.REPEATS_TO_TELL and not self._same():
             yield (
-                f"Some have {few} repeats on a side: to tell whether they differ takes "
+                f"Some have {counted(few, 'repeat')} on a side: to tell whether they differ takes "
                 f"{stats.REPEATS_TO_TELL}."
             )
         yield from dict.fromkeys(
@@ -164,7 +165,7 @@ def compare(base: Side, other: Side) -> Comparison:
     found = Comparison(base, other)
     for key in common:
         words = [str(key[index]) for index in telling]
-        name = ", ".join([*words, f"{key[-1]} CPU{'s' if key[-1] != 1 else ''}"])
+        name = ", ".join([*words, counted(key[-1], "CPU")])
         found.differences += _of_cells(str(key[0]), name, groups[0][key], groups[1][key])
     return found
 

@@ -28,6 +28,7 @@ from emu.engines import virtual
 from emu.engines._designs import find_design, kind_of_design
 from emu.errors import InputError, unknown
 from emu.experiment import split_names
+from emu.words import counted
 
 ENGINES = ("native", "virtual")
 SUITES = ("conformance",)
@@ -366,7 +367,8 @@ def _describe(rule: Rule, counts: Counts) -> str:
             + (f", {counts.forks} forks" if counts.forks else "")
         )
     tries = f", {counts.walks_refused} refused" if counts.walks_refused else ""
-    return f"{counts.walks} walks met {counts.vmas_met} VMAs{tries}; {counts.changes} changes"
+    met = f"{counted(counts.walks, 'walk')} met {counted(counts.vmas_met, 'VMA')}"
+    return f"{met}{tries}; {counted(counts.changes, 'change')}"
 
 
 def _add(to: Counts, more: Counts) -> None:

@@ -4,10 +4,11 @@
 The command line prints either as one line on stderr, without a traceback.
 """
 
+import contextlib
 import difflib
 import errno
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 USED_UP = (
     *(errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM),
@@ -27,8 +28,21 @@ class InputError(EmuError):
     it stays one line and tells a terminal nothing.
     """
 
+    key = ""
+    """The word of an experiment that is wrong, or whose value is; "": none, or it is not known."""
+
     def __init__(self, message: str = "") -> None:
         super().__init__(re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda m: repr(m[0])[1:-1], message))
+
+
+@contextlib.contextmanager
+def about(key: str) -> Iterator[None]:
+    """What is wrong in here is the value of this word of an experiment."""
+    try:
+        yield
+    except InputError as error:
+        error.key = error.key or key
+        raise
 
 
 def nearest(wrong: str, valid: Iterable[str]) -> str:

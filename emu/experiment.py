@@ -29,17 +29,17 @@ from __future__ import annotations
 
 import itertools
 import re
-import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from emu.errors import InputError, unknown
-from emu.files import is_path, read_text
+from emu.errors import InputError, about, unknown
+from emu.files import is_path, parse_toml
 from emu.report.trace import make_window
 from emu.results import CellResult, Run
 from emu.uncertainty import MAX_DRAWS, MIN_DRAWS
+from emu.words import counted
 from emu.workload import line_of_key
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Cell:
 
     def __str__(self) -> str:
         return (
-            f"{self.engine}: {self.rmap}, {self.mm}, {self.topology}, {self.cpus} CPUs, "
+            f"{self.engine}: {self.rmap}, {self.mm}, {self.topology}, {counted(self.cpus, 'CPU')}, "
             f"{self.workload}, repeat {self.repeat}"
         )
 
@@ -398,11 +398,12 @@ def _read(given: Mapping[str, Any], table: str = "") -> dict[str, Any]:
     for key, value in given.items():
         if key not in valid:
             raise BadKey(key, f"[{table}]" if table else "", valid)
-        if value is not None and key in _ONCE:
-            values[key] = _ONCE[key](key, value)
-        elif value is not None and key in _READERS:
-            field, reader = _READERS[key]
-            values[field] = reader(key, value)
+        with about(key):
+            if value is not None and key in _ONCE:
+                values[key] = _ONCE[key](key, value)
+            elif value is not None and key in _READERS:
+                field, reader = _READERS[key]
+                values[field] = reader(key, value)
     return values
 
 
@@ -439,7 +440,7 @@ def _folder() -> Path:
 
 def describe_file(path: Path) -> str:
     """What an experiment file says about itself. Raises InputError."""
-    return str(_parse(path)[0].get("description", ""))
+    return str(parse_toml(path)[0].get("description", ""))
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -447,26 +448,24 @@ def read_toml(path: Path) -> dict[str, Any]:
     return _read_file(path)[0]
 
 
-def _read_file(path: Path) -> tuple[dict[str, Any], str]:
+class _Source(NamedTuple):
+    """What an experiment is made from, but for options."""
+
+    given: dict[str, Any]
+    name: str = ""
+    file: Path | None = None
+
+
+def _read_file(path: Path) -> _Source:
     """The same with the experiment's name. It is read once: it may be a pipe."""
-    raw, text = _parse(path)
+    raw, text = parse_toml(path)
     try:
         given = flatten(raw)
         _check_rules(given, make(given), "[[{}]]")
     except InputError as error:
         line = line_of_key(text, error.key) if isinstance(error, BadKey) else None
         raise InputError(f"{path}{f':{line}' if line else ''}: {error}") from None
-    return given, str(raw.get("name", path.stem))
-
-
-def _parse(path: Path) -> tuple[dict[str, Any], str]:
-    try:
-        text = read_text(path)
-        return tomllib.loads(text), text
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: {error}") from None
+    return _Source(given, str(raw.get("name", path.stem)), path)
 
 
 def flatten(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -680,13 +679,12 @@ def run(
     where = Store(Path(store) if store is not None else None)
     if jobs is not None:
         _integer("jobs", jobs, 1, MAX_CPUS)
-    given: dict[str, Any] = {}
-    name = ""
+    source = _Source({})
     if experiment is not None:
-        given, name = _find(experiment, where)
+        source = _find(experiment, where)
     elif all(value is None for value in options.values()):
-        given = {"engine": BOTH}
-    given = override(given, options)
+        source = _Source({"engine": BOTH})
+    given = override(source.given, options)
     made = make(given)
     # Those of a file may be about what options have taken out of its matrix.
     _check_rules(options, made, "--{}")
@@ -702,19 +700,30 @@ def run(
         raise InputError(f"--{other}: is done on this machine; not with --cluster")
     if trace is None and trace_window is not None:
         raise InputError(f"--trace-window {trace_window}: --trace says where the trace goes")
-    return execute(
-        made,
-        given,
-        store=where,
-        name=name,
-        fresh=fresh,
-        jobs=jobs,
-        cluster=cluster,
-        uncertainty=uncertainty,
-        trace=None if trace is None else make_window(trace, trace_window),
-        watchers=Watchers(progress, on_failure, on_notice),
-        stop=stop,
-    )
+    try:
+        return execute(
+            made,
+            given,
+            store=where,
+            name=source.name,
+            fresh=fresh,
+            jobs=jobs,
+            cluster=cluster,
+            uncertainty=uncertainty,
+            trace=None if trace is None else make_window(trace, trace_window),
+            watchers=Watchers(progress, on_failure, on_notice),
+            stop=stop,
+        )
+    except InputError as error:
+        if source.file is None or not error.key or options[error.key] is not None:
+            raise
+        raise in_file(source.file, error) from None
+
+
+def in_file(file: Path, error: InputError) -> InputError:
+    """What is wrong with a word's value, which comes from the file."""
+    what = str(error).removeprefix(f"--{error.key.replace('_', '-')} ")
+    return InputError(f"{file}: {error.key}: {what}")
 
 
 def run_whole(**options: Any) -> Run:
@@ -727,7 +736,7 @@ def run_whole(**options: Any) -> Run:
     return ran
 
 
-def _find(experiment: str | Path, store: Store) -> tuple[dict[str, Any], str]:
+def _find(experiment: str | Path, store: Store) -> _Source:
     """What a file, a built-in experiment or a run of the store gives, and its name."""
     text = str(experiment)
     path = Path(text)
@@ -735,7 +744,7 @@ def _find(experiment: str | Path, store: Store) -> tuple[dict[str, Any], str]:
         if path.suffix != ".json":
             return _read_file(path)
     elif text in names():
-        return read_toml(path_of(text)), text
+        return _read_file(path_of(text))._replace(name=text)
     try:
         info = store.load(text).run
     except InputError as error:
@@ -745,7 +754,8 @@ def _find(experiment: str | Path, store: Store) -> tuple[dict[str, Any], str]:
             f"{unknown('experiment', text, names())}, a path to a .toml file, or a run "
             "(`emu runs` lists them)"
         ) from None
-    return _absolute(flatten(info.experiment), info.files), str(info.experiment.get("name", ""))
+    given = _absolute(flatten(info.experiment), info.files)
+    return _Source(given, str(info.experiment.get("name", "")))
 
 
 def _absolute(given: dict[str, Any], files: Mapping[str, str]) -> dict[str, Any]:

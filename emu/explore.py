@@ -118,8 +118,10 @@ class Unit:
 
     def command(self, schedule: str) -> str:
         """What replays a schedule of this unit."""
-        words = ["emu check", shlex.quote(self.design)]
-        if self.scenario.kind != "mm" and self.mm.name != _MM:
+        words = ["emu check"]
+        if self.scenario.kind in _core.NAME_OF_KIND:
+            words.append(shlex.quote(self.design))
+        if self.scenario.kind == "rmap" and self.mm.name != _MM:
             words.append(f"--mm {shlex.quote(self.mm.name)}")
         words.append(f"--scenario {shlex.quote(self.scenario.text)}")
         if self.sequential:
@@ -334,11 +336,12 @@ def make_units(
     cleanup: contextlib.ExitStack,
     *,
     mm: str = _MM,
+    notice: Callable[[str], None] = lambda line: None,
 ) -> list[Unit]:
     """The units of ``emu check``: each design with each scenario of its kind.
 
-    Scenarios of locks alone run once. ``mm`` is what is below rmap designs. Without ``wanted``:
-    all but the litmus tests.
+    Scenarios of locks alone run once, and ``notice`` hears of a design that only such are there
+    for. ``mm`` is what is below rmap designs. Without ``wanted``: all but the litmus tests.
 
     Raises InputError for a design that none of the scenarios is about.
     """
@@ -357,6 +360,9 @@ def make_units(
                 f"{text}: is a design of kind {kind}, and {wanted[0].text} is a scenario of "
                 f"{wanted[0].kind} designs"
             )
+        if not own:
+            names = ", ".join(each.name for each in wanted)
+            notice(f"{text}: plays no part here; no design of kind {kind} is run by {names}")
         pair = (file, mm_file) if kind == "rmap" else (rmap_file, file)
         units += [Unit(*pair, each) for each in own]
     units += [Unit(rmap_file, mm_file, each) for each in rest]
@@ -541,7 +547,8 @@ class _Job:
     def __init__(self, unit: Unit) -> None:
         self.unit = unit
         self.schedules = 0
-        what = f"scenario {unit.scenario.name}: the explorer"
+        on = f" on {unit.design}" if unit.scenario.kind in _core.NAME_OF_KIND else ""
+        what = f"scenario {unit.scenario.name}{on}: the explorer"
         self.child: Child[Any] = Child(explore_unit, unit, what=what, talks=True)
 
     def receive(self) -> Result | None:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from emu import _core
 from emu.explore import Event, Finding, Result
+from emu.words import counted
 
 _ROWS = 48
 _NOTES = 24
@@ -118,7 +119,7 @@ def interleaving(finding: Finding, cpus: int, width: int = 120) -> list[str]:
     head_line = " | ".join(f"CPU{cpu}".ljust(column) for cpu in range(cpus)).rstrip()
     lines = [f"  step  {head_line}"]
     if left_out:
-        lines.append(f"        ({left_out} steps are left out)")
+        lines.append(f"        ({counted(left_out, 'step')} left out)")
     for event in events:
         mark = "*" if event is critical else " "
         for row, text in enumerate(_wrap(cell(event, finding.names), column)):
@@ -140,7 +141,8 @@ def explain(result: Result, width: int = 120) -> list[str]:
     unit = result.unit
     lines = [
         f"{finding.kind}: {unit.design}, scenario {unit.scenario.name}, "
-        f"after {finding.after:,} schedules ({finding.by}, seed {unit.seed}, {result.memory})",
+        f"after {counted(finding.after, 'schedule', ',')} ({finding.by}, "
+        f"seed {unit.seed}, {result.memory})",
         *(f"  {line}" for line in finding.text.splitlines()),
     ]
     if finding.events:
@@ -207,7 +209,7 @@ def _outcomes(result: Result) -> str:
     """ "2 outcomes: 0 0, 1 1", without the numbers that no outcome has."""
     used = max((i + 1 for values in result.outcomes for i in range(8) if values[i]), default=1)
     texts = sorted(" ".join(map(str, values[:used])) for values in result.outcomes)
-    return f"{len(texts)} outcome{'s' if len(texts) != 1 else ''}: {', '.join(texts)}"
+    return f"{counted(len(texts), 'outcome')}: {', '.join(texts)}"
 
 
 def perfetto(finding: Finding) -> str:

@@ -5,9 +5,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import stat
 import tempfile
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from emu.errors import USED_UP, EmuError, InputError
 
@@ -25,9 +29,17 @@ def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
     return data
 
 
-def read_text(path: Path) -> str:
-    """A description, in UTF-8. Raises OSError, UnicodeDecodeError, InputError."""
-    return read_bytes(path).decode("utf-8").replace("\r\n", "\n")
+def parse_toml(path: Path) -> tuple[dict[str, Any], str]:
+    """What a description has, and its text, in UTF-8 with or without a BOM. Raises InputError."""
+    try:
+        text = read_bytes(path).decode("utf-8-sig").replace("\r\n", "\n")
+        return tomllib.loads(text), text
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid TOML: {error}") from None
 
 
 def is_path(text: str, *suffixes: str) -> bool:
@@ -79,10 +91,26 @@ def write_output(path: Path, data: bytes) -> None:
         if target:
             write_atomically(target, data)
         else:
-            path.write_bytes(data)
+            with _ended_by_signals():
+                path.write_bytes(data)
     except OSError as error:
         kind = EmuError if error.errno in USED_UP else InputError
         raise kind(f"{path}: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Who reads a FIFO may never come: Ctrl-C ends the waiting even where it is only a flag."""
+    old = {}
+    with contextlib.suppress(ValueError):  # not in the main thread
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                old[number] = signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 def _regular_target(path: Path) -> Path | None:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from emu.words import counted
+
 _CPU = "/sys/devices/system/cpu"
 _LOADED_SHARE = 0.1
 """Load per CPU from which on other programs are worth mentioning."""
@@ -91,7 +93,7 @@ def _disturbances(of: Mapping[str, Any]) -> Iterator[str]:
     with contextlib.suppress(ValueError):
         load, cpus = float(of.get("load", 0)), int(of.get("cpus", 1))
         if load > _LOADED_SHARE * cpus:
-            yield f"Other programs run: the load was {load:g} on {cpus} CPUs."
+            yield f"Other programs run: the load was {load:g} on {counted(cpus, 'CPU')}."
 
 
 def _read(path: str) -> str:

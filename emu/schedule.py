@@ -34,6 +34,7 @@ from emu.files import as_utf8
 from emu.live import CellState, Inside, Publisher
 from emu.results import CellResult, Run, RunInfo, Uncertainty, new_run_id
 from emu.store import MachineLock, Store
+from emu.words import counted
 
 if TYPE_CHECKING:
     from emu.coordinator import Deadline, StopFlag
@@ -142,7 +143,7 @@ def execute(
             run = store.begin(info, list(tasks), fingerprint, fresh=fresh)
             watchers = watchers or Watchers()
             if found == run:
-                there = f"{len(tasks) - len(missing)} of {len(tasks)} cells are there"
+                there = f"{len(tasks) - len(missing)} of {counted(len(tasks), 'cell')} finished"
                 watchers.notice(f"going on with run {run}: {there} (--fresh: anew)")
             with (
                 Publisher(store.directory, run, name) as publisher,

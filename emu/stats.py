@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from emu.results import CellResult
+from emu.words import counted
 
 CONFIDENCE = 0.95
 SIGNIFICANT = 0.05
@@ -117,7 +118,7 @@ def unstable(cells: Iterable[CellResult]) -> list[str]:
             busy = max(cell.host.other_cpus + cell.host.stolen_cpus for cell in repeats)
             why = f", and up to {busy:.1f} host CPUs did something else" if busy >= 0.1 else ""
             found.append(
-                f"Unstable: {rmap}, {mm}, {workload} on {cpus} CPUs: the repeats differ by "
-                f"{spread:.0%} (standard deviation){why}."
+                f"Unstable: {rmap}, {mm}, {workload} on {counted(cpus, 'CPU')}: the repeats "
+                f"differ by {spread:.0%} (standard deviation){why}."
             )
     return found

@@ -7,12 +7,12 @@ All that is printed and may hold such a name goes through ``printable`` or a ``S
 from __future__ import annotations
 
 import copy
-import os
 import re
+import select
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import IO, Any
+from typing import Any, TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.measure import Measurement
@@ -30,9 +30,11 @@ _ANY_WIDTH = 100_000
 """Of a line that has room for everything."""
 
 
-def discard(stream: IO[str]) -> None:
-    """What is still written to it, or waits in its buffer, goes nowhere: nobody reads on."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+def is_read(stream: TextIO) -> bool:
+    """False: it is a pipe that nobody reads any more."""
+    gone = select.poll()
+    gone.register(stream, 0)
+    return not gone.poll(0)
 
 
 def printable(text: str) -> str:
@@ -45,11 +47,6 @@ class SafeConsole(Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
-
-    def on_broken_pipe(self) -> None:
-        """See rich, which would exit. Nobody reads on; what else there is to do is done."""
-        self.quiet = True
-        discard(self.file)
 
     def render_str(self, text: str, **options: Any) -> Text:
         """See rich. Before it is measured."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import tempfile
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +20,7 @@ from rich.text import Text
 from emu import experiment, workload
 from emu.coordinator import StopFlag
 from emu.errors import InputError, unknown
-from emu.files import read_text
+from emu.files import parse_toml
 from emu.report.table import print_uncertainty
 from emu.results import CellResult, Run, Uncertainty
 from emu.terminal import WholeTable
@@ -105,10 +104,8 @@ def read(path: Path | None = None) -> _File:
     """The published results. Raises InputError when the file is not as it should be."""
     path = path or Path(__file__).with_name("published.toml")
     try:
-        file = msgspec.convert(tomllib.loads(read_text(path)), _File)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    except (ValueError, RecursionError, msgspec.ValidationError) as error:
+        file = msgspec.convert(parse_toml(path)[0], _File)
+    except msgspec.ValidationError as error:
         raise InputError(f"{path}: {error}") from None
     for row in file.result:
         if row.measure == "ratio" and not row.baseline:
@@ -245,7 +242,12 @@ def run_all(
     def run_cells(options: Mapping[str, object]) -> Run:
         with tempfile.TemporaryDirectory(prefix="emu_validate_") as folder:
             given: dict[str, Any] = dict(options)
-            return experiment.run_whole(store=folder, stop=stop, **given)
+            try:
+                return experiment.run_whole(store=folder, stop=stop, **given)
+            except InputError as error:
+                if file is None or error.key not in experiment.AXES:
+                    raise
+                raise experiment.in_file(file, error) from None
 
     return validate(
         choose(published.result, wanted),

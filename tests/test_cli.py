@@ -17,7 +17,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from emu_command import COMMAND, emu, wait_until
+from emu_command import COMMAND, children, emu, start, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -360,18 +360,108 @@ def test_output_into_a_closed_pipe_is_no_traceback() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-@pytest.mark.parametrize(("more", "status"), [("--html {page}", 0), ("--timeout 1ms", 1)])
+@pytest.mark.parametrize(
+    ("more", "status"),
+    [
+        ("--html {page}", 0),
+        ("--html {page} --json -", 0),
+        ("--timeout 1ms", 1),
+        ("--timeout 1ms --json -", 1),
+    ],
+)
 def test_who_reads_no_further_does_not_change_what_is_done(
     more: str, status: int, tmp_path: Path
 ) -> None:
     page = tmp_path / "page.html"
     run = f"run --engine virtual --rmap single --cpus 1 --duration 1ms {more.format(page=page)}"
     others = ("show last", "list designs", "export last --format json", "topology show host", "")
-    for arguments, expected in ((run, status), *((each, 0) for each in others)):
+    wrong = ("show nope", "nope", "list")
+    for arguments, expected in (
+        (run, status),
+        *((each, 0) for each in others),
+        *((each, 2) for each in wrong),
+    ):
         command = f"set -o pipefail; {sys.executable} -m emu {arguments} 2>&1 | true"
         done = subprocess.run(["bash", "-c", command], cwd="/", capture_output=True, text=True)
         assert (done.returncode, done.stdout, done.stderr) == (expected, "", ""), arguments
     assert page.exists() == (status == 0)
+
+
+def test_a_check_is_not_cut_short_by_who_reads_no_further(tmp_path: Path) -> None:
+    report = tmp_path / "rules.json"
+    check = f"check single --rule walk,memory --seeds 1 --engine native --json {report}"
+    command = f"set -o pipefail; {sys.executable} -m emu {check} | true"
+    done = subprocess.run(["bash", "-c", command], cwd="/", capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(json.loads(report.read_bytes())["results"]) == 2
+
+
+def test_ctrl_c_ends_the_waiting_for_who_reads_a_fifo(tmp_path: Path, own_store: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    run = ("--engine", "virtual", "--rmap", "single", "--cpus", "1", "--duration", "1ms")
+    process = start("run", *run, "--json", str(tmp_path / "fifo"))
+    store = Store(own_store)
+    wait_until(lambda: any(each.status == "done" for each in store.summaries()))
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=10) == ("", "")
+    assert process.returncode == 130
+
+
+def test_what_nohup_ignores_stays_ignored() -> None:
+    command = shlex.join((*COMMAND, "run", "--engine", "virtual", "--rmap", "single"))
+    line = f"trap '' HUP; exec {command} --cpus 16 --duration 20ms"
+    with subprocess.Popen(["bash", "-c", line], cwd="/", stdout=subprocess.DEVNULL) as process:
+        wait_until(lambda: children(process.pid))
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(60) == 0
+
+
+def test_what_is_wrong_in_a_file_is_told_with_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    for line, words in (
+        ('rmap = ["single", "numa-lcks"]', ("rmap: no rmap design 'numa-lcks'", "numa-locks")),
+        ('rmap = "single:x=1"', ("rmap: single:x=1: ", "has no parameter 'x'", "emu list designs")),
+        ('mm = "rbtree"', ("mm: no mm design 'rbtree'", "mmap-sem-rbtree")),
+        ('workload = "excl"', ("workload: no workload 'excl'", "execl")),
+        ('workload = "./no.toml"', ("workload: no.toml: No such file",)),
+        ('topology = "hygn"', ("topology: no topology 'hygn'", "hygon-12x32")),
+        ('topology = "laptop-8c"\ncpus = 99', ("cpus: 99: topology laptop-8c has 16 CPUs",)),
+    ):
+        file.write_text(f"[matrix]\n{line}\n")
+        done = emu("run", str(file))
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+        for word in (f"emu: {file}: ", *words):
+            assert word in done.stderr, line
+    # What an option says is not the file's.
+    assert "mine.toml" not in emu("run", str(file), "--cpus", "98").stderr
+    file.write_text(
+        '[[result]]\nid = "x"\nmeasure = "ops_per_s"\ntopology = "hygn"\ncpus = 1\n'
+        'workload = "execl"\nmm = "spf"\ndesign = "single"\nvalue = 1.0\nsource = "none"\n'
+    )
+    done = emu("validate", str(file))
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert f"{file}: topology: no topology 'hygn'" in done.stderr
+
+
+@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize("engine", ["native", "virtual"])
+def test_a_design_that_crashes_in_init_fails_its_cells_alone(engine: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.c"
+    assert emu("new", "rmap", str(file)).returncode == 0
+    text = file.read_text()
+    begin = "struct skeleton *s = rmap_private(mapping, struct skeleton);\n\n\tinit_rwsem("
+    assert begin in text
+    file.write_text(
+        text.replace(begin, begin.replace("\tinit", "\t*(volatile int *)0 = 1;\n\tinit"))
+    )
+    run = ("run", *QUICK, "--engine", engine, "--cpus", "1", "--rmap", f"{file},single")
+    done = emu(*run, "--json", "-")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    for word in (str(file), "1 CPU,", "died: SIGSEGV"):
+        assert word in done.stderr
+    assert [cell["status"] for cell in json.loads(done.stdout)["cells"]] == ["failed", "ok"]
 
 
 @pytest.mark.parametrize("arguments", ["runs", "--version", "show nope", "nope"])

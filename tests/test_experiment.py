@@ -239,7 +239,7 @@ def test_interrupted_and_gone_on_with_is_one_run() -> None:
     assert 0 < len(before.cells) < 8
     whole = package.run(**options, on_notice=told.append)
     assert told == [
-        f"going on with run {before.run.id}: {len(before.cells)} of 8 cells are there "
+        f"going on with run {before.run.id}: {len(before.cells)} of 8 cells finished "
         "(--fresh: anew)"
     ]
     assert (whole.run.id, whole.run.status, len(whole.cells)) == (before.run.id, "done", 8)

@@ -252,7 +252,14 @@ def test_exit_status_and_replay_on_the_command_line() -> None:
     words = command.partition("emu ")[2].split()
     again = emu(*words)
     assert again.returncode == 1
-    assert "after 1 schedules (replay" in again.stdout
+    assert "after 1 schedule (replay" in again.stdout
+    assert again.stderr == ""
+    with_design = emu("check", "numa-locks", *words[1:])
+    assert with_design.returncode == 1
+    assert "after 1 schedule (replay" in with_design.stdout
+    assert with_design.stderr == (
+        "emu: numa-locks: plays no part here; no design of kind rmap is run by mp-data-rlx\n"
+    )
     clean = emu("check", "single", "--scenario", "split-walk", "--schedules", "50")
     assert clean.returncode == 0
     assert "nothing found" in clean.stdout
@@ -286,7 +293,7 @@ def test_what_goes_wrong_in_setup_is_found_too(tmp_path: Path) -> None:
     assert "scenario fork-truncate, after 0 schedules" in done.stdout
     assert "setup() of the scenario: rwsem.c:" in done.stdout
     assert done.stdout.count("  again: ") == 1
-    assert "2 scenarios, 1 schedules: 2 found" in done.stdout
+    assert "2 scenarios, 1 schedule: 2 found" in done.stdout
     assert "traceEvents" in json.loads(trace.read_text())
     program = emu("check", str(path), "--scenario", "random:2", "--schedules", "5", timeout_s=120)
     assert (program.returncode, program.stderr) == (1, "")

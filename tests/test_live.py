@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import signal
 import subprocess
 import time
@@ -63,7 +64,7 @@ def test_a_predicted_cell_is_seen_from_inside(own_store: Path) -> None:
     out, err = seen.communicate(timeout=20)
     assert (seen.returncode, err) == (0, "")
     last = out.splitlines()[-1]
-    assert re.fullmatch(r"run \S+: interrupted, 0 of 1 cells; emu show \S+", last)
+    assert re.fullmatch(r"run \S+: interrupted, 0 of 1 cell; emu show \S+", last)
     assert files(own_store) == {"store.sqlite", "host.lock"}
 
 
@@ -103,7 +104,19 @@ def test_a_measured_cell_is_seen_from_inside(own_store: Path) -> None:
     assert files(own_store) == {"store.sqlite", "host.lock"}
 
 
-def test_the_dashboard_and_ctrl_c(own_store: Path) -> None:
+def test_who_reads_no_further_ends_the_watching(own_store: Path) -> None:
+    run = start(*VIRTUAL)
+    wait_until(lambda: is_claimed(own_store))
+    line = f"set -o pipefail; {shlex.join(COMMAND)} live | head -1"
+    done = subprocess.run(["bash", "-c", line], cwd="/", capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stdout.count("\n"), done.stderr) == (0, 1, "")
+    assert run.poll() is None, "the run goes on"
+    run.terminate()
+    run.communicate(timeout=20)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_dashboard_and_signals(own_store: Path, number: signal.Signals) -> None:
     run = start(*VIRTUAL)
     wait_until(lambda: is_claimed(own_store))
     terminal, theirs = pty.openpty()
@@ -117,7 +130,7 @@ def test_the_dashboard_and_ctrl_c(own_store: Path) -> None:
         assert time.monotonic() < give_up, shown.decode()
         if select.select([terminal], [], [], 0.1)[0]:
             shown += os.read(terminal, 65536)
-    watching.send_signal(signal.SIGINT)
+    watching.send_signal(number)
     give_up = time.monotonic() + 20
     # Read on: it cannot end while the terminal takes no more.
     while watching.poll() is None or select.select([terminal], [], [], 0)[0]:

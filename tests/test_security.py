@@ -8,7 +8,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from emu_command import children, start, wait_until
 from rich.table import Table
 
 import emu as package
-from emu import arena, cli, experiment, terminal, topology, workload
+from emu import arena, cli, experiment, terminal, topology, validate, workload
 from emu.errors import InputError
 from emu.results import read_run
 from emu.store import Store
@@ -328,3 +328,20 @@ def test_a_file_without_end_is_refused(read: object, tmp_path: Path) -> None:
     path.symlink_to("/dev/zero")
     with pytest.raises(InputError, match="larger than"):
         read(path)
+
+
+@pytest.mark.parametrize(
+    ("read", "file"),
+    [
+        (experiment.read_toml, experiment.path_of("laptop")),
+        (workload.load, workload.reader.folder() / "execl.toml"),
+        (package.topology.load, package.topology.files.folder() / "laptop-8c.toml"),
+        (validate.read, Path(validate.__file__).with_name("published.toml")),
+    ],
+)
+def test_a_byte_order_mark_is_no_part_of_a_file(
+    read: Callable[[Path], object], file: Path, tmp_path: Path
+) -> None:
+    marked = tmp_path / file.name
+    marked.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    read(marked)

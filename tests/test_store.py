@@ -216,7 +216,7 @@ def test_killed_twenty_times_equals_an_uninterrupted_run(tmp_path: Path) -> None
     end(matrix(), whole)
     there = kill_often(matrix(), killed, 20, most_s=0.7)
     assert 0 < there < CELLS, "it was never killed in the middle"
-    assert f"{there} of {CELLS} cells are there" in end(matrix(), killed)
+    assert f"{there} of {CELLS} cells finished" in end(matrix(), killed)
     assert compare(killed, whole) == CELLS
 
 
@@ -265,7 +265,7 @@ def test_cells_of_one_that_was_killed_are_taken_over(tmp_path: Path) -> None:
     first.communicate()
     _, err = second.communicate(timeout=60)
     assert second.returncode == 0, err
-    assert "0 of 1 cells are there" in err
+    assert "0 of 1 cell finished" in err
     assert rows(store, "SELECT status FROM cell") == [("ok",)]
 
 

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from emu import topology
 from emu.cli_topology import app
 from emu.errors import EmuError, InputError
+from emu.files import parse_toml
 
 GOLDEN = Path(__file__).parent / "topology"
 FOLDER = topology.files.folder()
@@ -216,7 +217,7 @@ def test_rendering_is_as_recorded(name: str) -> None:
 
 @pytest.mark.parametrize("file", sorted(FOLDER.glob("*.toml")), ids=lambda file: file.stem)
 def test_files_name_themselves_and_cite_all_that_they_list(file: Path) -> None:
-    raw = topology.files._read_toml(file)
+    raw = parse_toml(file)[0]
     if file.stem != "_common-costs":
         assert raw["name"] == file.stem
     cited = set(re.findall(r'source = "(.*?)"', file.read_text(encoding="utf-8")))
@@ -226,7 +227,7 @@ def test_files_name_themselves_and_cite_all_that_they_list(file: Path) -> None:
 def test_a_key_of_sources_means_the_same_in_every_file() -> None:
     meaning: dict[str, str] = {}
     for file in FOLDER.glob("*.toml"):
-        for key, text in topology.files._read_toml(file)["sources"].items():
+        for key, text in parse_toml(file)[0]["sources"].items():
             assert meaning.setdefault(key, text) == text
 
 

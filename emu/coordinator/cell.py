@@ -40,10 +40,9 @@ def run(
     workload = plan.workload
     try:
         with Arena.create(plan.arena_bytes) as arena:
-            try:
-                set_up(core, plan, arena)
-            except _core.CoreError as error:
-                raise InputError(str(error)) from None
+            # What crashes or hangs in the designs' own code must not do so here.
+            in_child(_try_set_up, plan, stop=stop, what="the set-up of the cell", limit_s=_LOOK_S)
+            _set_up(core, plan, arena)
             arena.reserve()
             with run_directory() as directory, Workers(plan, core, directory, stop) as workers:
                 start_s = workers.start()
@@ -98,6 +97,18 @@ def run(
         raise CellFailed(str(error)) from None
     finally:
         core.design_unload()
+
+
+def _try_set_up(plan: Plan) -> None:
+    with Arena.anonymous(plan.arena_bytes) as arena:
+        _set_up(_core.load(plan.machine), plan, arena)
+
+
+def _set_up(core: _core.Core, plan: Plan, arena: Arena) -> None:
+    try:
+        set_up(core, plan, arena)
+    except _core.CoreError as error:
+        raise InputError(str(error)) from None
 
 
 def _read(work: Callable[..., _T], *arguments: Any, when: str, stop: StopFlag) -> _T:

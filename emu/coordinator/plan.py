@@ -10,7 +10,7 @@ from pathlib import Path
 
 from emu import _core
 from emu.arena import MIB, Arena
-from emu.errors import InputError
+from emu.errors import InputError, about
 from emu.workload import WALKER_KINDS, Workload
 
 _CPU_HEAP_BYTES = 2 * MIB
@@ -59,7 +59,8 @@ def set_up(core: _core.Core, plan: Plan, arena: Arena, *, strict: bool = False) 
             core.design_load(_core.NAME_OF_KIND.index(kind), os.fsencode(design.path), params)
         except _core.CoreError as error:
             hint = "; `emu list designs` shows what each takes" if params else ""
-            raise InputError(f"--{kind} {design.name}: {error}{hint}") from None
+            with about(kind):
+                raise InputError(f"--{kind} {design.name}: {error}{hint}") from None
     config = _config(plan, strict=strict)
     core.arena_format(arena.base, arena.size, ctypes.byref(config))
     shared = len(workload.files) - workload.private_files

@@ -11,7 +11,7 @@ from emu.arena import MIB, Arena
 from emu.coordinator.plan import Plan, arena_needed, set_up
 from emu.coordinator.processes import in_child
 from emu.coordinator.stop import HANG_S, CellFailed, StopFlag
-from emu.errors import EmuError, InputError
+from emu.errors import EmuError, InputError, about
 
 _REHEARSAL_BYTES = 256 * MIB
 """At least: the design may be one that needs much."""
@@ -25,16 +25,20 @@ def rehearse(plan: Plan, stop: StopFlag) -> None:
     Raises InputError when the designs do not load or a call of the program cannot be done.
     """
     with contextlib.suppress(CellFailed):
-        if problem := in_child(_rehearse, plan, stop=stop, limit_s=HANG_S):
-            raise InputError(problem)
+        in_child(_rehearse, plan, stop=stop, limit_s=HANG_S)
 
 
-def _rehearse(plan: Plan) -> str | None:
-    """The first thing that goes wrong, in one line."""
+def _rehearse(plan: Plan) -> None:
+    """Raises InputError for the first thing that goes wrong."""
     try:
-        return _failed_call(plan)
+        failed = _failed_call(plan)
+    except InputError:
+        raise
     except EmuError as error:
-        return str(error)
+        raise InputError(str(error)) from None
+    if failed:
+        with about("workload"):
+            raise InputError(failed)
 
 
 def _failed_call(plan: Plan) -> str | None:

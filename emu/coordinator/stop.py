@@ -30,8 +30,9 @@ class CellFailed(EmuError):
 class StopFlag:
     """Turns SIGINT, SIGTERM and SIGHUP into a flag that is looked at where it is safe to stop.
 
-    A context manager. In another than the main thread signals are left alone. ``restore``: give the
-    signals back at the end; a program that is about to exit does not want them any more.
+    A context manager. In another than the main thread signals are left alone, and so is one that is
+    ignored, as by nohup. ``restore``: give the signals back at the end; a program that is about to
+    exit does not want them any more.
     """
 
     _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -52,6 +53,8 @@ class StopFlag:
     def __enter__(self) -> Self:
         with contextlib.suppress(ValueError):
             for number in self._SIGNALS:
+                if signal.getsignal(number) is signal.SIG_IGN:
+                    continue
                 self._old[number] = signal.signal(number, self._handle)
         return self
 

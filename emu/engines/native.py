@@ -25,7 +25,7 @@ from emu.coordinator import (
     WalkerTotals,
 )
 from emu.engines._designs import find_design
-from emu.errors import InputError
+from emu.errors import InputError, about
 from emu.experiment import Cell, Experiment
 from emu.histogram import Histogram
 from emu.live import Inside
@@ -40,6 +40,7 @@ from emu.results import (
     find_bottleneck,
 )
 from emu.topology import Topology
+from emu.words import counted
 
 _WORKER_BYTES = 4 * MIB
 """What a worker costs besides the arena: 3.2 MiB measured at 384 CPUs."""
@@ -88,13 +89,17 @@ class NativeEngine:
     def __init__(self, experiment: Experiment) -> None:
         self._experiment = experiment
         self._host = topology.host()
-        self._topologies = {name: topology.load(name) for name in experiment.topology}
-        self._workloads = {
-            name: workloads.load(name, isolate=experiment.isolate) for name in experiment.workload
-        }
-        self.cpus: Mapping[str, tuple[int, ...]] = {
-            name: self._cpus(machine) for name, machine in self._topologies.items()
-        }
+        with about("topology"):
+            self._topologies = {name: topology.load(name) for name in experiment.topology}
+        with about("workload"):
+            self._workloads = {
+                name: workloads.load(name, isolate=experiment.isolate)
+                for name in experiment.workload
+            }
+        with about("cpus"):
+            self.cpus: Mapping[str, tuple[int, ...]] = {
+                name: self._cpus(machine) for name, machine in self._topologies.items()
+            }
         self._cleanup = contextlib.ExitStack()
         self._designs: dict[tuple[str, str], DesignFile] = {}
 
@@ -102,7 +107,8 @@ class NativeEngine:
         wanted = self._experiment.cpus or (min(machine.nr_cpus, self._host.nr_cpus),)
         if machine.name != "host" and max(wanted) > machine.nr_cpus:
             raise InputError(
-                f"--cpus {max(wanted)}: topology {machine.name} has {machine.nr_cpus} CPUs"
+                f"--cpus {max(wanted)}: topology {machine.name} has "
+                f"{counted(machine.nr_cpus, 'CPU')}"
             )
         return wanted
 
@@ -110,7 +116,8 @@ class NativeEngine:
         """Find and try the designs, rehearse the programs, see that memory suffices."""
         for kind, texts in (("rmap", self._experiment.rmap), ("mm", self._experiment.mm)):
             for text in texts:
-                self._designs[kind, text] = find_design(kind, text, "native", self._cleanup)
+                with about(kind):
+                    self._designs[kind, text] = find_design(kind, text, "native", self._cleanup)
         rehearsed = set()
         for cell in cells:
             stop.check()
@@ -204,8 +211,8 @@ class NativeEngine:
         shared = len(set(plan.host_cpu_of_cpu))
         if plan.oversubscribed:
             sentences.append(
-                f"{cell.cpus} emulated CPUs shared {shared} host CPUs, so these figures show that "
-                "the designs work, not how they scale."
+                f"{cell.cpus} emulated CPUs shared {counted(shared, 'host CPU')}, so these figures "
+                "show that the designs work, not how they scale."
             )
         used_nodes = len(set(plan.node_of_cpu))
         if used_nodes > self._host.nr_nodes:

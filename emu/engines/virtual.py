@@ -25,12 +25,13 @@ from emu.coordinator import CellFailed, CellTotals, Child, DesignFile, PhaseTota
 from emu.engines import _sites, native
 from emu.engines._designs import find_design
 from emu.engines._slices import Recorder
-from emu.errors import EmuError, InputError
+from emu.errors import EmuError, InputError, about
 from emu.experiment import Cell, Experiment
 from emu.live import Inside
 from emu.report import trace
 from emu.results import ByCpu, CellResult, Latency, Line, Wait, find_bottleneck
 from emu.topology import MAX_CPUS, Topology
+from emu.words import counted
 
 _CELL_BYTES = 64 * MIB
 _CPU_BYTES = 2 * MIB
@@ -123,24 +124,30 @@ class VirtualEngine:
     """See ``engines.Engine``."""
 
     def __init__(self, experiment: Experiment) -> None:
-        if experiment.numa_penalty:
-            raise InputError(
-                "--numa-penalty on: the virtual engine models the way of every line; "
-                "the penalty is for the native engine"
-            )
-        if experiment.duration_ns > _MAX_DURATION_NS:
-            raise InputError(
-                f"--duration {experiment.duration_ns / 1e9:g}s: the clock of the virtual engine "
-                f"goes to 281 s, so at most {_MAX_DURATION_NS / 1e9:g}s can be asked for"
-            )
+        with about("numa_penalty"):
+            if experiment.numa_penalty:
+                raise InputError(
+                    "--numa-penalty on: the virtual engine models the way of every line; "
+                    "the penalty is for the native engine"
+                )
+        with about("duration"):
+            if experiment.duration_ns > _MAX_DURATION_NS:
+                raise InputError(
+                    f"--duration {experiment.duration_ns / 1e9:g}s: the clock of the virtual "
+                    f"engine goes to 281 s, so at most {_MAX_DURATION_NS / 1e9:g}s can be asked for"
+                )
         self._experiment = experiment
-        self._topologies = {name: topology.load(name) for name in experiment.topology}
-        self._workloads = {
-            name: workloads.load(name, isolate=experiment.isolate) for name in experiment.workload
-        }
-        self.cpus: Mapping[str, tuple[int, ...]] = {
-            name: self._cpus(machine) for name, machine in self._topologies.items()
-        }
+        with about("topology"):
+            self._topologies = {name: topology.load(name) for name in experiment.topology}
+        with about("workload"):
+            self._workloads = {
+                name: workloads.load(name, isolate=experiment.isolate)
+                for name in experiment.workload
+            }
+        with about("cpus"):
+            self.cpus: Mapping[str, tuple[int, ...]] = {
+                name: self._cpus(machine) for name, machine in self._topologies.items()
+            }
         self._cleanup = contextlib.ExitStack()
         self._designs: dict[tuple[str, str], DesignFile] = {}
         self.trace: trace.Window | None = None
@@ -158,7 +165,8 @@ class VirtualEngine:
         """Find and try the designs, rehearse the programs."""
         for kind, texts in (("rmap", self._experiment.rmap), ("mm", self._experiment.mm)):
             for text in texts:
-                self._designs[kind, text] = find_design(kind, text, "virtual", self._cleanup)
+                with about(kind):
+                    self._designs[kind, text] = find_design(kind, text, "virtual", self._cleanup)
         rehearsed = set()
         for cell in cells:
             stop.check()
@@ -235,12 +243,13 @@ class VirtualEngine:
     def start(self, cell: Cell) -> VirtualJob:
         """Start a cell in a process of its own."""
         plan, machine = self._plan(cell), self._topologies[cell.topology]
+        cpus = counted(plan.nr_hw_cpus, "CPU")
         result = CellResult.of(
             cell,
             status="ok",
             oversubscribed=plan.oversubscribed,
             note="A modelled machine: its costs are the topology's, not this host's."
-            + (f" {cell.cpus} tasks shared {plan.nr_hw_cpus} CPUs." if plan.oversubscribed else ""),
+            + (f" {cell.cpus} tasks shared {cpus}." if plan.oversubscribed else ""),
             latency_ns={op: Latency() for op in _core.LAT_NAMES},
         )
         child: Child[_Ran | Inside] = coordinator.Child(

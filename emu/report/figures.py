@@ -25,6 +25,7 @@ from emu.histogram import decode, new_hdr
 from emu.report.designs import Designs
 from emu.report.table import sweeps, unit_of
 from emu.results import KIND, CellResult, Run
+from emu.words import counted
 
 COLOURS = (
     "#3b82c4",
@@ -596,7 +597,7 @@ def memory(sweep: Sweep) -> Figure:
         "yaxis": {"autorange": "reversed", "type": "category"},
         "tall": 100 + 64 * len(designs),
     }
-    about = f"Bytes of the index, of the file that takes most, with {most} CPUs."
+    about = f"Bytes of the index, of the file that takes most, with {counted(most, 'CPU')}."
     return Figure("memory", "Memory", about, [Variant(traces, layout)])
 
 

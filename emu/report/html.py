@@ -29,6 +29,7 @@ from emu.report.table import print_uncertainty
 from emu.results import KIND, CellResult, Run
 from emu.stats import unstable
 from emu.terminal import plain_console
+from emu.words import counted
 
 _PAGE = Path(__file__).parent / "page"
 _FILTERS = ("kind", "workload", "topology", "mm", "rmap", "CPUs", "status")
@@ -72,8 +73,8 @@ def page(run: Run) -> str:
         title=_text(f"mm-emu: {name}, {info.id}"),
         heading=_text(f"mm-emu: {name}"),
         summary=_text(
-            f"Run {info.id} of {info.started}, {len(run.cells)} cells, mm-emu {info.version}; "
-            f"{what}."
+            f"Run {info.id} of {info.started}, {counted(len(run.cells), 'cell')}, "
+            f"mm-emu {info.version}; {what}."
         ),
         style=(_PAGE / "page.css").read_text(encoding="utf-8"),
         contents="".join(f'<a href="#{key}">{_text(title)}</a>' for key, title in contents),
@@ -130,7 +131,8 @@ def _messages(run: Run) -> Iterator[str]:
     if run.run.status != "done":
         yield f'<p class="message bad">The run is not complete: {_text(run.run.status)}.</p>'
     for cell in run.failed:
-        what = f"{cell.rmap}, {cell.mm} on {cell.cpus} CPUs, {cell.workload} ({cell.engine})"
+        cpus = counted(cell.cpus, "CPU")
+        what = f"{cell.rmap}, {cell.mm} on {cpus}, {cell.workload} ({cell.engine})"
         yield f'<p class="message bad">Failed: {_text(what)}: {_text(cell.error)}</p>'
     lines = unstable(run.cells)
     if any(cell.engine == "native" for cell in run.cells):
@@ -237,7 +239,7 @@ def _boxes(machine: topology.Topology) -> Iterator[str]:
             cpus = np.flatnonzero(machine.node_of_cpu == node).tolist()
             caches = len(np.unique(machine.l3_of_cpu[cpus]))
             nodes.append(
-                f'<div class="node"><b>node {node}</b>{len(cpus)} CPUs, {caches} L3<br>'
+                f'<div class="node"><b>node {node}</b>{counted(len(cpus), "CPU")}, {caches} L3<br>'
                 f"{_text(topology.format_cpu_list(cpus))}</div>"
             )
         yield (

@@ -12,6 +12,7 @@ from emu import host, stats
 from emu.report.designs import Designs
 from emu.report.table import format_ns, sweeps, unit_of
 from emu.results import KIND, CellResult, Run
+from emu.words import counted
 
 WIDTH = 72
 _NAME = 22
@@ -124,7 +125,8 @@ def _waiting(cells: Sequence[CellResult], designs: Designs) -> Iterator[str]:
     most = max(cell.cpus for cell in cells)
     yield ""
     yield from _wrapped(
-        f"With {most} CPUs: share of CPU time spent waiting, exec p50/p99, and the longest waits",
+        f"With {counted(most, 'CPU')}: share of CPU time spent waiting, exec p50/p99, and the "
+        "longest waits",
     )
     widest = [cell for cell in cells if cell.cpus == most]
     for name in dict.fromkeys(map(designs.name, widest)):
@@ -165,7 +167,7 @@ def _remarks(run: Run) -> Iterator[str]:
         yield "One repeat: there are no intervals."
     yield from _native_remarks(run)
     if run.failed:
-        yield f"FAILED: {len(run.failed)} cells; the first: {run.failed[0].error}"
+        yield f"FAILED: {counted(len(run.failed), 'cell')}; the first: {run.failed[0].error}"
     if run.run.status != "done":
         yield f"The run is not complete ({run.run.status})."
 

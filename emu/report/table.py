@@ -18,6 +18,7 @@ from emu.report.designs import Designs
 from emu.results import KIND, CellResult, Run, Uncertainty
 from emu.stats import unstable
 from emu.terminal import WholeTable, plain_console
+from emu.words import counted
 
 _PROCESSES = ("exec", "fork", "exit")
 _THREADS = ("fault", "mmap", "munmap", "mprotect")
@@ -87,7 +88,7 @@ def print_run(run: Run, console: Console) -> None:
             Text(f"FAILED {cell_name(cell)}: {cell.error}", style="bold red"), soft_wrap=True
         )
     if info.status == "interrupted":
-        console.print(Text(f"Interrupted after {len(run.cells)} cells.", style="yellow"))
+        console.print(Text(f"Interrupted after {counted(len(run.cells), 'cell')}.", style="yellow"))
 
 
 def plain_text(run: Run) -> str:
@@ -100,7 +101,7 @@ def plain_text(run: Run) -> str:
 def cell_name(cell: CellResult) -> str:
     """A cell in words."""
     return (
-        f"{cell.engine}: {cell.rmap}, {cell.mm}, {cell.topology}, {cell.cpus} CPUs, "
+        f"{cell.engine}: {cell.rmap}, {cell.mm}, {cell.topology}, {counted(cell.cpus, 'CPU')}, "
         f"{cell.workload}, repeat {cell.repeat}"
     )
 
@@ -142,7 +143,7 @@ def _rows(cells: Iterable[CellResult], designs: Designs) -> list[_Row]:
 def _title(cells: Sequence[CellResult], designs: Designs, run: Run) -> Text:
     first = cells[0]
     numbers = sorted({cell.cpus for cell in cells})
-    cpus = f"{numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else f"{numbers[0]}"
+    lowest = f"{numbers[0]} to " if len(numbers) > 1 else ""
     repeats = max(
         (len(row.cells) for group in _groups(cells) for row in _rows(group, designs)), default=0
     )
@@ -156,9 +157,9 @@ def _title(cells: Sequence[CellResult], designs: Designs, run: Run) -> Text:
     duration = (own if isinstance(own, dict) else {}).get("duration") or experiment.get("duration")
     common = f", {designs.constant}" if designs.constant else ""
     return Text(
-        f"{first.workload} on {cpus} CPU{'s' if cpus != '1' else ''} of {first.topology} "
-        f"({', '.join(marks)}){common}, {repeats} repeat{'s' if repeats != 1 else ''} of "
-        f"{duration or '?'}",
+        f"{first.workload} on {lowest}{counted(numbers[-1], 'CPU')} of {first.topology} "
+        f"({', '.join(marks)}){common}, "
+        f"{counted(repeats, 'repeat')} of {duration or '?'}",
         style="bold",
     )
 
@@ -184,12 +185,13 @@ def _print_scaling(
             top = max(by_cpus, key=lambda cpus: by_cpus[cpus].median)
             fall = "" if top != max(by_cpus) else ", the most that were run"
             rate = f"{by_cpus[top].median:,.0f} {per_s}"
-            console.print(Text(f"{row.name} is highest on {top} CPUs{fall}: {rate}"))
+            console.print(Text(f"{row.name} is highest on {counted(top, 'CPU')}{fall}: {rate}"))
         most = max(good, key=lambda cell: cell.cpus).cpus
+        on_most = f" on {counted(most, 'CPU')}"
         widest = _rows((cell for cell in good if cell.cpus == most), designs)
-        for line in _waiting(widest, f" on {most} CPUs"):
+        for line in _waiting(widest, on_most):
             console.print(line, soft_wrap=True)
-        _print_time_stacks(widest, designs.heading, console, f" on {most} CPUs")
+        _print_time_stacks(widest, designs.heading, console, on_most)
         console.print()
         console.print(_memory(widest, console))
     for note in dict.fromkeys(cell.note for cell in cells if cell.note):
@@ -315,7 +317,8 @@ def _print_comparison(run: Run, console: Console) -> None:
         )
         unit = unit_of(engines["native"][0])
         table.add_row(
-            f"{workload} on {cpus} CPUs of {topology}{f', mm {mm}' if several_mm else ''}",
+            f"{workload} on {counted(cpus, 'CPU')} of {topology}"
+            f"{f', mm {mm}' if several_mm else ''}",
             str(rmap),
             f"{native:,.0f} {unit}/s",
             f"{virtual:,.0f} {unit}/s",
@@ -330,8 +333,8 @@ def print_uncertainty(found: Sequence[Uncertainty], console: Console) -> None:
         console.print()
         console.print(
             Text(
-                f"HOW SURE: {each.workload} on {each.cpus} CPUs of {each.topology}, {each.draws} "
-                f"draws of its uncertain numbers (seed {each.seed})",
+                f"HOW SURE: {each.workload} on {counted(each.cpus, 'CPU')} of {each.topology}, "
+                f"{each.draws} draws of its uncertain numbers (seed {each.seed})",
                 style="bold underline",
             )
         )

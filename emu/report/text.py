@@ -23,6 +23,7 @@ from emu.errors import InputError, unknown
 from emu.histogram import decode
 from emu.report.table import cell_name
 from emu.results import KIND, ByCpu, CellResult, Latency, Lock, Run
+from emu.words import counted
 
 Cells = Sequence[tuple[int, CellResult]]
 """Cells with their numbers in the run, from 0."""
@@ -45,7 +46,9 @@ def choose(run: Run, which: str | None) -> Cells:
         return cells
     if which.isdecimal():
         if int(which) >= len(cells):
-            raise InputError(f"--cell {which}: the run has {len(cells)} cells, counted from 0")
+            raise InputError(
+                f"--cell {which}: the run has {counted(len(cells), 'cell')}, counted from 0"
+            )
         return [cells[int(which)]]
     found = [(number, cell) for number, cell in cells if cell.rmap == which]
     if not found:
@@ -81,7 +84,8 @@ def folded(cells: Cells) -> str:
     telling = [name for name in _TELLING if len({getattr(cell, name) for _, cell in cells}) > 1]
     stacks: Counter[str] = Counter()
     for _, cell in cells:
-        first = [*(getattr(cell, name) for name in telling), cell.rmap, f"{cell.cpus} CPUs"]
+        cpus = counted(cell.cpus, "CPU")
+        first = [*(getattr(cell, name) for name in telling), cell.rmap, cpus]
         for lock in cell.locks:
             for site in lock.sites:
                 stacks[_stack(*first, _class(lock), *site.site.split(">"))] += site.wait_ns
@@ -233,7 +237,7 @@ def _lines(cell: CellResult) -> Iterator[str]:
         yield "No cache lines: only the virtual engine knows them (--engine virtual)."
         return
     wait_ns = sum(line.wait_ns for line in cell.lines)
-    yield f"all phases, {len(cell.lines)} lines that were waited for; times in nanoseconds"
+    yield f"all phases, {counted(len(cell.lines), 'line')} waited for; times in nanoseconds"
     heading = (
         f"{'Index':>5} {'Wait':>7} {'Wait total':>14} {'Wait avg':>10} "
         f"{'Transfers':>10} {'Remote':>10} {'Remote':>7}  Cache line"

@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import math
-import tomllib
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import get_args, get_type_hints
 
 import msgspec
 
 from emu.errors import InputError, nearest
-from emu.files import read_text
+from emu.files import parse_toml
 from emu.topology.shapes import check_size, from_layout
 from emu.topology.tables import COMMON, SECTIONS, Cost, Layout, Machine, Structure, Table
 
@@ -26,21 +25,10 @@ def folder() -> Path:
     return installed if installed.is_dir() else here.parent / "topologies"
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(read_text(path))
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid TOML: {error}") from error
-
-
 def read_machine(path: Path) -> Machine:
     """A file, checked, with the numbers that all machines share. Raises InputError."""
-    raw = _read_toml(path)
-    common = _read_toml(folder() / "_common-costs.toml")
+    raw = parse_toml(path)[0]
+    common = parse_toml(folder() / "_common-costs.toml")[0]
     # The file's own numbers win over those for all machines, and the remarks go with the numbers.
     own_numbers = {
         f"{section}.{name}"

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from emu.topology.cpu_list import format_cpu_list
 from emu.topology.tables import LAYOUT, Cost, Costs, Machine, Structure
+from emu.words import counted
 
 IntArray = NDArray[np.int32]
 
@@ -195,7 +196,7 @@ class Topology:
             number = str(per_unit[0]) if len(per_unit) == 1 else f"{per_unit[0]}-{per_unit[-1]}"
             plural = "" if number == "1" or unit == "L3" else "s"
             words.append(f"{number} {unit}{plural}")
-        return f"{self.nr_cpus} CPU{'s' if self.nr_cpus > 1 else ''} = {' x '.join(words)}"
+        return f"{counted(self.nr_cpus, 'CPU')} = {' x '.join(words)}"
 
     @staticmethod
     def _counts(inner: IntArray, outer: IntArray) -> list[int]:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from emu import background
 from emu.errors import InputError, nearest
-from emu.files import is_path, read_text
+from emu.files import is_path, parse_toml
 from emu.workload.calls import (
     CALL_DTYPE,
     MAP_BRK,
@@ -164,15 +163,7 @@ class _Reader:
         """Instead of the file's own; "": that one."""
         self.uses = background.Uses()
         self.vma_change_ns = 0
-        try:
-            self.text = read_text(path)
-            self.raw = tomllib.loads(self.text)
-        except OSError as error:
-            raise InputError(f"{path}: {error.strerror or error}") from None
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}: not valid TOML: {error}") from None
+        self.raw, self.text = parse_toml(path)
         self.calls_path = path
         self.line_of_call = _lines_of_calls(self.text)
         if "base" in self.raw and not is_base:
