@@ -17,7 +17,7 @@ from emu.workload import CALL_DTYPE
 PAGE = 4096
 PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
 MAP_SHARED, MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS = 0x1, 0x2, 0x10, 0x20
-MAP_FIXED_NOREPLACE = 0x100000
+MAP_GROWSDOWN, MAP_FIXED_NOREPLACE = 0x100, 0x100000
 MAP_SPECIAL, MAP_BRK = 0x10000000, 0x20000000
 LIST_FORK, LIST_EXIT, LIST_IMAGE, LIST_EXEC = range(4)
 NO_EXPECT = 2**64 - 1
@@ -93,6 +93,7 @@ class Machine:
             ("munmap", u64, u64),
             ("mprotect", u64, u64, u32),
             ("brk", u64),
+            ("madvise_dontneed", u64, u64),
         ):
             function = getattr(self.lib, f"emu_sys_{name}")
             function.restype = i64
@@ -121,6 +122,9 @@ class Machine:
 
     def brk(self, addr: int) -> int:
         return int(self.lib.emu_sys_brk(addr))
+
+    def dontneed(self, addr: int, length: int) -> int:
+        return int(self.lib.emu_sys_madvise_dontneed(addr, length))
 
     def maps(self) -> list[str]:
         return self.core.maps().splitlines()

@@ -800,9 +800,9 @@ MM = [
     small_mm(
         "mmap_lock is downgraded while VMAs are still there",
         "mm/mmap.c",
-        "\tclear_range(mm, start, end, downgraded);\n",
+        "\treturn clear_range(mm, start, end, downgraded);\n",
         "\tif (downgraded && emu_mm->downgrade)\n\t\temu_mm->downgrade(mm, downgraded);\n"
-        "\tclear_range(mm, start, end, NULL);\n",
+        "\treturn clear_range(mm, start, end, NULL);\n",
         "fault-munmap",
         *BROKEN,
         design="mmap-lock-maple",

@@ -8,6 +8,7 @@ longest runs of pages with equal properties, and the same results and errors as 
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,8 +20,10 @@ from mm_machine import (
     LIST_EXIT,
     LIST_FORK,
     MAP_ANONYMOUS,
+    MAP_BRK,
     MAP_FIXED,
     MAP_FIXED_NOREPLACE,
+    MAP_GROWSDOWN,
     MAP_PRIVATE,
     MAP_SHARED,
     PAGE,
@@ -122,8 +125,8 @@ class Process:
             if flags & MAP_FIXED_NOREPLACE and taken:
                 return -errno.EEXIST
         else:
-            first = -(-addr // PAGE)
-            if addr == 0 or any(first + i in self.pages for i in range(count)):
+            first = addr // PAGE
+            if first == 0 or any(first + i in self.pages for i in range(count)):
                 first = self.highest_free(count)
         shared = bool(flags & MAP_SHARED)
         for i in range(count):
@@ -297,6 +300,106 @@ def test_brk_grows_and_shrinks_the_heap_up_to_its_neighbour(mm: str, steps: list
         assert machine.maps()[1:-1] == heap
     machine.run_list(LIST_EXIT)
     machine.check_drained()
+
+
+ANONYMOUS = MAP_PRIVATE | MAP_ANONYMOUS
+FIXED = ANONYMOUS | MAP_FIXED
+TOP = 0x7FFF_FFFF_F000  # EMU_TASK_SIZE, and the kernel's
+WRAPS = 2**64 - 1  # as a length: its whole pages are more than 64 bits count
+AT = 0x1000_0000
+
+
+@pytest.fixture(params=MMS)
+def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
+    """With an empty process; whatever it maps must be gone when it has exited."""
+    machine = Machine("single", request.param, mmap_base=BASE)
+    machine.attach(0)
+    machine.run_list(LIST_EXEC)
+    yield machine
+    machine.run_list(LIST_EXIT)
+    machine.check_drained()
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments", "result"),
+    [
+        ("mmap", (AT + 123, PAGE, 3, ANONYMOUS, None, 0), AT),
+        ("mmap", (5, PAGE, 3, ANONYMOUS, None, 0), BASE - PAGE),
+        ("mmap", (0x3000, PAGE, 3, ANONYMOUS, None, 0), MIN),
+        ("mmap", (TOP - PAGE, 2 * PAGE, 3, ANONYMOUS, None, 0), BASE - 2 * PAGE),
+        ("mmap", (2**64 - 1, PAGE, 3, ANONYMOUS, None, 0), BASE - PAGE),
+        ("mmap", (0, 0, 3, ANONYMOUS, None, 0), -errno.EINVAL),
+        ("mmap", (0, PAGE, 3, MAP_ANONYMOUS, None, 0), -errno.EINVAL),
+        ("mmap", (0, TOP + PAGE, 3, ANONYMOUS, None, 0), -errno.ENOMEM),
+        ("mmap", (0, WRAPS, 3, ANONYMOUS, None, 0), -errno.ENOMEM),
+        ("mmap", (AT + 1, PAGE, 3, FIXED, None, 0), -errno.EINVAL),
+        ("mmap", (TOP, PAGE, 3, FIXED, None, 0), -errno.ENOMEM),
+        ("mmap", (TOP + 1, PAGE, 3, FIXED, None, 0), -errno.ENOMEM),
+        ("mmap", (0, PAGE, 1, MAP_PRIVATE, 0, 1), -errno.EINVAL),
+        ("mmap", (0, PAGE, 1, MAP_PRIVATE | MAP_GROWSDOWN, 0, 0), -errno.EINVAL),
+        ("mmap", (0, PAGE, 1, MAP_SHARED | MAP_GROWSDOWN, 0, 0), -errno.EINVAL),
+        ("mmap", (0, PAGE, 1, MAP_PRIVATE, 0, 2**63 - PAGE), -errno.EOVERFLOW),
+        ("mmap", (0, PAGE, 1, MAP_PRIVATE, 0, 2**64 - PAGE), -errno.EOVERFLOW),
+        ("munmap", (AT, PAGE), 0),
+        ("munmap", (AT, 0), -errno.EINVAL),
+        ("munmap", (AT + 1, PAGE), -errno.EINVAL),
+        ("munmap", (TOP, PAGE), -errno.EINVAL),
+        ("munmap", (AT, TOP), -errno.EINVAL),
+        ("munmap", (AT, WRAPS), -errno.EINVAL),
+        ("mprotect", (AT, 0, 1), 0),
+        ("mprotect", (AT + 1, 0, 1), -errno.EINVAL),
+        ("mprotect", (AT, PAGE, 1), -errno.ENOMEM),
+        ("mprotect", (AT, WRAPS, 1), -errno.ENOMEM),
+        ("mprotect", (TOP, PAGE, 1), -errno.ENOMEM),
+        ("dontneed", (AT, 0), 0),
+        ("dontneed", (AT + 1, 0), -errno.EINVAL),
+        ("dontneed", (AT, PAGE), -errno.ENOMEM),
+        ("dontneed", (AT, WRAPS), -errno.EINVAL),
+        ("dontneed", (TOP, PAGE), -errno.ENOMEM),
+        ("dontneed", (2**64 - PAGE, 2 * PAGE), -errno.EINVAL),
+    ],
+)
+def test_odd_ranges_end_as_in_linux(
+    machine: Machine, call: str, arguments: tuple[int, ...], result: int
+) -> None:
+    """Each was tried on Linux 6.18."""
+    assert getattr(machine, call)(*arguments) == result
+    assert len(machine.maps()) == (call == "mmap" and result > 0)
+
+
+def test_what_lies_before_the_end_of_user_space_is_changed(machine: Machine) -> None:
+    assert machine.mmap(TOP - 2 * PAGE, 2 * PAGE, 3, FIXED, None, 0) == TOP - 2 * PAGE
+    assert machine.mprotect(TOP - PAGE, 2 * PAGE, 1) == -errno.ENOMEM
+    assert machine.dontneed(TOP - PAGE, 2 * PAGE) == -errno.ENOMEM
+    assert [line.split()[1] for line in machine.maps()] == ["rw-p", "r--p"]
+
+
+def test_a_heap_that_was_unmapped_does_not_shrink(machine: Machine) -> None:
+    assert machine.mmap(AT, PAGE, 5, FIXED | MAP_BRK, None, 0) == AT
+    heap = AT + PAGE
+    assert machine.brk(heap + 4 * PAGE) == heap + 4 * PAGE
+    assert machine.munmap(heap + 2 * PAGE, 2 * PAGE) == 0
+    assert machine.brk(heap + 3 * PAGE) == heap + 4 * PAGE
+    assert machine.brk(heap + 3 * PAGE + 1) == heap + 3 * PAGE + 1  # the same last page
+    assert machine.brk(heap + PAGE) == heap + PAGE
+    assert machine.maps()[1:] == [f"{heap:x}-{heap + PAGE:x} rw-p 00000000 [heap]"]
+
+
+@pytest.mark.parametrize("page", [0, 1, 100, 255, 256, 257, 511])
+def test_nothing_is_put_into_a_stacks_guard_gap(machine: Machine, page: int) -> None:
+    """Wherever the stack lies in its page table (2 MiB): the gap may be in the one before."""
+    gap = 256 * PAGE
+    stack = 0x2000_0000 + page * PAGE
+    assert machine.mmap(stack, 4 * PAGE, 3, FIXED | MAP_GROWSDOWN, None, 0) == stack
+    assert machine.mmap(stack - gap, PAGE, 3, ANONYMOUS, None, 0) == BASE - PAGE
+    assert machine.mmap(stack - PAGE, PAGE, 3, ANONYMOUS, None, 0) == BASE - 2 * PAGE
+    assert machine.mmap(stack - gap - PAGE, PAGE, 5, ANONYMOUS, None, 0) == stack - gap - PAGE
+    # A page stays free before the gap.
+    heap = stack - gap - 4 * PAGE
+    assert machine.mmap(heap - PAGE, PAGE, 5, FIXED | MAP_BRK, None, 0) == heap - PAGE
+    assert machine.munmap(stack - gap - PAGE, PAGE) == 0
+    assert machine.brk(heap + 4 * PAGE) == heap
+    assert machine.brk(heap + 3 * PAGE) == heap + 3 * PAGE
 
 
 def test_a_leak_is_found() -> None:

@@ -55,7 +55,8 @@ def mmaps(draw: st.DrawFn) -> Call:
     anonymous, fixed = draw(st.booleans()), draw(st.sampled_from([0, 0x10, 0x100000]))
     addr = draw(addresses if fixed else st.just(0) | addresses)
     shared = 0 if anonymous else draw(st.sampled_from([0, 1]))
-    extra = draw(st.sets(st.sampled_from([0x100, 0x10000000, 0x20000000])).map(sum))
+    kinds = [0x100] if anonymous else []  # stacks are no files
+    extra = draw(st.sets(st.sampled_from([*kinds, 0x10000000, 0x20000000])).map(sum))
     return Call(
         "mmap",
         addr=addr,
@@ -427,6 +428,7 @@ def test_calls_of_threads_are_written_as_they_are_read(text: str) -> None:
         ("fault(0x1000+cpu, 4096)", "write it like 0x10000+cpu*0x1000"),
         ("mmap(last, 4096, PROT_READ, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0)", "no mapping before"),
         ("fault_next(0x1000, cpus*0)", "the length is 0"),
+        ("mmap(NULL, 4096, PROT_READ, MAP_PRIVATE|MAP_GROWSDOWN, lib, 0)", "for anonymous memory"),
         ("barrier(2)", "barrier with 1 argument"),
         ("clone(4096)", "clone with 1 argument"),
     ],

@@ -338,6 +338,8 @@ def _check_call(call: Call) -> None:
             raise CallError(f"MAP_FIXED at {call.addr:#x} cannot return {call.expect:#x}")
     if bool(flags & MAP_ANONYMOUS) == bool(call.name):
         raise CallError("anonymous memory is MAP_ANONYMOUS with file -1, a file is without it")
+    if call.name and flags & MAP_GROWSDOWN:
+        raise CallError("MAP_GROWSDOWN is for anonymous memory, of which stacks are")
     if flags & MAP_ANONYMOUS and flags & MAP_SHARED:
         raise CallError("shared anonymous memory is a file in the kernel: name one in [files]")
 

@@ -341,6 +341,60 @@ static void faults_of_one_process(void)
 	}
 }
 
+/* Three single pages of one process with a hole before the last: how many of them have a PTE. */
+static uint32_t ptes_of_three(bool fault_first)
+{
+	uint32_t found = 0;
+
+	for (uint32_t i = 0; i < 4; i++) {
+		uint64_t addr = ANCHOR_ADDR + i * EMU_PAGE_SIZE;
+
+		if (i == 2)
+			continue;
+		ASSERT(!fault_first || !emu_sys_fault(addr, true), "fault");
+		found += pte_get(pte_find(current->mm, addr, NULL), pte_index(addr)) != 0;
+	}
+	return found;
+}
+
+/* Programs may call it so, and Linux says -ENOMEM when it has done what it can. */
+static void dontneed_main(uint32_t cpu)
+{
+	const struct {
+		uint64_t first, pages;
+		int64_t err;
+		uint32_t left;
+	} calls[] = { { 0, 2, 0, 1 },	      { 0, 4, -ENOMEM, 0 }, { 1, 2, -ENOMEM, 2 },
+		      { 2, 2, -ENOMEM, 2 }, { 2, 1, -ENOMEM, 3 }, { 3, 5, -ENOMEM, 2 } };
+
+	emu_cpu_attach(cpu);
+	if (cpu)
+		return;
+	run_list(LIST_EXEC);
+	for (uint32_t i = 0; i < 4; i++)
+		ASSERT(i == 2 || emu_sys_mmap(ANCHOR_ADDR + i * EMU_PAGE_SIZE, EMU_PAGE_SIZE, EMU_PROT_WRITE,
+					      EMU_MAP_PRIVATE | EMU_MAP_FIXED | EMU_MAP_ANONYMOUS, NULL, 0) > 0,
+		       "mmap");
+	for (uint32_t i = 0; i < sizeof(calls) / sizeof(calls[0]); i++) {
+		int64_t err;
+		uint32_t left;
+
+		ASSERT(ptes_of_three(true) == 3, "not all are there");
+		err = emu_sys_madvise_dontneed(ANCHOR_ADDR + calls[i].first * EMU_PAGE_SIZE,
+					       calls[i].pages * EMU_PAGE_SIZE);
+		left = ptes_of_three(false);
+		ASSERT(err == calls[i].err && left == calls[i].left, "call %u: %lld, and %u pages are left", i,
+		       (long long)err, left);
+	}
+	run_list(LIST_EXIT);
+}
+
+static void dontneed_goes_on_behind_a_hole(void)
+{
+	run_machine("single", NULL, false, 1, dontneed_main);
+	munmap(arena_base, ARENA_BYTES);
+}
+
 static void run(const struct variant *v)
 {
 	uint32_t calls = calls_per_cpu;
@@ -390,6 +444,8 @@ static void run_mm(const char *design)
 	mm_design = design;
 	printf("%s: ", design);
 	TEST(faults_of_one_process);
+	printf("%s: ", design);
+	TEST(dontneed_goes_on_behind_a_hole);
 	printf("%s: ", design);
 	run(&(struct variant){ .design = "numa-locks" });
 }

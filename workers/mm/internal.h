@@ -77,17 +77,21 @@ void vms_clear_ptes(struct mm_struct *mm, struct vm_area_struct *list);
 /* Unlinks a gathered list, which has no PTEs any more, from the files, frees its page tables and it. */
 void vms_complete_munmap_vmas(struct mm_struct *mm, struct vm_area_struct *list);
 
-/* All of it for [start, end), which is locked. downgraded: what is locked, if nothing else changes in it; else NULL. */
-static inline void clear_range(struct mm_struct *mm, uint64_t start, uint64_t end, struct mm_range *downgraded)
+/*
+ * All of it for [start, end), which is locked. downgraded: what is locked, if nothing else changes in it; else NULL.
+ * False: there was nothing, and what is locked is locked as it was.
+ */
+static inline bool clear_range(struct mm_struct *mm, uint64_t start, uint64_t end, struct mm_range *downgraded)
 {
 	struct vm_area_struct *old = vms_gather_munmap_vmas(mm, start, end);
 
 	if (!old)
-		return;
+		return false;
 	if (downgraded && emu_mm->downgrade)
 		emu_mm->downgrade(mm, downgraded);
 	vms_clear_ptes(mm, old);
 	vms_complete_munmap_vmas(mm, old);
+	return true;
 }
 
 /* The first address after addr where a VMA has to end, if VMAs have to. */

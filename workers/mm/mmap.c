@@ -6,6 +6,8 @@
 
 #include <errno.h>
 
+#define FILE_SIZE_MAX UINT64_C(0x7fffffffffffffff) /* the kernel's MAX_LFS_FILESIZE */
+
 uint32_t calc_vm_flags(uint32_t prot, uint32_t flags)
 {
 	uint32_t vm_flags = prot & VM_ACCESS; /* PROT_* and VM_* agree on these bits */
@@ -25,12 +27,25 @@ uint32_t calc_vm_flags(uint32_t prot, uint32_t flags)
 	return vm_flags;
 }
 
-/* Is [addr, addr + len), which is locked, free, and far enough from a stack above it? */
+/*
+ * Is [addr, addr + len), which is locked, free, and far enough from a stack above it? Where VMAs are in tables, and not all
+ * of them are locked, the stack may be in one after the last that is: in order of address, as all of them are locked. What
+ * is mapped there from then on comes later, and at a fixed address.
+ */
 static bool range_is_free(struct mm_struct *mm, uint64_t addr, uint64_t len)
 {
-	struct vm_area_struct *vma = emu_mm->find(mm, addr, addr + len + EMU_STACK_GUARD_GAP, NULL);
+	uint64_t end = addr + len, border = vma_border(end - 1);
+	struct vm_area_struct *vma = emu_mm->find(mm, addr, end + EMU_STACK_GUARD_GAP, NULL);
+	struct mm_range beyond = { .start = border, .end = end + EMU_STACK_GUARD_GAP, .read = true };
+	bool is_free = !vma || end <= vm_start_gap(vma);
 
-	return !vma || addr + len <= vm_start_gap(vma);
+	if (!emu_mm->vmas_in_tables || vma || beyond.start >= beyond.end)
+		return is_free;
+	emu_mm->lock(mm, &beyond);
+	vma = emu_mm->find(mm, beyond.start, beyond.end, NULL);
+	is_free = !vma || end <= vm_start_gap(vma);
+	emu_mm->unlock(mm, &beyond);
+	return is_free;
 }
 
 /* The call is the lock's call site; what is done under the lock has sites of its own. */
@@ -47,11 +62,12 @@ static int64_t lock_unmapped_area(struct mm_struct *mm, uint64_t addr, uint64_t 
 	EMU_CALL_SITE_OF("emu_sys_mmap");
 	bool noreplace = flags & EMU_MAP_FIXED_NOREPLACE, fixed = (flags & EMU_MAP_FIXED) || noreplace;
 
-	if (fixed && addr % EMU_PAGE_SIZE)
-		return -EINVAL;
 	if (fixed && addr > EMU_TASK_SIZE - len)
 		return -ENOMEM;
-	addr = page_align(addr);
+	if (fixed && addr % EMU_PAGE_SIZE)
+		return -EINVAL;
+	/* A wish is rounded down, and nothing is wished for in the first page. */
+	addr &= ~(EMU_PAGE_SIZE - 1);
 	if (addr && addr < MMAP_MIN_ADDR && !fixed)
 		addr = MMAP_MIN_ADDR;
 	if (fixed || (addr && addr <= EMU_TASK_SIZE - len)) {
@@ -116,9 +132,14 @@ int64_t emu_sys_mmap(uint64_t addr, uint64_t len, uint32_t prot, uint32_t flags,
 	/* Shared anonymous memory is a file of its own in the kernel; a workload names one. */
 	if (shared && !file)
 		return -EOPNOTSUPP;
+	/* Only anonymous memory grows. */
+	if (file && flags & EMU_MAP_GROWSDOWN)
+		return -EINVAL;
 	len = page_align(len);
 	if (!len || len > EMU_TASK_SIZE)
 		return -ENOMEM;
+	if (file && (len > FILE_SIZE_MAX || offset > FILE_SIZE_MAX - len))
+		return -EOVERFLOW;
 
 	err = lock_unmapped_area(mm, addr, len, flags, &range);
 	if (err)
@@ -168,11 +189,12 @@ static void map_segment(struct mm_struct *mm, const struct map_segment *s, struc
 	}
 }
 
-static EMU_NOINLINE void do_munmap(struct mm_struct *mm, uint64_t start, uint64_t end, struct mm_range *downgraded)
+/* False: nothing was mapped there. */
+static EMU_NOINLINE bool do_munmap(struct mm_struct *mm, uint64_t start, uint64_t end, struct mm_range *downgraded)
 {
 	EMU_CALL_SITE();
 
-	clear_range(mm, start, end, downgraded);
+	return clear_range(mm, start, end, downgraded);
 }
 
 EMU_NOINLINE int64_t emu_map_segments(uint64_t addr, uint64_t len, uint64_t hint, uint32_t flags,
@@ -248,12 +270,16 @@ int64_t emu_sys_mprotect(uint64_t addr, uint64_t len, uint32_t prot)
 
 	if (addr % EMU_PAGE_SIZE)
 		return -EINVAL;
-	len = page_align(len);
 	if (!len)
 		return 0;
-	end = addr + len;
-	if (end <= addr || end > EMU_TASK_SIZE)
+	end = addr + page_align(len);
+	if (end <= addr || addr >= EMU_TASK_SIZE)
 		return -ENOMEM;
+	/* Nothing is mapped beyond: a hole like any other, which is met when all before it has been changed. */
+	if (end > EMU_TASK_SIZE) {
+		end = EMU_TASK_SIZE;
+		err = -ENOMEM;
+	}
 
 	range = (struct mm_range){ .start = addr, .end = end };
 	lock_range(mm, &range, __func__);
@@ -328,9 +354,12 @@ int64_t emu_sys_brk(uint64_t brk)
 		else
 			brk = old;
 	}
+	/* Before anybody else is let in. But as in the kernel a heap that the program has unmapped does not shrink. */
 	atomic_store_explicit(&mm->brk, brk, memory_order_relaxed);
-	if (new_end < old_end)
-		do_munmap(mm, new_end, old_end, &range);
+	if (new_end < old_end && !do_munmap(mm, new_end, old_end, &range)) {
+		brk = old;
+		atomic_store_explicit(&mm->brk, brk, memory_order_relaxed);
+	}
 	emu_mm->unlock(mm, &range);
 	emu_rcu_quiescent();
 	return (int64_t)brk;
@@ -339,15 +368,24 @@ int64_t emu_sys_brk(uint64_t brk)
 int64_t emu_sys_madvise_dontneed(uint64_t addr, uint64_t len)
 {
 	struct mm_struct *mm = current->mm;
-	struct mm_range range = { .start = addr, .end = addr + page_align(len), .read = true };
+	uint64_t end = addr + page_align(len);
+	struct mm_range range = { .start = addr, .end = end < EMU_TASK_SIZE ? end : EMU_TASK_SIZE, .read = true };
+	int64_t err = 0;
 
-	if (addr % EMU_PAGE_SIZE || range.end < addr || range.end > EMU_TASK_SIZE)
+	if (addr % EMU_PAGE_SIZE || end < addr || (len && end == addr))
 		return -EINVAL;
+	if (!len)
+		return 0;
+	if (addr >= EMU_TASK_SIZE)
+		return -ENOMEM;
 	lock_range(mm, &range, __func__);
 	/* Only tables that VMAs keep: with those locked for looking, none goes. */
-	for (uint64_t at = addr; at < range.end;) {
-		struct vm_area_struct *vma = emu_mm->find(mm, at, range.end, NULL);
+	for (uint64_t at = addr; at < end;) {
+		struct vm_area_struct *vma = at < range.end ? emu_mm->find(mm, at, range.end, NULL) : NULL;
 
+		/* A hole: what lies after it is given back all the same, as in the kernel. */
+		if (!vma || vma->vm_start > at)
+			err = -ENOMEM;
 		if (!vma)
 			break;
 		at = vma->vm_end < range.end ? vma->vm_end : range.end;
@@ -356,7 +394,7 @@ int64_t emu_sys_madvise_dontneed(uint64_t addr, uint64_t len)
 	}
 	emu_mm->unlock(mm, &range);
 	emu_rcu_quiescent();
-	return 0;
+	return err;
 }
 
 EMU_NOINLINE int64_t emu_sys_fault(uint64_t addr, bool write)

@@ -11,6 +11,7 @@ struct words {
 	__cacheline_aligned _Atomic uint32_t y;
 	__cacheline_aligned _Atomic uint32_t turn;
 	__cacheline_aligned uint32_t data; /* ordinary */
+	__cacheline_aligned uint32_t marked[2]; /* volatile */
 	__cacheline_aligned uint64_t r[4];
 };
 
@@ -41,6 +42,71 @@ static void setup(void)
 	}
 MESSAGE_PASSING(mp_rlx, relaxed, relaxed)
 MESSAGE_PASSING(mp_ra, release, acquire)
+
+/* The other way round: a release keeps back what comes before it, not what comes after. */
+static void mp_late(uint32_t cpu)
+{
+	if (!cpu) {
+		STORE(x, 1, release);
+		STORE(y, 1, relaxed);
+	} else {
+		REGISTER(0, LOAD(y, acquire));
+		REGISTER(1, LOAD(x, acquire));
+	}
+}
+
+/* As mp_rlx in C11's eyes or the kernel's; volatile loads have no history here. */
+static void mp_volatile(uint32_t cpu)
+{
+	if (!cpu) {
+		WRITE_ONCE(w->marked[0], 1);
+		WRITE_ONCE(w->marked[1], 1);
+	} else {
+		REGISTER(0, READ_ONCE(w->marked[1]));
+		REGISTER(1, READ_ONCE(w->marked[0]));
+	}
+}
+
+/* A message behind the release: in C11 the same CPU's next store continues it, in C++20 no longer. */
+static void mp_sequence(uint32_t cpu)
+{
+	if (!cpu) {
+		w->data = 42;
+		STORE(y, 1, release);
+		STORE(y, 2, relaxed);
+	} else if (LOAD(y, acquire)) {
+		EMU_ASSERT(w->data == 42, "the message is %u", w->data);
+	}
+}
+
+static void mp_sequence_rmw(uint32_t cpu)
+{
+	if (!cpu) {
+		w->data = 42;
+		STORE(y, 1, release);
+		atomic_fetch_add_explicit(&w->y, 1, memory_order_relaxed);
+	} else if (LOAD(y, acquire)) {
+		EMU_ASSERT(w->data == 42, "the message is %u", w->data);
+	}
+}
+
+/* Two writers of two words: C11 has the first store of each come last too, but not in the order of execution. */
+static void two_writers(uint32_t cpu)
+{
+	if (!cpu) {
+		STORE(x, 1, relaxed);
+		STORE(y, 2, relaxed);
+	} else {
+		STORE(y, 1, relaxed);
+		STORE(x, 2, relaxed);
+	}
+}
+
+static void two_written(void)
+{
+	REGISTER(0, LOAD(x, relaxed));
+	REGISTER(1, LOAD(y, relaxed));
+}
 
 static void mp_fence(uint32_t cpu)
 {
@@ -332,6 +398,11 @@ const struct emu_scenario emu_litmus_scenarios[] = {
 	LITMUS("mp-fence", 2, setup, mp_fence, NULL, "message passing, fences"),
 	LITMUS("mp-data-ra", 2, setup, mp_data_ra, NULL, "message passing of an ordinary word"),
 	LITMUS("mp-data-rlx", 2, setup, mp_data_rlx, NULL, "the same, relaxed: a data race"),
+	LITMUS("mp-late", 2, setup, mp_late, NULL, "a store after the release store"),
+	LITMUS("mp-volatile", 2, setup, mp_volatile, NULL, "message passing, volatile"),
+	LITMUS("mp-sequence", 2, setup, mp_sequence, NULL, "a store of the same CPU after the release store, of one word"),
+	LITMUS("mp-sequence-rmw", 2, setup, mp_sequence_rmw, NULL, "the same with a read-modify-write"),
+	LITMUS("2+2w", 2, setup, two_writers, two_written, "two writers of two words"),
 	LITMUS("sb-rlx", 2, setup, sb_rlx, NULL, "store buffering, relaxed"),
 	LITMUS("sb-ra", 2, setup, sb_ra, NULL, "store buffering, release and acquire"),
 	LITMUS("sb-sc", 2, setup, sb_sc, NULL, "store buffering, sequentially consistent"),
