@@ -156,13 +156,11 @@ def test_a_design_that_writes_over_the_arena_fails_its_cell_and_no_other(
     own_store: Path, tmp_path: Path, scribble: str, error: str
 ) -> None:
     good = (ROOT / "workers" / "designs" / "rmap" / "single.c").read_text()
-    place = (
-        "static void single_insert(struct address_space *mapping, struct vm_area_struct *vma)\n{\n"
-    )
-    assert place in good
+    place = "struct vm_area_struct **prevs, uint32_t n)\n{\n"
+    assert good.count(place) == 1
     file = tmp_path / "bad.c"
     loop = f"for (uint32_t i = 1; i < EMU_SITES_MAX; i++) {{ {scribble} }}"
-    late = f"static int n;\n\tif (++n > 500) {loop}\n"
+    late = f"static int calls;\n\tif (++calls > 500) {loop}\n"
     file.write_text("#include <string.h>\n" + good.replace(place, place + late))
     options = ("--cpus", "2", "--duration", "300ms", "--repeats", "1")
     process = start("run", "--rmap", f"{file},single", *options)

@@ -589,9 +589,10 @@ def test_a_user_s_design_that_deadlocks_is_reported(tmp_path: Path) -> None:
     arguments = ("--engine", "virtual", "--cpus", "4", "--duration", "1ms")
     (cell,) = cells_of(*arguments, "--rmap", str(mine))
     assert cell["ops"] > 0
-    unlock = "\ti_mmap_tree_insert(&s->tree, vma);\n\tup_write(&s->rwsem);\n"
+    last = "\t\ti_mmap_tree_insert_after(&s->tree, vmas[i], prevs ? prevs[i] : NULL);\n"
+    unlock = f"{last}\tup_write(&s->rwsem);\n"
     assert unlock in text
-    mine.write_text(text.replace(unlock, "\ti_mmap_tree_insert(&s->tree, vma);\n", 1))
+    mine.write_text(text.replace(unlock, last, 1))
     done = emu("run", *arguments, "--rmap", str(mine), "--json", "-", timeout_s=120)
     assert done.returncode == 1
     error = json.loads(done.stdout)["cells"][0]["error"]
