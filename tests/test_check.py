@@ -40,6 +40,7 @@ SEEN = {
     r"before the same of its parent, process \d+",
     "child-first": r"CPU \d+: a walk of \S+ met pages? \S+ of process \d+, forked by CPU \d+, "
     r"before the same of its parent, process \d+",
+    "first-of-batch": r"CPU \d+: a walk of pages? \S+ of \S+ missed the VMA of pages? \S+ of process \d+",
     "keeps-removed": r"CPU \d+: a walk of \S+ met the VMA of pages? \S+ of process \d+, which was "
     r"unlinked before it began|does not end",
     "leaks-files": r"the arena leaks \d+ objects",

@@ -487,7 +487,7 @@ def test_threads_share_what_load_makes(tmp_path: Path) -> None:
 
 
 def test_a_workload_without_a_process(tmp_path: Path) -> None:
-    assert len(MICRO) == 5
+    assert len(MICRO) == 7
     write = workload.load("line-write")
     assert write.files == ()
     pace, call = write.lists[write.phases[0].list]

@@ -339,6 +339,39 @@ out:
 	up_write(&p->lock);
 }
 
+/* Copies of a file's VMAs, several at once as batch=exit+fork links them. */
+static void fork_file(struct process *p, struct process *child, uint32_t file)
+{
+	struct tracked *copies[BATCH];
+	struct vm_area_struct *vmas[BATCH], *prevs[BATCH];
+	uint32_t wanted = 1 + below(BATCH), n = 0;
+
+	for (uint32_t page = 0; page <= PAGES; page++) {
+		struct tracked *from = page < PAGES ? p->at[file][page] : NULL;
+
+		if (from && (!page || p->at[file][page - 1] != from)) {
+			copies[n] = vma_new(child, file, first_of(from), last_of(from), from);
+			occupy(child, copies[n]);
+			vmas[n] = &copies[n]->vma;
+			prevs[n++] = &from->vma;
+		}
+		if (!n || (n < wanted && page < PAGES))
+			continue;
+		doing("insert", file);
+		emu_rmap->insert(emu_file(file), vmas, prevs, n);
+		for (uint32_t i = 0; i < n; i++) {
+			set_state(copies[i], VMA_LINKED);
+			/* The copy of the page tables. */
+			zap(p);
+			zap(child);
+			changed();
+		}
+		wanted = 1 + below(BATCH);
+		n = 0;
+	}
+	became_whole(child, file);
+}
+
 /* Into a free process; where there is none, nothing. */
 void process_fork(struct process *p)
 {
@@ -361,27 +394,8 @@ void process_fork(struct process *p)
 	}
 	/* Inside the parent's, as in the kernel. Who waits for a starting child's holds no other. */
 	down_write(&child->lock);
-	for (uint32_t file = 0; file < FILES; file++) {
-		for (uint32_t page = 0; page < PAGES; page++) {
-			struct tracked *from = p->at[file][page], *to;
-			struct vm_area_struct *vma, *prev;
-
-			if (!from || (page && p->at[file][page - 1] == from))
-				continue;
-			to = vma_new(child, file, first_of(from), last_of(from), from);
-			occupy(child, to);
-			vma = &to->vma;
-			prev = &from->vma;
-			doing("insert", file);
-			emu_rmap->insert(emu_file(file), &vma, &prev, 1);
-			set_state(to, VMA_LINKED);
-			/* The copy of the page tables. */
-			zap(p);
-			zap(child);
-			changed();
-		}
-		became_whole(child, file);
-	}
+	for (uint32_t file = 0; file < FILES; file++)
+		fork_file(p, child, file);
 	atomic_store_explicit(&child->used, PROCESS_USED, memory_order_relaxed);
 	up_write(&child->lock);
 	up_write(&p->lock);

@@ -160,7 +160,7 @@ void line_read(uint64_t offset)
 		horizon_reached();
 	vm.misses++;
 	if (unlikely(!l->version))
-		l->version = 1;
+		l->version = FIRST_VERSION;
 	tag = tag_of(line, l);
 	way = way_of(f, line, tag);
 	if (way < WAYS) {
@@ -244,8 +244,9 @@ static uint64_t line_take(uint32_t line, bool any_order, const struct fiber **fr
 	else
 		done = later(vm.clock, t->ready) + cost;
 	t->ready = done;
-	if (unlikely(!++l->version))
-		l->version = 1;
+	l->version = (l->version | (FIRST_VERSION - 1)) + 1;
+	if (unlikely(!l->version))
+		l->version = FIRST_VERSION;
 	l->owner = (uint16_t)(vm.cpu + 1);
 	l->sharer = 0;
 	fill(f, line, tag_of(line, l));
@@ -261,6 +262,7 @@ static bool has_kept(uint32_t line, int what_for)
 
 	if (f->kept != what_for || f->kept_line != line || vm.clock >= f->kept_until)
 		return false;
+	vm.lines[line].version++;
 	if (unlikely(vm.transits[line].watchers))
 		fiber_wake_watchers(line, vm.clock);
 	return true;
@@ -284,29 +286,29 @@ void line_store(uint64_t offset)
 		f->store_done = done;
 }
 
-void line_modify(uint64_t offset, bool any_order)
+void line_modify(uint64_t offset, enum modify how)
 {
 	struct fiber *f = vm.fiber;
 	const struct fiber *from = NULL;
 	uint32_t line = (uint32_t)(offset >> 6);
 	uint64_t done;
 
-	if (!any_order && has_kept(line, KEPT_FOR_RETRY))
+	/* One that fails takes the line: its CPU may wait for the next write, of which the line's owner tells it. */
+	if (how == MODIFY_SUCCEEDS && has_kept(line, KEPT_FOR_RETRY))
 		return;
-	done = line_take(line, any_order, &from);
+	done = line_take(line, how == MODIFY_ANY_ORDER, &from);
 	finish(offset, EMU_SITE_MODIFY, from, done);
 	if (from) {
 		f->kept_line = line;
-		f->kept = any_order ? KEPT_FOR_STORES : KEPT_FOR_NOTHING;
+		f->kept = how == MODIFY_ANY_ORDER ? KEPT_FOR_STORES : KEPT_FOR_NOTHING;
 		f->kept_until = done + vm.cost.occupancy_ps;
 	}
 }
 
-void line_retry(uint64_t offset)
+bool line_arrives(uint32_t line)
 {
-	uint32_t line = (uint32_t)(offset >> 6);
-
 	if (vm.fiber->kept_line == line)
 		vm.fiber->kept = KEPT_FOR_RETRY;
 	sync_point(line, false);
+	return true;
 }

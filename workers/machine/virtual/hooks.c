@@ -319,29 +319,35 @@ static inline __attribute__((always_inline)) void atomic_write(const volatile vo
 		drain_stores();
 }
 
-static inline __attribute__((always_inline)) void atomic_modify(const volatile void *addr, bool any_order)
+static inline __attribute__((always_inline)) bool modify_begin(const volatile void *addr, uint64_t *offset)
 {
-	uint64_t offset;
 	uint32_t line;
 
-	if (outside((uintptr_t)addr, &offset))
-		return;
-	line = line_of(offset);
+	if (outside((uintptr_t)addr, offset))
+		return false;
+	line = line_of(*offset);
 	drain_stores();
 	sync_point(line, is_mine(line));
 	tick();
 	vm.clock += vm.cost.atomic_ps;
+	return true;
+}
+
+static inline __attribute__((always_inline)) void modify_take(uint64_t offset, enum modify how)
+{
+	uint32_t line = line_of(offset);
+
 	if (unlikely(vm.clock >= vm.horizon) || !is_mine(line))
-		line_modify(offset, any_order);
+		line_modify(offset, how);
 	watch(line);
 }
 
-static void retry(const volatile void *addr)
+static inline __attribute__((always_inline)) void atomic_modify(const volatile void *addr)
 {
 	uint64_t offset;
 
-	if (!outside((uintptr_t)addr, &offset))
-		line_retry(offset);
+	if (modify_begin(addr, &offset))
+		modify_take(offset, MODIFY_ANY_ORDER);
 }
 
 #define ATOMIC(bits, type)                                                                                    \
@@ -373,7 +379,7 @@ static void retry(const volatile void *addr)
 		type old;                                                                                     \
                                                                                                               \
 		(void)order;                                                                                  \
-		atomic_modify(addr, true);                                                                    \
+		atomic_modify(addr);                                                                          \
 		old = *addr;                                                                                  \
 		*addr = value;                                                                                \
 		return old;                                                                                   \
@@ -381,16 +387,18 @@ static void retry(const volatile void *addr)
 	type __tsan_atomic##bits##_compare_exchange_val(volatile type *addr, type expected, type value,       \
 							int order, int failed)                                \
 	{                                                                                                     \
+		uint64_t offset;                                                                              \
 		type old;                                                                                     \
+		bool inside = modify_begin(addr, &offset);                                                    \
                                                                                                               \
 		(void)order;                                                                                  \
 		(void)failed;                                                                                 \
-		atomic_modify(addr, false);                                                                   \
+		if (inside)                                                                                   \
+			modify_take(offset, *addr == expected ? MODIFY_SUCCEEDS : MODIFY_FAILS);              \
+		/* By when the line is here the word may be what was expected. */                             \
+		if (inside && *addr != expected && line_arrives(line_of(offset)) && *addr == expected)        \
+			modify_take(offset, MODIFY_SUCCEEDS);                                                 \
 		old = *addr;                                                                                  \
-		if (unlikely(old != expected)) {                                                              \
-			retry(addr);                                                                          \
-			old = *addr;                                                                          \
-		}                                                                                             \
 		if (old == expected)                                                                          \
 			*addr = value;                                                                        \
 		return old;                                                                                   \
@@ -423,7 +431,7 @@ static void retry(const volatile void *addr)
 		type old;                                                                      \
                                                                                                \
 		(void)order;                                                                   \
-		atomic_modify(addr, true);                                                     \
+		atomic_modify(addr);                                                           \
 		old = *addr;                                                                   \
 		*addr = (type)(result);                                                        \
 		return old;                                                                    \

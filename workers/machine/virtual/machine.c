@@ -357,7 +357,7 @@ int emu_virtual_config(const struct emu_cost_model *model)
 	madvise(tags, model->nr_cpus * sets * sizeof(*tags), MADV_HUGEPAGE);
 	madvise(l3_tags, vm.nr_l3 * ((uint64_t)vm.l3_mask + 1) * sizeof(*l3_tags), MADV_HUGEPAGE);
 	/* Zeroed tags name version 0 of line 0; no line but this starts with another. */
-	vm.lines[0].version = 1;
+	vm.lines[0].version = FIRST_VERSION;
 	vm.top_key = UINT64_MAX;
 	vm.main.cpu = vm.main.nr = UINT32_MAX;
 	vm.trace_hash = UINT64_C(0xcbf29ce484222325);

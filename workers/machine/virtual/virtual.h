@@ -21,6 +21,7 @@
  *
  * Caches are kept by version: a directory entry counts the times its line was taken for writing, and a CPU has a line
  * if its tag names the line's current version. So an invalidation is one increment, however many CPUs shared the line.
+ * Below it are counted the writes of who had to hand the line on but had not yet: copies that are on their way have them.
  */
 #ifndef EMU_VIRTUAL_INTERNAL_H
 #define EMU_VIRTUAL_INTERNAL_H
@@ -32,6 +33,8 @@
 
 #define NO_LINE UINT32_MAX
 #define WAYS 4u
+#define VERSION_SHIFT 8
+#define FIRST_VERSION (1u << VERSION_SHIFT)
 #define WATCHES 4u
 #define SHADOW_DEPTH 256u /* a power of two */
 #define TIME_BITS 47 /* CPU numbers take the other bits of a queue key, but one to spare */
@@ -240,10 +243,11 @@ void line_read(uint64_t offset);
 void line_store(uint64_t offset);
 /* A CPU's own caches lose all; what of it the L3 had stays there. */
 void caches_empty(struct fiber *f);
-/* any_order: the operation is one of many that the hardware may serve in the order it likes. */
-void line_modify(uint64_t offset, bool any_order);
-/* A compare-and-exchange, charged already, would fail: lets those go first that come before the line is here. */
-void line_retry(uint64_t offset);
+/* A read-modify-write that always succeeds is one of many that the hardware may serve in the order it likes. */
+enum modify { MODIFY_ANY_ORDER, MODIFY_SUCCEEDS, MODIFY_FAILS };
+void line_modify(uint64_t offset, enum modify how);
+/* After MODIFY_FAILS: those go first who come before the line is here. True. */
+bool line_arrives(uint32_t line);
 
 static inline uint64_t queue_key(uint64_t clock, uint32_t nr)
 {
@@ -263,7 +267,7 @@ static inline uint32_t tag_set(uint32_t line)
 
 static inline uint64_t tag_of(uint32_t line, const struct line *l)
 {
-	return (uint64_t)line << 32 | l->version;
+	return (uint64_t)line << 32 | l->version >> VERSION_SHIFT;
 }
 
 static inline uint32_t l3_slot(uint32_t line)
