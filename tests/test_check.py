@@ -40,7 +40,8 @@ SEEN = {
     r"before the same of its parent, process \d+",
     "child-first": r"CPU \d+: a walk of \S+ met pages? \S+ of process \d+, forked by CPU \d+, "
     r"before the same of its parent, process \d+",
-    "first-of-batch": r"CPU \d+: a walk of pages? \S+ of \S+ missed the VMA of pages? \S+ of process \d+",
+    "first-of-batch": r"CPU \d+: a walk of pages? \S+ of \S+ missed the VMA of "
+    r"pages? \S+ of process \d+",
     "keeps-removed": r"CPU \d+: a walk of \S+ met the VMA of pages? \S+ of process \d+, which was "
     r"unlinked before it began|does not end",
     "leaks-files": r"the arena leaks \d+ objects",
@@ -464,7 +465,7 @@ def test_emu_check_finds_what_is_broken_and_shows_how() -> None:
     text = str(checked)
     assert text.splitlines()[1].startswith(f"{found.finding.kind}: {broken}, scenario split-walk")
     assert f"again: {found.finding.command}" in text
-    assert text.endswith("schedules: 1 found")
+    assert text.endswith("1 schedule: 1 found")
     assert html.unescape(checked._repr_html_()) == f"<pre>{text}</pre>"
     assert checked.array("scenarios.unit.design").tolist() == [str(broken)]
 

@@ -61,7 +61,10 @@ def test_on_one_node_only_groups_of_cpus_help() -> None:
 
 
 def test_faults_scale_with_a_lock_a_vma() -> None:
-    """The reader count of mmap_lock is one line; a VMA's is one too, where all fault in one VMA."""
+    """The reader count of mmap_lock is one line; a VMA's is one too, where all fault in one VMA.
+
+    Both are counted by compare-and-exchange, so there a lock a VMA gains little.
+    """
     slow, fast = "mmap-sem-rbtree", "per-vma-lock"
     found = rates(
         topology="epyc-9754-2s",
@@ -73,7 +76,8 @@ def test_faults_scale_with_a_lock_a_vma() -> None:
     )
     for workload in ("fault", "fault-own"):
         assert found["single", slow, workload, 128] < 1.1 * found["single", slow, workload, 16]
-    assert found["single", fast, "fault", 128] > 2 * found["single", slow, "fault", 128]
+    gain = found["single", fast, "fault", 128] / found["single", slow, "fault", 128]
+    assert 1.2 < gain < 2
     own = [found["single", fast, "fault-own", cpus] for cpus in (16, 128)]
     assert own[1] > 0.9 * 8 * own[0]
 

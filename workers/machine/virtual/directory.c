@@ -256,7 +256,7 @@ static uint64_t line_take(uint32_t line, bool any_order, const struct fiber **fr
 }
 
 /* Others may be on their way to the line, and will find what is done to it meanwhile; who watches it must look again. */
-static bool has_kept(uint32_t line, int what_for)
+static bool has_kept(uint32_t line, enum kept what_for)
 {
 	const struct fiber *f = vm.fiber;
 

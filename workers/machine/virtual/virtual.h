@@ -76,6 +76,8 @@ struct watch {
 	uint32_t next, prev; /* ids: task * WATCHES + index + 1; 0 = none */
 };
 
+enum kept { KEPT_FOR_NOTHING, KEPT_FOR_STORES, KEPT_FOR_RETRY };
+
 /* A task. The fiber with a CPU's number is always on that CPU, so it stands for the CPU where its caches matter. */
 struct fiber {
 	/* What a switch and a wait touch comes first. */
@@ -108,7 +110,7 @@ struct fiber {
 	uint64_t stores[EMU_STORES_MAX];
 	/* What its last read-modify-write had to fetch, until when it has that for itself, and what for (directory.c). */
 	uint32_t kept_line;
-	enum { KEPT_FOR_NOTHING, KEPT_FOR_STORES, KEPT_FOR_RETRY } kept;
+	enum kept kept;
 	uint64_t kept_until;
 	const _Atomic uint32_t *futex;
 	struct fiber *futex_next;
