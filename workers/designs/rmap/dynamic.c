@@ -127,8 +127,9 @@ static void dynamic_insert(struct address_space *mapping, struct vm_area_struct 
 	if (shards)
 		rmap_shards_insert(shards, vmas, prevs, n,
 				   prevs ? 0 : rmap_shards_choose(shards, RMAP_SHARDS_BY_CPU, mapping, vmas[0]));
-	for (uint32_t i = 0; i < n && !shards; i++)
-		i_mmap_tree_insert_after(&d->tree, vmas[i], prevs ? prevs[i] : NULL);
+	else
+		for (uint32_t i = 0; i < n; i++)
+			i_mmap_tree_insert_after(&d->tree, vmas[i], prevs ? prevs[i] : NULL);
 	unlock_modified(d, shards);
 }
 
