@@ -10,7 +10,7 @@ from pathlib import Path
 from emu import _core, coordinator
 from emu.arena import run_directory
 from emu.coordinator import DesignFile, StopFlag
-from emu.errors import EmuError, InputError, unknown
+from emu.errors import EmuError, InputError, about, unknown
 
 _FOLDERS = {"native": "designs", "virtual": "designs-virtual"}
 
@@ -20,6 +20,11 @@ def find_design(kind: str, text: str, machine: str, cleanup: ExitStack) -> Desig
 
     Raises InputError for a name or file that is not there, or a file that does not compile.
     """
+    with about(kind):
+        return _find(kind, text, machine, cleanup)
+
+
+def _find(kind: str, text: str, machine: str, cleanup: ExitStack) -> DesignFile:
     name, _, params = text.partition(":")
     if name.endswith(".c"):
         source = Path(name)

@@ -89,20 +89,17 @@ class NativeEngine:
     def __init__(self, experiment: Experiment) -> None:
         self._experiment = experiment
         self._host = topology.host()
-        with about("topology"):
-            self._topologies = {name: topology.load(name) for name in experiment.topology}
-        with about("workload"):
-            self._workloads = {
-                name: workloads.load(name, isolate=experiment.isolate)
-                for name in experiment.workload
-            }
-        with about("cpus"):
-            self.cpus: Mapping[str, tuple[int, ...]] = {
-                name: self._cpus(machine) for name, machine in self._topologies.items()
-            }
+        self._topologies = {name: topology.load(name) for name in experiment.topology}
+        self._workloads = {
+            name: workloads.load(name, isolate=experiment.isolate) for name in experiment.workload
+        }
+        self.cpus: Mapping[str, tuple[int, ...]] = {
+            name: self._cpus(machine) for name, machine in self._topologies.items()
+        }
         self._cleanup = contextlib.ExitStack()
         self._designs: dict[tuple[str, str], DesignFile] = {}
 
+    @about("cpus")
     def _cpus(self, machine: Topology) -> tuple[int, ...]:
         wanted = self._experiment.cpus or (min(machine.nr_cpus, self._host.nr_cpus),)
         if machine.name != "host" and max(wanted) > machine.nr_cpus:
@@ -116,8 +113,7 @@ class NativeEngine:
         """Find and try the designs, rehearse the programs, see that memory suffices."""
         for kind, texts in (("rmap", self._experiment.rmap), ("mm", self._experiment.mm)):
             for text in texts:
-                with about(kind):
-                    self._designs[kind, text] = find_design(kind, text, "native", self._cleanup)
+                self._designs[kind, text] = find_design(kind, text, "native", self._cleanup)
         rehearsed = set()
         for cell in cells:
             stop.check()

@@ -137,17 +137,13 @@ class VirtualEngine:
                     f"engine goes to 281 s, so at most {_MAX_DURATION_NS / 1e9:g}s can be asked for"
                 )
         self._experiment = experiment
-        with about("topology"):
-            self._topologies = {name: topology.load(name) for name in experiment.topology}
-        with about("workload"):
-            self._workloads = {
-                name: workloads.load(name, isolate=experiment.isolate)
-                for name in experiment.workload
-            }
-        with about("cpus"):
-            self.cpus: Mapping[str, tuple[int, ...]] = {
-                name: self._cpus(machine) for name, machine in self._topologies.items()
-            }
+        self._topologies = {name: topology.load(name) for name in experiment.topology}
+        self._workloads = {
+            name: workloads.load(name, isolate=experiment.isolate) for name in experiment.workload
+        }
+        self.cpus: Mapping[str, tuple[int, ...]] = {
+            name: self._cpus(machine) for name, machine in self._topologies.items()
+        }
         self._cleanup = contextlib.ExitStack()
         self._designs: dict[tuple[str, str], DesignFile] = {}
         self.trace: trace.Window | None = None
@@ -155,6 +151,7 @@ class VirtualEngine:
         self.watched: Path | None = None
         """See ``engines.ManyAtOnce``."""
 
+    @about("cpus")
     def _cpus(self, machine: Topology) -> tuple[int, ...]:
         wanted = self._experiment.cpus or (machine.nr_cpus,)
         if max(wanted) > MAX_CPUS - 1:
@@ -165,8 +162,7 @@ class VirtualEngine:
         """Find and try the designs, rehearse the programs."""
         for kind, texts in (("rmap", self._experiment.rmap), ("mm", self._experiment.mm)):
             for text in texts:
-                with about(kind):
-                    self._designs[kind, text] = find_design(kind, text, "virtual", self._cleanup)
+                self._designs[kind, text] = find_design(kind, text, "virtual", self._cleanup)
         rehearsed = set()
         for cell in cells:
             stop.check()

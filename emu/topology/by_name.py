@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from emu.errors import InputError, nearest
+from emu.errors import InputError, about, nearest
 from emu.files import is_path
 from emu.topology.cpu_list import MAX_CPUS
 from emu.topology.files import folder, read_machine, shape_of
@@ -33,6 +33,7 @@ def names() -> list[str]:
     return sorted(file.stem for file in folder().glob("*.toml") if not file.stem.startswith("_"))
 
 
+@about("topology")
 def load(name_or_path: str | Path) -> Topology:
     """A machine by name or path (has "/" or ends in ".toml"), `generic:sockets=2,...` or `host`.
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emu import background
-from emu.errors import InputError, nearest
+from emu.errors import InputError, about, nearest
 from emu.files import is_path, parse_toml
 from emu.workload.calls import (
     CALL_DTYPE,
@@ -54,6 +54,7 @@ def names() -> list[str]:
     return sorted(file.stem for file in folder().glob("[!_]*.toml"))
 
 
+@about("workload")
 def load(name_or_path: str | Path, *, isolate: bool = False) -> Workload:
     """A workload by name or path (has "/" or ends in ".toml"); isolate: without background.
 

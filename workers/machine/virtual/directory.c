@@ -305,10 +305,9 @@ void line_modify(uint64_t offset, enum modify how)
 	}
 }
 
-bool line_arrives(uint32_t line)
+void line_arrives(uint32_t line)
 {
 	if (vm.fiber->kept_line == line)
 		vm.fiber->kept = KEPT_FOR_RETRY;
 	sync_point(line, false);
-	return true;
 }

@@ -395,9 +395,12 @@ static inline __attribute__((always_inline)) void atomic_modify(const volatile v
 		(void)failed;                                                                                 \
 		if (inside)                                                                                   \
 			modify_take(offset, *addr == expected ? MODIFY_SUCCEEDS : MODIFY_FAILS);              \
-		/* By when the line is here the word may be what was expected. */                             \
-		if (inside && *addr != expected && line_arrives(line_of(offset)) && *addr == expected)        \
-			modify_take(offset, MODIFY_SUCCEEDS);                                                 \
+		if (inside && *addr != expected) {                                                            \
+			line_arrives(line_of(offset));                                                        \
+			/* The word may be what was expected by now. */                                       \
+			if (*addr == expected)                                                                \
+				modify_take(offset, MODIFY_SUCCEEDS);                                         \
+		}                                                                                             \
 		old = *addr;                                                                                  \
 		if (old == expected)                                                                          \
 			*addr = value;                                                                        \

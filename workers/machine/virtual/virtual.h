@@ -248,8 +248,8 @@ void caches_empty(struct fiber *f);
 /* A read-modify-write that always succeeds is one of many that the hardware may serve in the order it likes. */
 enum modify { MODIFY_ANY_ORDER, MODIFY_SUCCEEDS, MODIFY_FAILS };
 void line_modify(uint64_t offset, enum modify how);
-/* After MODIFY_FAILS: those go first who come before the line is here. True. */
-bool line_arrives(uint32_t line);
+/* After MODIFY_FAILS: those go first who come before the line is here. */
+void line_arrives(uint32_t line);
 
 static inline uint64_t queue_key(uint64_t clock, uint32_t nr)
 {
