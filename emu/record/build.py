@@ -14,7 +14,7 @@ from emu.errors import EmuError, InputError
 from emu.record.elf import Elf, read_elf
 from emu.record.log import MMAP, Event, mapped_file, started
 from emu.record.mm import MapsLine
-from emu.record.strace import EXITS, FORKS, UNSUPPORTED, Stops, trace
+from emu.record.strace import EXITS, FORKS, UNSUPPORTED, Stops, maps_of, trace
 from emu.workload import (
     MAP_ANONYMOUS,
     MAP_BRK,
@@ -177,8 +177,7 @@ class Builder:
         path = _executable(self.cwd, match[1] if match else "")
         name = self.file(path)
         if name not in self.images:
-            maps = next((m for (_, exe), m in self.stops.items() if exe == path), None)
-            maps = maps or _maps_of_listing(path, self.cwd, self.env)
+            maps = maps_of(path, self.stops) or _maps_of_listing(path, self.cwd, self.env)
             if maps is None:
                 raise EmuError(f"no process could be held while it ran {path}; try again")
             self.image_paths[name] = path
@@ -192,7 +191,7 @@ def _maps_of_listing(path: str, cwd: Path, env: Mapping[str, str] | None) -> lis
     if read_elf(path).interpreter is None:
         return None
     _, stops = trace([path], cwd, env, only_list=True)
-    return next((maps for (_, exe), maps in stops.items() if exe == path), None)
+    return maps_of(path, stops)
 
 
 def _executable(cwd: Path, path: str) -> str:

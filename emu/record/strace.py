@@ -22,6 +22,8 @@ from emu.errors import InputError
 
 _STACK_LIMIT = 8 << 20
 _HOLD_S = 0.1
+_LIST_HOLD_S = 60.0
+"""What only lists its libraries is held until it has been looked at, however busy this host is."""
 _POLL_S = 0.005
 _GRACE_S = 1.0
 """What a command that is to end may take for that."""
@@ -30,8 +32,7 @@ UNSUPPORTED = ("mremap", "pkey_mprotect", "remap_file_pages", "shmat", "shmdt", 
 FORKS = ("clone", "clone3", "fork", "vfork")
 EXITS = ("exit", "exit_group")
 _TRACED = (*_MM_CALLS, *UNSUPPORTED, "execve", *FORKS, *EXITS)
-_HELD = {59: "execve", 60: "exit", 231: "exit_group"}
-"""By x86-64 system call number."""
+_HELD = ("execve", *EXITS)
 
 
 def check_host() -> None:
@@ -71,16 +72,18 @@ def trace(
 ) -> tuple[list[str], Stops]:
     """The lines of strace's log, and the maps of the processes that it held.
 
-    only_list: the command's loader lists libraries, into nothing, and ends.
+    only_list: the command is the path of an executable, whose loader lists its libraries, into
+    nothing, and is killed when it has done so and was looked at.
     """
     with tempfile.TemporaryDirectory(prefix="emu_record_") as folder:
         log = Path(folder, "log")
         traced = ",".join(f"?{call}" for call in _TRACED)
-        held = ",".join(f"?{call}" for call in _HELD.values())
+        held = ",".join(f"?{call}" for call in (EXITS if only_list else _HELD))
+        hold_s = _LIST_HOLD_S if only_list else _HOLD_S
         arguments = [
             *("setarch", "-R", "strace", "-f", "-I", "2", "-y", "-s", "4096", "-o", str(log)),
             *("-e", f"trace={traced}"),
-            *("-e", f"inject={held}:delay_enter={round(_HOLD_S * 1e6)}"),
+            *("-e", f"inject={held}:delay_enter={round(hold_s * 1e6)}"),
             *(("-E", "LD_TRACE_LOADED_OBJECTS=1") if only_list else ()),
             *("--", *command),
         ]
@@ -99,12 +102,12 @@ def trace(
         stops: Stops = {}
         with StopFlag() as stop:
             try:
-                while tracer.poll() is None:
+                while tracer.poll() is None and not (only_list and maps_of(command[0], stops)):
                     stop.check()
                     _look_at_held(tracer.pid, stops)
                     time.sleep(_POLL_S)
             finally:
-                _end(tracer)
+                _end(tracer, at_once=only_list)
             stop.check()  # what a signal has cut off is no recording
         lines = log.read_text(errors="replace").splitlines() if log.exists() else []
     if not any(re.match(r"\d+\s+execve\(.*\)\s+= 0\b", line) for line in lines):
@@ -115,17 +118,25 @@ def trace(
     return lines, stops
 
 
-def _end(tracer: subprocess.Popen[bytes]) -> None:
-    """End what is traced, and so the tracer. That one, told to end, may wait for what it holds."""
-    number = signal.SIGTERM
+def _end(tracer: subprocess.Popen[bytes], *, at_once: bool) -> None:
+    """End what is traced, and so the tracer. That one, told to end, may wait for what it holds;
+    at_once: it is killed, too."""
+    number = signal.SIGKILL if at_once else signal.SIGTERM
     while tracer.poll() is None:
         for entry in Path("/proc").iterdir():
             with contextlib.suppress(OSError):  # it is gone
                 if entry.name.isdigit() and _is_traced((entry / "status").read_text(), tracer.pid):
                     os.kill(int(entry.name), number)
+        if at_once:
+            tracer.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             tracer.wait(_GRACE_S)
         number = signal.SIGKILL
+
+
+def maps_of(executable: str, stops: Stops) -> list[str] | None:
+    """The maps of a process that was held while it ran the executable."""
+    return next((maps for (_, exe), maps in stops.items() if exe == executable), None)
 
 
 def _is_traced(status: str, tracer: int) -> bool:
