@@ -299,6 +299,84 @@ def test_a_changed_vma_keeps_its_file_locked_as_long_as_in_the_kernel(
     assert rate == pytest.approx(alone_rate, rel=0.01)
 
 
+LOCKED_NS = {"mmap": 3000, "munmap": 5000, "mprotect": 7000, "brk": 9000}
+LOCKED = """
+name = "locked"
+load = "exec"
+share = "mm"
+work_jitter = 0.0
+
+[files]
+program = 16
+
+[image.own]
+mmap_base = 0x7ffff7fff000
+calls = ["mmap(0x10000, 65536, PROT_READ, MAP_PRIVATE|MAP_FIXED|MAP_BRK, program, 0)"]
+
+[program.exec]
+calls = ["exec(own)"]
+
+[program.all]
+calls = [
+  "mmap(0x100000000000+cpu*0x10000, 8192, PROT_READ, MAP_PRIVATE|MAP_FIXED|MAP_ANONYMOUS, -1, 0)",
+  "mprotect(0x100000000000+cpu*0x10000, 4096, PROT_NONE)",
+  "munmap(0x100000000000+cpu*0x10000, 8192)",
+  "brk(0x30000)",
+]
+
+[[phase]]
+name = "all"
+list = "all"
+"""
+
+
+@pytest.mark.parametrize("engine", ["native", "virtual"])
+def test_what_a_call_computes_inside_it_computes_with_mmap_lock_held(
+    engine: str, tmp_path: Path
+) -> None:
+    times = "".join(
+        f'[work.{op}]\ntime = "{ns}ns"\nsource = "none"\n' for op, ns in LOCKED_NS.items()
+    )
+    (tmp_path / "without.toml").write_text(LOCKED)
+    (tmp_path / "with.toml").write_text(LOCKED + times)
+
+    def run(name: str, cpus: int) -> dict[str, Any]:
+        machine = "host" if engine == "native" else "generic:sockets=1,nodes=2,cores=4"
+        where = ("--engine", engine, "--topology", machine, "--cpus", str(cpus))
+        what = ("--workload", str(tmp_path / name), "--rmap", "single", "--mm", "mmap-lock-maple")
+        done = emu("run", *where, *what, "--duration", "50ms", "--json", "-")
+        assert done.returncode == 0, done.stderr
+        cell: dict[str, Any] = json.loads(done.stdout)["cells"][0]
+        return cell
+
+    without, alone, four = (run("without.toml", 1), run("with.toml", 1), run("with.toml", 4))
+    for op, ns in LOCKED_NS.items():
+        more_ns = alone["latency_ns"][op]["p50"] - without["latency_ns"][op]["p50"]
+        # The host's own share of a call is never the same; a histogram has three digits.
+        assert 0.8 * ns < more_ns if engine == "native" else more_ns == pytest.approx(ns, abs=16)
+    # One at a time.
+    assert four["ops_per_s"] < 1e9 / sum(LOCKED_NS.values())
+    if engine == "virtual":
+        (lock,) = (each for each in alone["locks"] if each["name"] == "mmap_lock")
+        held_ns = lock["hold_ns"] / lock["acquired"]
+        assert held_ns == pytest.approx(sum(LOCKED_NS.values()) / len(LOCKED_NS), rel=0.15)
+
+
+def test_what_is_computed_with_mmap_lock_held_is_the_calls_own(tmp_path: Path) -> None:
+    path = tmp_path / "locked.toml"
+    times = '[work.call]\ntime = "90ns"\nsource = "-"\n[work.brk]\ntime = "{}"\nsource = "-"\n'
+    path.write_text(LOCKED + times.format("1s"))
+    read = workload.load(path)
+    calls = read.lists[read.list_names.index("program.all")]
+    assert calls["work_ns"].tolist() == [90] * 4
+    assert calls["locked_ns"].tolist() == [0, 0, 0, 10**9]
+    assert read.lists[0]["locked_ns"].tolist() == [0]  # an exec's are in [work.exec]
+    assert read.scaled(0.5).lists[2]["locked_ns"].tolist() == [0, 0, 0, 5 * 10**8]
+    path.write_text(LOCKED + times.format("1001ms"))
+    with pytest.raises(InputError, match=r"\[work.brk\] time: 1001ms is too long .*; at most 1s"):
+        workload.load(path)
+
+
 def test_what_is_wrong_with_the_time_of_a_change_is_said(tmp_path: Path) -> None:
     for text, words in (
         ('time = "1"\nsource = "x"', "'1' is no time"),

@@ -247,7 +247,9 @@ def test_threads_of_one_process_may_outnumber_the_cpus() -> None:
             continue
         check_time_stack(shared, 4)
         assert shared["oversubscribed"] and shared["time_stack"]["runqueue"] > 0.03
-        assert shared["ops_per_s"] > 0.8 * own["ops_per_s"]
+        # Who does little but wait for mmap_lock sleeps for it now, and is woken each time.
+        waits = (shared["workload"], shared["mm"]) == ("mmap-page", "per-vma-lock")
+        assert shared["ops_per_s"] > (0.6 if waits else 0.8) * own["ops_per_s"]
         # Where all wait for mmap_lock they may even gain: the next to have it is on the same CPU.
         if shared["mm"] != "per-vma-lock" or shared["workload"] == "mmap-global":
             assert shared["ops_per_s"] < 1.15 * own["ops_per_s"]

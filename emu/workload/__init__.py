@@ -38,8 +38,9 @@ address that the real kernel returned; a replay checks it. Flags that mean nothi
     [private_files] the same, but each CPU has a file of its own by that name
     [work.OP]       the rest of the kernel and of user space, with its source: time to compute
                     inside each exec, fork, exit, clone or thread_exit; (fault) inside each page
-                    fault that a program's fault() or fault_next() makes; or (call) before every
-                    other call of a program
+                    fault that a program's fault() or fault_next() makes; inside each mmap, munmap,
+                    mprotect or brk of a program, with mmap_lock held; or (call) before each of
+                    these and every other call of a program
     [cold]          a page cache that does not hold all: the share of the faults in files that find
                     their page missing, and sleep, holding no lock, while it is read; the time of a
                     read and its source. As if pages were evicted as fast as they are read; each

@@ -87,10 +87,11 @@ _TIME_UNITS = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9}
 
 CALL_DTYPE = np.dtype(
     [
-        ("op", np.uint32),
-        ("prot", np.uint32),
+        ("op", np.uint16),
+        ("prot", np.uint16),
         ("flags", np.uint32),
         ("arg", np.int32),
+        ("locked_ns", np.uint32),
         ("addr", np.uint64),
         ("len", np.uint64),
         ("offset", np.uint64),
@@ -122,6 +123,8 @@ class Call:
     expect: int | None = None
     """mmap, brk: the address that the real kernel returned."""
     work_ns: int = 0
+    locked_ns: int = 0
+    """mmap, munmap, mprotect, brk: of computing with the range locked."""
     stride: int | None = 0
     """Of CPU n, addr is n times this higher; None: it counts from the CPU's latest mapping."""
     times: bool = False

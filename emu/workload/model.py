@@ -106,7 +106,8 @@ class Workload:
         lists = []
         for calls in self.lists:
             calls = calls.copy()
-            calls["work_ns"] = np.round(calls["work_ns"] * factor).astype(np.uint64)
+            for time in ("work_ns", "locked_ns"):
+                calls[time] = np.round(calls[time] * factor)
             lists.append(read_only(calls))
         return replace(
             self,

@@ -148,7 +148,9 @@ class _File(_Table, frozen=True):
     background: list[Any] = []
 
 
-_WORK_KEYS = ("exec", "fork", "exit", "clone", "thread_exit", "fault", "call")
+_LOCKED_KEYS = ("mmap", "munmap", "mprotect", "brk")
+_MAX_LOCKED_NS = 10**9
+_WORK_KEYS = ("exec", "fork", "exit", "clone", "thread_exit", "fault", *_LOCKED_KEYS, "call")
 _T = TypeVar("_T", bound=_Table)
 
 
@@ -328,6 +330,9 @@ class _Reader:
                 self.work_ns[key] = parse_time(self.table(raw, _Work, f"[work.{key}]").time)
             except CallError as error:
                 raise self.error(f"[work.{key}] time", str(error)) from None
+            if key in _LOCKED_KEYS and self.work_ns[key] > _MAX_LOCKED_NS:
+                what = f"{raw['time']} is too long with mmap_lock held; at most 1s"
+                raise self.error(f"[work.{key}] time", what)
 
     def read_cold(self, raw: dict[str, Any]) -> tuple[int, int]:
         """(permille of faults, ns of a read)."""
@@ -441,6 +446,9 @@ class _Reader:
             raise CallError("MAP_SPECIAL and MAP_BRK are for images")
         elif call.op not in WITHOUT_PROCESS:
             kind = "fault" if call.op == "fault_next" else call.op
+            if kind in _LOCKED_KEYS:
+                call = replace(call, locked_ns=self.work_ns.get(kind, 0))
+                kind = "call"
             kind = kind if kind in _WORK_KEYS else "call"
             if work_ns := self.work_ns.get(kind, 0):
                 call = replace(call, work_ns=work_ns)
@@ -487,7 +495,8 @@ class _Reader:
                 work_ns = max(0, work_ns - round(alone_ns))
             rows.append(
                 (
-                    *(OPS.index(call.op), call.prot, flags, arg, call.addr, length, call.offset),
+                    *(OPS.index(call.op), call.prot, flags, arg, call.locked_ns),
+                    *(call.addr, length, call.offset),
                     *(NO_EXPECT if call.expect is None else call.expect, work_ns),
                     *(NO_EXPECT if call.stride is None else call.stride, call.times),
                     *(first, number, 0),

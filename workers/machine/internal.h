@@ -46,6 +46,7 @@ struct emu_cpu {
 	const struct emu_call *first_done, *last_done; /* batch=exit+fork+exec: what an earlier call has done already */
 	uint64_t walk_due_ns;	 /* the first of its walkers' */
 	_Atomic uint32_t mms_locked; /* guards mms, and the page tables of what is in it */
+	uint32_t locked_ns;	     /* of the call under way */
 	struct mm_struct *mms;	     /* made on this CPU; with walkers only */
 	uint64_t added, written; /* micro calls since boot: what their counters must come to */
 	struct emu_cpu_result result;

@@ -121,6 +121,14 @@ void emu_fault_uses(void)
 	kernel_work(current->fault_call, 0);
 }
 
+void emu_locked_work(void)
+{
+	uint64_t ns = with_jitter(emu_this_cpu()->locked_ns);
+
+	if (ns)
+		emu_compute(ns);
+}
+
 static struct address_space *file_of(const struct emu_call *call)
 {
 	return call->arg < 0 ? NULL : emu_file_named((uint32_t)call->arg);
@@ -643,6 +651,7 @@ int emu_program_run(uint32_t list_nr, bool record, uint32_t *failed)
 			}
 		}
 		cpu->task.fault_work_ns = is_fault(call->op) ? call->work_ns : 0;
+		cpu->locked_ns = call->locked_ns;
 		cpu->task.fault_call = is_fault(call->op) && call->nr_uses ? call : NULL;
 		if (!work_is_in_kernel(call->op) && !is_fault(call->op))
 			work(call->work_ns);

@@ -144,6 +144,7 @@ int64_t emu_sys_mmap(uint64_t addr, uint64_t len, uint32_t prot, uint32_t flags,
 	err = lock_unmapped_area(mm, addr, len, flags, &range);
 	if (err)
 		return err;
+	emu_locked_work();
 	mmap_region(mm, range.start, len, calc_vm_flags(prot, flags), file, offset >> EMU_PAGE_SHIFT);
 	if (flags & EMU_MAP_BRK) {
 		mm->start_brk = range.start + len;
@@ -211,6 +212,7 @@ EMU_NOINLINE int64_t emu_map_segments(uint64_t addr, uint64_t len, uint64_t hint
 		emu_mm->unlock(mm, &range);
 		return -ESTALE;
 	}
+	emu_locked_work();
 	/* The segments may leave holes: page tables there go now, while nothing new is above them. */
 	do_munmap(mm, addr, addr + len, NULL);
 	for (const struct map_segment *s = segments; s < segments + n; s++)
@@ -233,6 +235,7 @@ int64_t emu_sys_munmap(uint64_t addr, uint64_t len)
 	if (addr % EMU_PAGE_SIZE || !len || len > EMU_TASK_SIZE || addr > EMU_TASK_SIZE - len)
 		return -EINVAL;
 	lock_range(mm, &range, __func__);
+	emu_locked_work();
 	do_munmap(mm, addr, addr + len, &range);
 	emu_mm->unlock(mm, &range);
 	emu_rcu_quiescent();
@@ -283,6 +286,7 @@ int64_t emu_sys_mprotect(uint64_t addr, uint64_t len, uint32_t prot)
 
 	range = (struct mm_range){ .start = addr, .end = end };
 	lock_range(mm, &range, __func__);
+	emu_locked_work();
 	while (addr < end) {
 		uint64_t tmp;
 		uint32_t flags;
@@ -346,6 +350,7 @@ int64_t emu_sys_brk(uint64_t brk)
 	if (brk < mm->start_brk || brk > EMU_TASK_SIZE - EMU_PAGE_SIZE)
 		return (int64_t)atomic_load_explicit(&mm->brk, memory_order_relaxed);
 	old = lock_brk(mm, brk, &range);
+	emu_locked_work();
 	old_end = page_align(old);
 	if (new_end > old_end) {
 		/* One page stays free before the next mapping. */

@@ -71,11 +71,12 @@ enum emu_call_op {
 
 #define EMU_FROM_LAST UINT64_MAX
 
-struct emu_call { /* 72 bytes, all constant while CPUs run */
-	uint32_t op;	  /* enum emu_call_op */
-	uint32_t prot;	  /* EMU_PROT_* */
+struct emu_call { /* all constant while CPUs run */
+	uint16_t op;	  /* enum emu_call_op */
+	uint16_t prot;	  /* EMU_PROT_* */
 	uint32_t flags;	  /* EMU_MAP_* */
 	int32_t arg;	  /* MMAP: file number, -1 = anonymous; EXEC: list number */
+	uint32_t locked_ns; /* MMAP, MUNMAP, MPROTECT, BRK: computing with the range locked */
 	uint64_t addr;	  /* bytes */
 	uint64_t len;	  /* bytes; PACE: ns */
 	uint64_t offset;  /* bytes */
