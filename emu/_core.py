@@ -280,8 +280,6 @@ class VirtualCpu(ctypes.Structure):
         *(
             (name, ctypes.c_uint64)
             for name in (
-                "clock_ps",
-                "access_ps",
                 "compute_ps",
                 "stall_ps",
                 "spin_ps",
@@ -292,6 +290,8 @@ class VirtualCpu(ctypes.Structure):
             )
         ),
         ("stack_ps", ctypes.c_uint64 * len(STACK_NAMES)),
+        ("clock_ps", ctypes.c_uint64),
+        ("access_ps", ctypes.c_uint64),
     )
 
 

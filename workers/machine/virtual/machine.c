@@ -13,6 +13,9 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#define HOST_LINE 64u
+#define HOST_HUGE (2u << 20)
+
 static struct frame main_shadow[SHADOW_DEPTH];
 
 struct vm vm = { .shadow = main_shadow };
@@ -74,8 +77,10 @@ void emu_line_moved_slow(uint32_t *last)
 	(void)last;
 }
 
-void emu_machine_init(void)
+/* Only for speed. */
+void emu_machine_init(void *arena, uint64_t bytes)
 {
+	madvise(arena, bytes, MADV_HUGEPAGE);
 }
 
 void emu_machine_bind(void *base, uint64_t bytes, int32_t host_node)
@@ -185,11 +190,9 @@ void emu_machine_exit(void)
  * Set-up
  */
 
-static void *reserve(uint64_t bytes)
+static uint64_t round_up(uint64_t n, uint64_t to)
 {
-	void *ptr = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-
-	return ptr == MAP_FAILED ? NULL : ptr;
+	return (n + to - 1) / to * to;
 }
 
 static uint32_t log2_below(uint32_t n)
@@ -197,23 +200,50 @@ static uint32_t log2_below(uint32_t n)
 	return 31u - (uint32_t)__builtin_clz(n | 1);
 }
 
-/* What a run keeps, by size; freed in one go. */
+/* What a run keeps; freed in one go. */
 static struct {
-	void *ptr;
-	uint64_t bytes;
-} kept[20];
-static uint32_t nr_kept;
+	struct {
+		void *ptr;
+		uint64_t bytes;
+	} maps[20];
+	uint32_t nr_maps;
+	bool failed;
+	char *free, *end; /* of the last that tables share */
+} kept;
 
+static void *keep_map(uint64_t bytes)
+{
+	void *ptr = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (ptr == MAP_FAILED) {
+		kept.failed = true;
+		return NULL;
+	}
+	kept.maps[kept.nr_maps].ptr = ptr;
+	kept.maps[kept.nr_maps++].bytes = bytes;
+	return ptr;
+}
+
+/* Tables are used all over, and densely: one after the other on huge pages, each from a line of the host's on. */
 void *keep(uint64_t count, uint64_t size)
 {
-	uint64_t bytes = count * size + 1;
-	void *ptr = reserve(bytes);
+	uint64_t bytes = round_up(count * size, HOST_LINE);
+	char *table;
 
-	if (ptr) {
-		kept[nr_kept].ptr = ptr;
-		kept[nr_kept++].bytes = bytes;
+	if (bytes > (uint64_t)(kept.end - kept.free)) {
+		uint64_t room = round_up(bytes, HOST_HUGE);
+		char *map = keep_map(room + HOST_HUGE);
+
+		if (!map)
+			return NULL;
+		kept.free = (char *)round_up((uintptr_t)map, HOST_HUGE);
+		kept.end = kept.free + room;
+		/* Only for speed. */
+		madvise(kept.free, room, MADV_HUGEPAGE);
 	}
-	return ptr;
+	table = kept.free;
+	kept.free += bytes;
+	return table;
 }
 
 static const uint32_t *keep_copy(const uint32_t *from, uint64_t count)
@@ -226,10 +256,9 @@ static const uint32_t *keep_copy(const uint32_t *from, uint64_t count)
 void emu_virtual_end(void)
 {
 	fibers_destroy(vm.fibers ? vm.nr_tasks : 0);
-	while (nr_kept) {
-		nr_kept--;
-		munmap(kept[nr_kept].ptr, kept[nr_kept].bytes);
-	}
+	for (uint32_t i = 0; i < kept.nr_maps; i++)
+		munmap(kept.maps[i].ptr, kept.maps[i].bytes);
+	memset(&kept, 0, sizeof(kept));
 	memset(&vm, 0, sizeof(vm));
 	vm.shadow = main_shadow;
 }
@@ -303,7 +332,7 @@ static int check(const struct emu_cost_model *m)
 
 int emu_virtual_config(const struct emu_cost_model *model)
 {
-	uint64_t nodes2, nr_lines, sets;
+	uint64_t nodes2, nr_lines, sets, tags_apart, older_apart, l3_apart, shadows_apart;
 	uint64_t *tags, *older, *l3_tags;
 	struct frame *shadows;
 	uint32_t nr_tasks;
@@ -328,6 +357,11 @@ int emu_virtual_config(const struct emu_cost_model *model)
 	vm.set_mask = (uint32_t)sets - 1;
 	vm.l3_mask = (1u << log2_below(model->l3_lines)) - 1;
 	vm.access_ps = model->access_ps;
+	/* A line more than a power of two: else what all CPUs have of one line would be in the same set of the host's cache. */
+	tags_apart = sets + HOST_LINE / sizeof(*tags);
+	older_apart = sets * (WAYS - 1) + HOST_LINE / sizeof(*older);
+	l3_apart = (uint64_t)vm.l3_mask + 1 + HOST_LINE / sizeof(*l3_tags);
+	shadows_apart = SHADOW_DEPTH + HOST_LINE / sizeof(*shadows);
 
 	vm.cost.node_of_cpu = keep_copy(model->node_of_cpu, model->nr_cpus);
 	vm.cost.l3_of_cpu = keep_copy(model->l3_of_cpu, model->nr_cpus);
@@ -335,27 +369,22 @@ int emu_virtual_config(const struct emu_cost_model *model)
 	vm.cost.leg_ps = keep_copy(model->leg_ps, nodes2);
 	vm.cost.dram_ps = keep_copy(model->dram_ps, nodes2);
 	vm.lines = keep(nr_lines, sizeof(*vm.lines));
-	vm.transits = keep(nr_lines, sizeof(*vm.transits));
+	vm.transits = keep_map(nr_lines * sizeof(*vm.transits)); /* few lines are ever shared */
 	vm.home = keep((vm.full_span >> EMU_PAGE_SHIFT) + 1, sizeof(*vm.home));
 	vm.fibers = keep(nr_tasks, sizeof(*vm.fibers));
 	/* Who sleeps until a time is in it too, and has no CPU. */
 	vm.heap = keep(nr_tasks, sizeof(*vm.heap));
 	vm.queues = keep(model->nr_cpus, sizeof(*vm.queues));
 	vm.busy = keep(model->nr_cpus, sizeof(*vm.busy));
-	shadows = keep((uint64_t)nr_tasks * SHADOW_DEPTH, sizeof(*shadows));
-	tags = keep(model->nr_cpus * sets, sizeof(*tags));
-	older = keep(model->nr_cpus * sets * (WAYS - 1), sizeof(*older));
-	l3_tags = keep(vm.nr_l3 * ((uint64_t)vm.l3_mask + 1), sizeof(*l3_tags));
+	shadows = keep(nr_tasks * shadows_apart, sizeof(*shadows));
+	tags = keep(model->nr_cpus * tags_apart, sizeof(*tags));
+	older = keep(model->nr_cpus * older_apart, sizeof(*older));
+	l3_tags = keep(vm.nr_l3 * l3_apart, sizeof(*l3_tags));
 	vm.node_transfers = keep(nodes2, sizeof(*vm.node_transfers));
-	if (!sites_create() || nr_kept < 16 || fibers_create(nr_tasks)) {
+	if (!sites_create() || kept.failed || fibers_create(nr_tasks)) {
 		emu_virtual_end();
 		return emu_set_error(-ENOMEM, "no memory for a machine of %u CPUs", model->nr_cpus);
 	}
-	/* Only for speed: these are used all over, and densely. */
-	madvise(emu_arena, emu_arena->bytes, MADV_HUGEPAGE);
-	madvise(vm.lines, nr_lines * sizeof(*vm.lines), MADV_HUGEPAGE);
-	madvise(tags, model->nr_cpus * sets * sizeof(*tags), MADV_HUGEPAGE);
-	madvise(l3_tags, vm.nr_l3 * ((uint64_t)vm.l3_mask + 1) * sizeof(*l3_tags), MADV_HUGEPAGE);
 	/* Zeroed tags name version 0 of line 0; no line but this starts with another. */
 	vm.lines[0].version = FIRST_VERSION;
 	vm.top_key = UINT64_MAX;
@@ -371,10 +400,10 @@ int emu_virtual_config(const struct emu_cost_model *model)
 		f->core = model->core_of_cpu[cpu];
 		f->l3 = model->l3_of_cpu[cpu];
 		f->task = &emu_arena->cpus[i].task;
-		f->tags = tags + cpu * sets;
-		f->older = older + cpu * sets * (WAYS - 1);
-		f->l3_tags = l3_tags + f->l3 * ((uint64_t)vm.l3_mask + 1);
-		f->shadow = shadows + (uint64_t)i * SHADOW_DEPTH;
+		f->tags = tags + cpu * tags_apart;
+		f->older = older + cpu * older_apart;
+		f->l3_tags = l3_tags + f->l3 * l3_apart;
+		f->shadow = shadows + i * shadows_apart;
 	}
 	for (uint32_t i = 0; i < model->nr_cpus; i++)
 		if (++vm.busy[vm.fibers[i].core] > vm.threads)

@@ -187,7 +187,10 @@ static void switch_to(struct fiber *next)
 		__builtin_prefetch(soon->sp);
 		__builtin_prefetch((const char *)soon->sp + 64);
 		__builtin_prefetch((const char *)soon->sp + 128);
+		__builtin_prefetch(&soon->store_done);
 		__builtin_prefetch(&soon->watches);
+		__builtin_prefetch(&soon->spent);
+		__builtin_prefetch(&soon->shadow[(soon->depth - 1) % SHADOW_DEPTH]);
 		__builtin_prefetch(soon->task);
 	}
 	/* Itself, if its own timer is next. */

@@ -80,7 +80,7 @@ enum kept { KEPT_FOR_NOTHING, KEPT_FOR_STORES, KEPT_FOR_RETRY };
 
 /* A task. The fiber with a CPU's number is always on that CPU, so it stands for the CPU where its caches matter. */
 struct fiber {
-	/* What a switch and a wait touch comes first. */
+	/* What a switch, a wait and a miss touch comes first, in four lines of the host. */
 	__cacheline_aligned void *sp;
 	uint64_t clock; /* while it does not run */
 	uint64_t *tags; /* [set]: what was used last, close together because it is looked at most */
@@ -91,27 +91,26 @@ struct fiber {
 	enum fiber_state state;
 	uint32_t nr_watches;
 	uint32_t preempt_off; /* while it does not run */
-	uint32_t core;
 	uint64_t store_done; /* when all its stores so far are through */
 	uint64_t stolen;     /* ps that interrupts took since it last ran */
-	__cacheline_aligned struct watch watches[WATCHES];
-
+	uint64_t *older;     /* [set][WAYS - 1] */
+	uint64_t *l3_tags;
+	uint32_t core, node, l3;
+	uint32_t next_store;
+	/* What its last read-modify-write had to fetch, until when it has that for itself, and what for (directory.c). */
+	uint64_t kept_until;
+	uint32_t kept_line;
+	enum kept kept;
+	struct watch watches[WATCHES];
 	struct emu_virtual_cpu spent;
+
 	/* For the time stack: locks that it holds, and what has been put into the stack so far. */
 	uint32_t rmap_locks, other_locks;
 	uint64_t stacked_clock, stacked_waits, stacked_spin, stacked_sleep;
 	uint64_t queued_at; /* when it got into the run queue; then how long it was there */
 	uint64_t queued_ps;
 	struct fiber *queue_next;
-	uint64_t *older; /* [set][WAYS - 1] */
-	uint64_t *l3_tags;
-	uint32_t node, l3;
-	uint32_t next_store;
 	uint64_t stores[EMU_STORES_MAX];
-	/* What its last read-modify-write had to fetch, until when it has that for itself, and what for (directory.c). */
-	uint32_t kept_line;
-	enum kept kept;
-	uint64_t kept_until;
 	const _Atomic uint32_t *futex;
 	struct fiber *futex_next;
 	char *stack; /* lowest address, the guard page */
