@@ -68,6 +68,8 @@ def build() -> dict[str, Path]:
 
 def program(build: dict[str, Path], kind: str, name: str, *targets: str) -> Path:
     """The program; its build makes ``targets``, or everything."""
+    if kind == "virtual":
+        targets = tuple(name for name, of in cases() if of == kind)
     if kind not in build:
         directory = ROOT / "build" / kind
         scripts = sysconfig.get_path("scripts")

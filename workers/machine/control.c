@@ -116,7 +116,7 @@ int emu_arena_format(void *base, uint64_t bytes, const struct emu_config *config
 		return emu_set_error(-ENOMEM, "an arena of %llu MiB is too small: %llu MiB at least; --arena-size gives more",
 				     (unsigned long long)(bytes >> 20),
 				     (unsigned long long)((l.end + (config->nr_nodes + 1) * EMU_CHUNK_BYTES) >> 20) + 1);
-	emu_machine_init(base, bytes);
+	emu_machine_init();
 	memset(arena, 0, sizeof(*arena));
 	arena->magic = EMU_ARENA_MAGIC;
 	arena->bytes = bytes;

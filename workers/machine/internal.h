@@ -170,7 +170,7 @@ static inline void emu_raw_unlock(_Atomic uint32_t *word)
 }
 
 /* The engine's own part (native.c; virtual/): measure the clock, place memory, name of an aborted run. */
-void emu_machine_init(void *arena, uint64_t bytes);
+void emu_machine_init(void);
 void emu_machine_bind(void *base, uint64_t bytes, int32_t host_node);
 /* There is a lock of this class here: what a machine may name the line after. */
 void emu_machine_lock_seen(const void *lock, uint32_t class_id);

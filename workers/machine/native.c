@@ -119,11 +119,9 @@ void emu_tlb_flush(const struct mm_struct *mm, const _Atomic uint64_t *cpus, uin
 }
 
 /* About 25 ms, once in the life of the conductor. */
-void emu_machine_init(void *arena, uint64_t bytes)
+void emu_machine_init(void)
 {
 	const uint64_t probe = 200000;
-	(void)arena;
-	(void)bytes;
 
 	if (host.loops_per_ns > 0)
 		return;

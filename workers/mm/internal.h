@@ -34,7 +34,7 @@ void emu_page_tables_lock(struct mm_struct *mm);
 void emu_page_tables_unlock(struct mm_struct *mm);
 
 /* machine/program.c: what the call under way computes with its range locked, which it is; whoever wants that waits. */
-void emu_locked_work(void);
+EMU_EXPORT void emu_locked_work(void);
 
 /* mmap.c: what a program maps of a file in several calls, at once. */
 #define MAP_SEGMENTS_MAX 16u

@@ -86,7 +86,8 @@ enum emu_stack_share {
 };
 
 /*
- * How a task has spent its time since the start of the phase. access, and compute to runqueue: their sum is what its clock has moved.
+ * How a task has spent its time since the start of the phase. compute to runqueue and access: their sum is what its
+ * clock has moved.
  */
 struct emu_virtual_cpu {
 	uint64_t compute_ps; /* emu_compute() */
@@ -96,7 +97,7 @@ struct emu_virtual_cpu {
 	uint64_t runqueue_ps; /* able to run, but another task has the CPU */
 	uint64_t transfers, remote_transfers; /* lines that it got from other CPUs */
 	uint64_t stack_ps[EMU_STACK_NR];
-	uint64_t clock_ps; /* this and the next are worked out when somebody asks */
+	uint64_t clock_ps;  /* this and the next are worked out when somebody asks */
 	uint64_t access_ps; /* the rest: accesses and atomics on its own lines, waking others */
 };
 

@@ -411,10 +411,8 @@ void emu_line_moved_slow(uint32_t *last)
 	(void)last;
 }
 
-void emu_machine_init(void *arena, uint64_t bytes)
+void emu_machine_init(void)
 {
-	(void)arena;
-	(void)bytes;
 }
 
 void emu_machine_bind(void *base, uint64_t bytes, int32_t host_node)

@@ -77,10 +77,8 @@ void emu_line_moved_slow(uint32_t *last)
 	(void)last;
 }
 
-/* Only for speed. */
-void emu_machine_init(void *arena, uint64_t bytes)
+void emu_machine_init(void)
 {
-	madvise(arena, bytes, MADV_HUGEPAGE);
 }
 
 void emu_machine_bind(void *base, uint64_t bytes, int32_t host_node)
@@ -219,6 +217,7 @@ static void *keep_map(uint64_t bytes)
 		kept.failed = true;
 		return NULL;
 	}
+	EMU_ASSERT(kept.nr_maps < sizeof(kept.maps) / sizeof(*kept.maps), "more tables than there is room for");
 	kept.maps[kept.nr_maps].ptr = ptr;
 	kept.maps[kept.nr_maps++].bytes = bytes;
 	return ptr;
@@ -385,6 +384,8 @@ int emu_virtual_config(const struct emu_cost_model *model)
 		emu_virtual_end();
 		return emu_set_error(-ENOMEM, "no memory for a machine of %u CPUs", model->nr_cpus);
 	}
+	/* Only for speed. What is each CPU's own, most of it never used, has its small pages by now. */
+	madvise(emu_arena, emu_arena->bytes, MADV_HUGEPAGE);
 	/* Zeroed tags name version 0 of line 0; no line but this starts with another. */
 	vm.lines[0].version = FIRST_VERSION;
 	vm.top_key = UINT64_MAX;
