@@ -229,6 +229,15 @@ def test_what_uses_take_alone_is_subtracted_from_the_work(small: Path) -> None:
     assert [entry.hold_ns for entry in scaled.uses.entries] == [0, 50, 0, 0]
 
 
+def cells_of(*arguments: str, engine: str = "virtual") -> list[dict[str, Any]]:
+    done = emu("run", "--engine", engine, *arguments, "--json", "-", timeout_s=120)
+    assert done.returncode == 0, done.stderr
+    cells: list[dict[str, Any]] = json.loads(done.stdout)["cells"]
+    return cells
+
+
+TOPOLOGIES = {"native": "host", "virtual": "generic:sockets=1,nodes=2,cores=4"}
+
 SPLIT = """
 name = "split"
 load = "exec"
@@ -277,14 +286,10 @@ def test_a_changed_vma_keeps_its_file_locked_as_long_as_in_the_kernel(
     def run(*options: str) -> tuple[float, float]:
         """(ns that the lock was held each time, operations a second)."""
         # The native engine times one hold in 17.
-        machine, duration = ("generic:sockets=1,nodes=2,cores=4", "20ms")
-        if engine == "native":
-            machine, duration = ("host", "200ms")
-        args = ("--engine", engine, "--topology", machine, "--duration", duration, "--cpus", "1")
-        design = ("--workload", str(path), "--rmap", "single")
-        done = emu("run", *args, *design, "--json", "-", *options)
-        assert done.returncode == 0, done.stderr
-        cell = json.loads(done.stdout)["cells"][0]
+        duration = "200ms" if engine == "native" else "20ms"
+        where = ("--topology", TOPOLOGIES[engine], "--cpus", "1")
+        what = ("--workload", str(path), "--rmap", "single", "--duration", duration)
+        cell = cells_of(*where, *what, *options, engine=engine)[0]
         lock = next(lock for lock in cell["locks"] if lock["file"] == "lib")
         assert lock["acquired"] > 100
         return lock["hold_ns"] / lock["acquired"], cell["ops_per_s"]
@@ -341,13 +346,9 @@ def test_what_a_call_computes_inside_it_computes_with_mmap_lock_held(
     (tmp_path / "with.toml").write_text(LOCKED + times)
 
     def run(name: str, cpus: int) -> dict[str, Any]:
-        machine = "host" if engine == "native" else "generic:sockets=1,nodes=2,cores=4"
-        where = ("--engine", engine, "--topology", machine, "--cpus", str(cpus))
+        where = ("--topology", TOPOLOGIES[engine], "--cpus", str(cpus))
         what = ("--workload", str(tmp_path / name), "--rmap", "single", "--mm", "mmap-lock-maple")
-        done = emu("run", *where, *what, "--duration", "50ms", "--json", "-")
-        assert done.returncode == 0, done.stderr
-        cell: dict[str, Any] = json.loads(done.stdout)["cells"][0]
-        return cell
+        return cells_of(*where, *what, "--duration", "50ms", engine=engine)[0]
 
     without, alone, four = (run("without.toml", 1), run("with.toml", 1), run("with.toml", 4))
     for op, ns in LOCKED_NS.items():
@@ -499,13 +500,6 @@ def test_one_cpu_takes_as_long_with_the_rest_of_the_kernel_as_without(name: str)
         assert any(lock["name"] == "pcpu_lock" for lock in cell["locks"]) == (not extra)
         rates.append(cell["ops_per_s"])
     assert rates[0] == pytest.approx(rates[1], rel=0.01)
-
-
-def cells_of(*arguments: str) -> list[dict[str, Any]]:
-    done = emu("run", "--engine", "virtual", *arguments, "--json", "-", timeout_s=120)
-    assert done.returncode == 0, done.stderr
-    cells: list[dict[str, Any]] = json.loads(done.stdout)["cells"]
-    return cells
 
 
 def test_the_next_bottleneck_is_named_once_i_mmap_is_none() -> None:

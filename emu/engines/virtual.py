@@ -35,7 +35,7 @@ from emu.words import counted
 
 _CELL_BYTES = 64 * MIB
 _CPU_BYTES = 2 * MIB
-"""Memory of a cell for each of its CPUs: 1.1 MiB measured with execl."""
+"""Memory of a cell for each of its CPUs: 0.9 MiB measured with execl."""
 _MAX_DURATION_NS = 240 * 10**9
 """The clock has 48 bits of ps, 281 s; warm-up, load and drain need some, too."""
 _EVENT_LIMIT = 20_000_000_000
