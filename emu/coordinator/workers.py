@@ -119,8 +119,12 @@ class Workers:
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._router.setsockopt(zmq.BACKLOG, cpus + 16)
         self._router.setsockopt(zmq.LINGER, 1000)
-        self._router.bind(self._address)
-        Path(self._address.removeprefix("ipc://")).chmod(0o600)
+        # By umask, so that there is no moment in which others may open it.
+        umask = os.umask(0o177)
+        try:
+            self._router.bind(self._address)
+        finally:
+            os.umask(umask)
 
     def phase(
         self,
