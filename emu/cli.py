@@ -6,7 +6,9 @@ Exit status: 0 done, 1 a cell failed, 2 the input was wrong (one line on stderr)
 from __future__ import annotations
 
 import errno
+import itertools
 import os
+import re
 import shlex
 import signal
 import sys
@@ -661,9 +663,14 @@ def _in_one_line(text: object) -> str:
 def _check_words(arguments: list[str]) -> None:
     """What is named goes into descriptions, which are UTF-8. A command to record is not ours."""
     recorded = arguments[:1] == ["record"] and "--" in arguments
-    for word in arguments[: arguments.index("--")] if recorded else arguments:
+    words = arguments[: arguments.index("--")] if recorded else arguments
+    for before, word in itertools.pairwise(("emu", *words)):
         if as_utf8(word) != word:
             raise InputError(f"{as_utf8(word)}: is no UTF-8, as what is named here has to be")
+        # As of "$VARIABLE" in a script: of a file it would be the folder that one is in.
+        if not word or re.fullmatch(r"--[\w-]+=", word):
+            what = word or f'{before} ""'
+            raise InputError(f"{what}: is empty, where a name or a value belongs")
 
 
 def _usage_error(error: Exception) -> str | None:

@@ -187,6 +187,26 @@ def test_other_bad_input(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("run", "--json", ""), '--json ""'),
+        (("run", "--html", "", "--rmap", "single"), '--html ""'),
+        (("run", "--store", ""), '--store ""'),
+        (("run", "--rmap="), "--rmap="),
+        (("run", ""), 'run ""'),
+        (("check", "single", "--scenario", ""), '--scenario ""'),
+        (("record", "--name", "", "-o", "x.toml", "--", "true"), '--name ""'),
+        (("record", "-o", "x.toml", "--", ""), "'' is no executable"),
+    ],
+)
+def test_words_that_are_empty_are_refused(words: tuple[str, ...], said: str) -> None:
+    """Files and stores of no name were taken for none, or for the folder that one was in."""
+    done = emu(*words)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith(f"emu: {said}")
+
+
+@pytest.mark.parametrize(
     "words",
     [
         ("run", "--rmap", "./w\udcff.c"),

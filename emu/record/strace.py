@@ -56,7 +56,8 @@ def check_command(command: Sequence[str], cwd: Path | None, env: Mapping[str, st
     if "/" in program:
         program = str(Path(cwd or ".", program).absolute())
     if not shutil.which(program, path=(os.environ if env is None else env).get("PATH")):
-        raise InputError(f"{command[0]} is no executable; give the command to record after --")
+        name = shlex.quote(command[0])
+        raise InputError(f"{name} is no executable; give the command to record after --")
 
 
 Stops = dict[tuple[int, str], list[str]]
