@@ -38,11 +38,12 @@ def calibrate(
     from emu import calibrate as calibration
 
     file = output or topology.host_file()
-    try:  # before the measuring, which takes a while
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{file}: {error.strerror or error}") from error
-    check_output("--output", file)
+    if output is None:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{file}: {error.strerror or error}") from error
+    check_output("--output", file)  # before the measuring, which takes a while
     with _progress() as bar:
         task = bar.add_task("calibrating")
         found = calibration.run(lambda done, of: bar.update(task, completed=done, total=of))

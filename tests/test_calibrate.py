@@ -210,6 +210,7 @@ def test_a_signal_while_the_kernel_is_emulated_ends_it_cleanly(
         (("compare-kernel", "--cpus", "x"), "--cpus"),
         (("compare-kernel", "--duration", "soon"), "duration"),
         (("calibrate", "-o", "/dev/null/x.toml"), "/dev/null/x.toml: "),
+        (("calibrate", "-o", "no-such-folder/x.toml"), "--output no-such-folder/x.toml: no file"),
     ],
 )
 def test_bad_input_is_refused_in_a_line(arguments: tuple[str, ...], message: str) -> None:
