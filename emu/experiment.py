@@ -228,7 +228,10 @@ def parse_size(text: str) -> int:
 
 def _names(key: str, value: object) -> tuple[str, ...]:
     if isinstance(value, str):
-        value = split_names(value)
+        try:
+            value = split_names(value)
+        except InputError as error:
+            raise InputError(f"{key}: {error}") from None
     if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
         raise InputError(f"{key}: names, not {value!r}")
     if not value:
@@ -244,17 +247,21 @@ def _integer(key: str, value: object, low: int, high: int) -> int:
     return value
 
 
-def _numbers(value: object) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+def _numbers(key: str, value: object) -> str:
+    if isinstance(value, list | tuple):
+        if not value:
+            raise InputError(f"{key}: at least one number")
+        return ",".join(map(str, value))
+    return str(value)
 
 
 def _cpus(key: str, value: object) -> tuple[int, ...]:
-    text = _numbers(value)
+    text = _numbers(key, value)
     return () if text.strip() == "all" else parse_cpus(text)
 
 
 def _intervals(key: str, value: object) -> tuple[tuple[int, int], ...]:
-    parts = [part.strip() for part in _numbers(value).split(",")]
+    parts = [part.strip() for part in _numbers(key, value).split(",")]
     ends = [parse_cpus(part) for part in parts]
     return tuple((numbers[0], numbers[-1]) for numbers in ends)
 
@@ -282,19 +289,21 @@ def _rule(key: str, rule: object) -> dict[str, Any]:
         words = re.split(r"\s+(?=\w+=)", rule.strip())
         if not words or not all("=" in word for word in words):
             raise InputError(f'--{key} "{rule}": words like "rmap=btree cpus=32..64"')
-        rule = dict(word.split("=", 1) for word in words)
+        pairs = [word.split("=", 1) for word in words]
+        if len({name for name, _ in pairs}) < len(pairs):
+            raise InputError(f'--{key} "{rule}": each word once; rmap=single,btree is about both')
+        rule = dict(pairs)
     if not isinstance(rule, Mapping) or not rule:
         raise InputError(f"{key}: a table of {', '.join((*AXES, 'engine'))}, not {rule!r}")
     for name in rule:
         if name not in (*AXES, "engine"):
             raise BadKey(name, f"[[{key}]]", (*AXES, "engine"))
     for name, value in rule.items():
-        if name != "cpus":
-            _names(f"{key}: {name}", value)
-        elif key == "exclude":
-            _intervals(name, value)
-        else:
-            _cpus(name, value)
+        read = _names if name != "cpus" else _intervals if key == "exclude" else _cpus
+        try:
+            read(name, value)
+        except InputError as error:
+            raise InputError(f"{key}: {str(error).removeprefix('--')}") from None
     return dict(rule)
 
 
@@ -464,7 +473,9 @@ def _read_file(path: Path) -> _Source:
         _check_rules(given, make(given), "[[{}]]")
     except InputError as error:
         line = line_of_key(text, error.key) if isinstance(error, BadKey) else None
-        raise InputError(f"{path}{f':{line}' if line else ''}: {error}") from None
+        raise InputError(
+            f"{path}{f':{line}' if line else ''}: {str(error).removeprefix('--')}"
+        ) from None
     return _Source(given, str(raw.get("name", path.stem)), path)
 
 

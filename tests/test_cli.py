@@ -132,6 +132,18 @@ BAD_INPUT = {
     ),
     "rule-engine": (["--exclude", "engine=bogus"], ["no engine", "--exclude", "'bogus'", "native"]),
     "include-engine": (["--include", "engine=bogus"], ["no engine", "--include", "'bogus'"]),
+    "rule-twice": (
+        ["--exclude", "rmap=single rmap=btree"],
+        ["each word once", "rmap=single,btree"],
+    ),
+    "rule-cpus": (["--exclude", "cpus=0"], ["emu: exclude: cpus 0: must be from 1"]),
+    "rule-comma": (
+        ["--include", "rmap=single,"],
+        ["emu: include: rmap: ", "missing beside a comma"],
+    ),
+    "comma": (["--rmap", "single,"], ["emu: rmap: ", '"single,": a name is missing']),
+    "no-cpus": (["{dir}/no-cpus.toml"], ["no-cpus.toml: cpus: at least one number"]),
+    "no-repeats": (["{dir}/no-repeats.toml"], ["no-repeats.toml: repeats 0: must be from 1"]),
     "nothing-left": (["--rmap", "single", "--exclude", "rmap=single"], ["no cell is left"]),
     "timeout": (["--timeout", "5"], ["--timeout 5", "with its unit"]),
     "jobs": (["--jobs", "0"], ["--jobs 0", "from 1 to"]),
@@ -158,6 +170,8 @@ def test_bad_input_is_one_line_and_status_2(case: str, tmp_path: Path) -> None:
     )
     (tmp_path / "engine.toml").write_text("[virtual]\ncpsu = 1\n")
     (tmp_path / "table.toml").write_text("virtual = 3\n")
+    (tmp_path / "no-cpus.toml").write_text("[matrix]\ncpus = []\n")
+    (tmp_path / "no-repeats.toml").write_text("repeats = 0\n")
     arguments, words = BAD_INPUT[case]
     done = emu("run", *QUICK, *(a.format(dir=tmp_path) for a in arguments))
     assert done.returncode == 2, done.stderr
