@@ -319,7 +319,11 @@ def find_scenarios(text: str, cleanup: contextlib.ExitStack, seed: int = 1) -> l
             raise InputError(f"--scenario {text}: there is no file {file}")
         directory = cleanup.enter_context(run_directory())
         compiled = str(coordinator.compile_design(Path(file), "virtual", directory))
-        known = {each.name: replace(each, file=file) for each in scenarios(compiled)}
+        try:
+            found_there = scenarios(compiled)
+        except InputError as error:
+            raise InputError(f"--scenario {text}: {error}") from None
+        known = {each.name: replace(each, file=file) for each in found_there}
     else:
         known = {each.name: each for each in scenarios()}
     found = []

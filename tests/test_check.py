@@ -487,6 +487,16 @@ def test_emu_check_refuses_what_the_command_refuses(options: dict[str, Any], mes
         emu.check(**options)
 
 
+def test_a_file_without_scenarios_is_named(tmp_path: Path) -> None:
+    """And not the library that was made of it, which is gone by then."""
+    file = tmp_path / "empty.c"
+    file.touch()
+    with pytest.raises(
+        InputError, match=r"^--scenario \S+/empty\.c: does not define `const struct"
+    ):
+        emu.check("single", scenario=str(file))
+
+
 def test_what_was_checked_before_a_signal_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     stop = StopFlag()
 

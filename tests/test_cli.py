@@ -84,6 +84,14 @@ BAD_INPUT = {
     "design": (["--rmap", "sngle"], ["did you mean 'single'", "numa-locks"]),
     "mm": (["--mm", "rbtree"], ["mmap-sem-rbtree"]),
     "parameter": (["--rmap", "single:x=1"], ["--rmap single:x=1", "'x'", "emu list designs"]),
+    "mm-as-rmap": (["--rmap", "spf"], ["no rmap design 'spf': it is an mm design"]),
+    "rmap-as-mm": (["--mm", "btree:node=256"], ["no mm design 'btree': it is an rmap design"]),
+    "parameter-twice": (["--rmap", "btree:node=256,node=512"], ["each parameter once, as k=v"]),
+    "parameter-none": (["--rmap", "single:"], ["--rmap single:: behind the colon"]),
+    "no-design": (
+        ["--rmap", "{dir}/empty.c"],
+        ["/empty.c: does not define `const struct rmap_ops emu_rmap_ops`"],
+    ),
     "file": (["--rmap", "./no.c"], ["./no.c", "no file"]),
     "topology": (["--topology", "hygn-12x32"], ["hygn-12x32", "did you mean 'hygon-12x32'"]),
     "workload": (["--workload", "excl"], ["did you mean 'execl'", "spawn"]),
@@ -170,6 +178,7 @@ def test_bad_input_is_one_line_and_status_2(case: str, tmp_path: Path) -> None:
     )
     (tmp_path / "engine.toml").write_text("[virtual]\ncpsu = 1\n")
     (tmp_path / "table.toml").write_text("virtual = 3\n")
+    (tmp_path / "empty.c").touch()
     (tmp_path / "no-cpus.toml").write_text("[matrix]\ncpus = []\n")
     (tmp_path / "no-repeats.toml").write_text("repeats = 0\n")
     arguments, words = BAD_INPUT[case]

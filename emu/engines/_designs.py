@@ -25,7 +25,10 @@ def find_design(kind: str, text: str, machine: str, cleanup: ExitStack) -> Desig
 
 
 def _find(kind: str, text: str, machine: str, cleanup: ExitStack) -> DesignFile:
-    name, _, params = text.partition(":")
+    name, colon, params = text.partition(":")
+    keys = [each.partition("=")[0] for each in params.split(",")]
+    if colon and (not params or len(set(keys)) < len(keys)):
+        raise InputError(f"--{kind} {text}: behind the colon is each parameter once, as k=v,k=v")
     if name.endswith(".c"):
         source = Path(name)
         if not source.is_file():
@@ -35,6 +38,9 @@ def _find(kind: str, text: str, machine: str, cleanup: ExitStack) -> DesignFile:
         return DesignFile(text, path, params)
     names = _core.design_names(kind)
     if name not in names:
+        for other in _core.NAME_OF_KIND:
+            if name in _core.design_names(other):
+                raise InputError(f"no {kind} design '{name}': it is an {other} design")
         raise unknown(f"{kind} design", name, [*names, "./FILE.c"])
     return DesignFile(text, _core.data_path(_FOLDERS[machine], kind, f"{name}.so"), params)
 

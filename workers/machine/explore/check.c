@@ -138,7 +138,7 @@ int emu_explore_scenarios(const char *path)
 		return emu_set_error(-ENOEXEC, "%s", dlerror());
 	list = dlsym(scenario_file, "emu_scenarios");
 	if (!list)
-		return emu_set_error(-EINVAL, "%s does not define `const struct emu_scenario emu_scenarios[]`", path);
+		return emu_set_error(-EINVAL, "does not define `const struct emu_scenario emu_scenarios[]`");
 	err = add_scenarios(list);
 	return err ? err : (int)nr_scenarios;
 }
