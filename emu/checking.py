@@ -21,7 +21,7 @@ from emu import _core, conformance, explore, explore_report
 from emu.conformance import RuleResult
 from emu.coordinator import Interrupted, StopFlag
 from emu.errors import InputError, unknown
-from emu.experiment import parse_duration
+from emu.experiment import MAX_SEED, parse_duration, split_names
 from emu.explore import Result, Unit
 from emu.files import check_output, write_output
 from emu.results import dig
@@ -197,7 +197,7 @@ def check(
         },
     )
     for option, value, least, most in (
-        ("--seed", seed, 0, None),
+        ("--seed", seed, 0, MAX_SEED),
         ("--seeds", seeds, 1, None),
         ("--schedules", schedules, 1, None),
         ("--depth", depth, 1, 8),
@@ -207,6 +207,12 @@ def check(
         if value is not None and (value < least or (most is not None and value > most)):
             limits = f"at least {least}" if most is None else f"from {least} to {most}"
             raise InputError(f"{option} {value}: must be {limits}")
+    for option, number, policies in (
+        ("--depth", depth, ("pct", "mixed")),
+        ("--preemptions", preemptions, ("exhaustive",)),
+    ):
+        if number is not None and (policy or "mixed") not in policies:
+            raise InputError(f"{option} {number}: is of --policy {' and '.join(policies)} alone")
     if trace is not None:
         check_output("--trace", Path(trace))
     ears = _Ears(
@@ -249,7 +255,8 @@ def check(
 def _names(designs: str | Path | Sequence[str | Path] | None) -> list[str]:
     if designs is None:
         return []
-    return [str(each) for each in ([designs] if isinstance(designs, str | Path) else designs)]
+    given = [designs] if isinstance(designs, str | Path) else designs
+    return [name for each in given for name in split_names(str(each))]
 
 
 def _words(words: str | Sequence[str] | None) -> list[str] | None:

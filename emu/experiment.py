@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 MAX_CPUS = 4096
 """More CPUs than this are surely a slip of the hand: each is a process here."""
 MAX_REPEATS = 1000
-_MAX_SEED = 2**63 - 1
+MAX_SEED = 2**63 - 1
 _OWN = (".c", ".toml")
 """What the names of files of the user end with, if they have no "/"."""
 AXES = ("rmap", "mm", "topology", "cpus", "workload")
@@ -326,7 +326,7 @@ _READERS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
     "cpus": ("cpus", _cpus),
     "workload": ("workload", _names),
     "engine": ("engine", _names),
-    "seed": ("seed", lambda key, value: _integer(key, value, 0, _MAX_SEED)),
+    "seed": ("seed", lambda key, value: _integer(key, value, 0, MAX_SEED)),
     "repeats": ("repeats", lambda key, value: _integer(key, value, 1, MAX_REPEATS)),
     "duration": ("duration_ns", lambda _, value: parse_duration(value)),
     "timeout": ("timeout_ns", lambda key, value: parse_duration(value, key, most_m=24 * 60)),
@@ -376,10 +376,10 @@ def make(given: Mapping[str, Any]) -> tuple[Experiment, ...]:
         if engine == "virtual" and not {"topology", "cpus"} & set(mine):
             mine["cpus"] = _VIRTUAL_CPUS
         matrix = Experiment(**(_DEFAULTS[engine] | mine), engine=engine, exclude=excluded)
-        if matrix.seed + matrix.repeats - 1 > _MAX_SEED:
+        if matrix.seed + matrix.repeats - 1 > MAX_SEED:
             raise InputError(
                 f"--seed {matrix.seed}: repeat r runs with seed + r, which must be at most "
-                f"{_MAX_SEED}; there are {matrix.repeats} repeats"
+                f"{MAX_SEED}; there are {matrix.repeats} repeats"
             )
         made.append(matrix)
         for rule in included:

@@ -476,6 +476,9 @@ def test_emu_check_finds_what_is_broken_and_shows_how() -> None:
         ({"designs": "singel"}, "no design 'singel'"),
         ({"designs": "single", "seeds": 0}, "--seeds 0: must be at least 1"),
         ({"designs": "single", "depth": 9}, "--depth 9: must be from 1 to 8"),
+        ({"designs": "single", "seed": 2**63}, f"--seed {2**63}: must be from 0 to {2**63 - 1}"),
+        ({"depth": 3, "policy": "random"}, "--depth 3: is of --policy pct and mixed alone"),
+        ({"preemptions": 1}, "--preemptions 1: is of --policy exhaustive alone"),
         ({"designs": "single", "rule": "8"}, "no rule '8'"),
         ({"designs": "single", "engine": "both", "seeds": 1}, "no engine 'both'"),
         ({"suite": "exploration"}, "no suite 'exploration' (did you mean 'explore'?)"),
@@ -485,6 +488,12 @@ def test_emu_check_finds_what_is_broken_and_shows_how() -> None:
 def test_emu_check_refuses_what_the_command_refuses(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
         emu.check(**options)
+
+
+def test_designs_with_commas_are_explored_too() -> None:
+    """They went through the rules first, and were unknown to the explorer then."""
+    checked = emu.check("single,btree:node=256", scenario="split-walk", schedules=10)
+    assert checked.array("scenarios.unit.design").tolist() == ["single", "btree:node=256"]
 
 
 def test_a_file_without_scenarios_is_named(tmp_path: Path) -> None:
