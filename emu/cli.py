@@ -315,6 +315,8 @@ def show(
 ) -> None:
     """Show the table of a stored run again."""
     result = Store(store).load(name)
+    if config and json_file is not None:
+        raise InputError("--config and --json: one of them")
     if config:
         sys.stdout.write(_config_of(result))
     elif json_file is None:

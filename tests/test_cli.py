@@ -198,6 +198,7 @@ def test_bad_input_is_one_line_and_status_2(case: str, tmp_path: Path) -> None:
         ["list", "nope"],
         ["nope"],
         ["show"],
+        ["show", "last", "--config", "--json", "-"],
         ["record", "-o", "x.toml", "--each", "time", "--", "true"],
         ["record", "-o", "x.toml", "--", "no-such-command"],
         ["record", "--", "true"],

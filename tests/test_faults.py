@@ -123,6 +123,7 @@ def test_who_looks_at_the_arena_may_be_killed_or_stopped(
     words = rf"after phase exec the arena cannot be looked at: who looked {how} {number.name}"
     assert cell.error == words
     assert run.run.status == "stopped"
+    assert "Stopped after 1 cell; the same command goes on from there." in str(run)
 
 
 @pytest.mark.usefixtures("nothing_left")
@@ -230,7 +231,7 @@ def test_a_signal_to_the_coordinator_ends_it_cleanly(number: signal.Signals) -> 
     assert process.returncode == 130
     assert gone(workers)
     assert err == ""
-    assert "Interrupted after 0 cells" in out
+    assert "Interrupted after 0 cells; the same command goes on" in out
 
 
 @pytest.mark.usefixtures("nothing_left")

@@ -87,8 +87,9 @@ def print_run(run: Run, console: Console) -> None:
         console.print(
             Text(f"FAILED {cell_name(cell)}: {cell.error}", style="bold red"), soft_wrap=True
         )
-    if info.status == "interrupted":
-        console.print(Text(f"Interrupted after {counted(len(run.cells), 'cell')}.", style="yellow"))
+    if info.status in ("interrupted", "stopped"):
+        after = f"{info.status.capitalize()} after {counted(len(run.cells), 'cell')}"
+        console.print(Text(f"{after}; the same command goes on from there.", style="yellow"))
 
 
 def plain_text(run: Run) -> str:
