@@ -89,7 +89,7 @@ def run(
         typer.Option(
             metavar="A,B|./x.c",
             help="rmap designs; with parameters: name:k=v,k=v.  "
-            "Default: single,numa-trees,numa-locks",
+            "Default: single,numa-trees,numa-locks; single if no workload has processes",
         ),
     ] = None,
     mm: Annotated[

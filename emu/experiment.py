@@ -34,6 +34,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from emu import workload as workloads
 from emu.errors import InputError, about, unknown
 from emu.files import is_path, parse_toml
 from emu.report.trace import make_window
@@ -375,6 +376,8 @@ def make(given: Mapping[str, Any]) -> tuple[Experiment, ...]:
         mine = values | only.get(engine, {})
         if engine == "virtual" and not {"topology", "cpus"} & set(mine):
             mine["cpus"] = _VIRTUAL_CPUS
+        if "rmap" not in mine and _without_processes(mine.get("workload", ())):
+            mine["rmap"] = Experiment.rmap[:1]
         matrix = Experiment(**(_DEFAULTS[engine] | mine), engine=engine, exclude=excluded)
         if matrix.seed + matrix.repeats - 1 > MAX_SEED:
             raise InputError(
@@ -387,6 +390,17 @@ def make(given: Mapping[str, Any]) -> tuple[Experiment, ...]:
             if engine in words.pop("engine", (engine,)):
                 made.append(replace(matrix, **words, exclude=(), included=True))
     return tuple(made)
+
+
+def _without_processes(names: Sequence[str]) -> bool:
+    """Do no processes run, and so all designs come to the same? Of workloads that come with mm-emu.
+
+    A user's file is read once, when it is run: it may be a pipe.
+    """
+    own = workloads.names()
+    return bool(names) and all(
+        name in own and not workloads.load(name).has_processes for name in names
+    )
 
 
 def _exclusion(rule: Mapping[str, Any]) -> Rule:

@@ -12,7 +12,7 @@ import pytest
 from emu_command import emu
 
 import emu as package
-from emu import experiment, schedule
+from emu import experiment, schedule, workload
 from emu.coordinator import StopFlag
 from emu.errors import InputError
 from emu.experiment import Cell, Experiment, Rule, make, override, read_toml
@@ -272,3 +272,25 @@ def test_errors_of_files_name_the_place(tmp_path: Path) -> None:
     path.write_text("name = 3\n")
     with pytest.raises(InputError, match="name: a text, not 3"):
         read_toml(path)
+
+
+def test_what_runs_no_process_has_one_design_unless_more_are_asked_for() -> None:
+    """All designs come to the same there: two of three cells would be in vain."""
+    for name in workload.names():
+        micro = name.startswith(("line-", "rwsem-"))
+        assert workload.load(name).has_processes != micro
+    usual = ("single", "numa-trees", "numa-locks")
+    for given, rmap in (
+        ({"workload": "line-write,rwsem-read"}, ("single",)),
+        ({"workload": "line-write", "rmap": "btree,single"}, ("btree", "single")),
+        ({"workload": "line-write,execl"}, usual),
+        ({"workload": "./line-write.toml"}, usual),
+        ({}, usual),
+    ):
+        assert [each.rmap for each in make(given)] == [rmap]
+
+
+def test_what_runs_no_process_has_no_table_of_memory(tmp_path: Path) -> None:
+    for name, shown in (("line-write", False), ("execl", True)):
+        run = package.run(workload=name, store=tmp_path, cpus=1, rmap="single", **TINY)
+        assert ("bytes per file" in str(run)) == shown

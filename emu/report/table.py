@@ -193,8 +193,7 @@ def _print_scaling(
         for line in _waiting(widest, on_most):
             console.print(line, soft_wrap=True)
         _print_time_stacks(widest, designs.heading, console, on_most)
-        console.print()
-        console.print(_memory(widest, console))
+        _print_memory(widest, console)
     for note in dict.fromkeys(cell.note for cell in cells if cell.note):
         console.print(Text(f"Note: {note}", style="yellow"), soft_wrap=True)
 
@@ -226,8 +225,10 @@ def _scaling(
     return table
 
 
-def _memory(rows: Sequence[_Row], console: Console) -> Table:
-    """What each design takes of the arena, of the file that takes most."""
+def _print_memory(rows: Sequence[_Row], console: Console) -> None:
+    """What each design takes of the arena, of the file that takes most; nothing without a file."""
+    if not any(cell.memory.bytes_per_vma for row in rows for cell in row.cells):
+        return
     columns = ("never mapped", "mapped once", "after the run", "bytes per VMA")
     table = _table(console, "bytes per file", *columns)
     for row in rows:
@@ -239,7 +240,8 @@ def _memory(rows: Sequence[_Row], console: Console) -> Table:
             f"{max(m.rmap_bytes_per_used_file for m in memory):,}",
             f"{max(m.bytes_per_vma for m in memory):,}",
         )
-    return table
+    console.print()
+    console.print(table)
 
 
 def _walk_scaling(
@@ -372,8 +374,7 @@ def _print_group(cells: Sequence[CellResult], designs: Designs, run: Run, consol
         _print_time_stacks(rows, heading, console)
         if len(rows) > 1:
             console.print(_verdict(rows), soft_wrap=True)
-        console.print()
-        console.print(_memory(rows, console))
+        _print_memory(rows, console)
     if first.note:
         console.print(Text(f"Note: {first.note}", style="yellow"), soft_wrap=True)
 

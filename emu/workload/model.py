@@ -117,6 +117,11 @@ class Workload:
         )
 
     @property
+    def has_processes(self) -> bool:
+        """False: all is done on lines and locks of its own, and no design plays a part."""
+        return bool(len(self.lists[self.drain_list]))
+
+    @property
     def counting_phase(self) -> str:
         """The phase whose operations are the run's: the first that is recorded."""
         return next(phase.name for phase in self.phases if phase.record)
