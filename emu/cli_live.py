@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Annotated
 
 import typer
+from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -224,7 +225,7 @@ def _inside(cell: CellState, inside: Inside) -> Iterator[RenderableType]:
     how = KIND.get(cell.engine, cell.engine)
     yield Text(f"{_name(cell)}, {how}: phase {inside.phase}, {inside.seconds * 1000:.3g} ms")
     nodes = _table("node", "CPUs", f"{inside.unit}/s", "")
-    # Beside each other: on 24 lines both are seen.
+    # Beside each other where there is room: on 24 lines both are seen.
     most = max((node.per_s for node in inside.nodes), default=0) or 1.0
     for node in inside.nodes[:_SHOWN_NODES]:
         bar = ProgressBar(total=most, completed=node.per_s, width=_BAR // 2)
@@ -238,7 +239,5 @@ def _inside(cell: CellState, inside: Inside) -> Iterator[RenderableType]:
             locks.add_row(lock.name, f"{lock.share:.1%}")
     if not locks.row_count:
         locks.add_row("nothing", "")
-    both = Table.grid(padding=(0, 4, 0, 0))
-    both.add_row(nodes, locks)
     yield Text()
-    yield both
+    yield Columns([nodes, locks], padding=(0, 4))

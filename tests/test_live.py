@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import re
@@ -18,9 +19,10 @@ import pytest
 from emu_command import COMMAND, emu, start, wait_until
 
 import emu as package
-from emu import live
+from emu import cli_live, live
 from emu.results import Host
 from emu.store import Owner, Store
+from emu.terminal import SafeConsole
 
 LONG = ("--rmap", "single", "--cpus", "64", "--workload", "execl")
 VIRTUAL = ("run", *LONG, "--engine", "virtual", "--duration", "2s", "--isolate")
@@ -44,6 +46,21 @@ def test_nothing_runs(own_store: Path) -> None:
     done = emu("live", "last")
     assert re.fullmatch(r"emu: run \S+ does not go on now\n", done.stderr)
     assert files(own_store) == {"store.sqlite", "host.lock"}
+
+
+@pytest.mark.parametrize("columns", [40, 60, 100])
+def test_no_heading_is_cut_off_on_a_narrow_terminal(columns: int) -> None:
+    """The tables of nodes and of locks stood beside each other, whatever room there was."""
+    nodes = [live.NodeRate(node, 32, 12_345.0) for node in range(3)]
+    inside = live.Inside("exec", "iterations", 0.29, 0.5, nodes, [live.HotLock("pcpu_lock", 0.5)])
+    cell = live.CellState("virtual", "single", 96, "execl", 0, inside=inside)
+    console = SafeConsole(file=io.StringIO(), width=columns)
+    console.print(*cli_live._inside(cell, inside))
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    for heading in ("node", "CPUs", "iterations/s", "waited for", "of all time"):
+        assert heading in shown
+    assert ("of all time" in shown.split("node", 1)[1].splitlines()[0]) == (columns == 100)
 
 
 def test_a_predicted_cell_is_seen_from_inside(own_store: Path) -> None:
