@@ -18,7 +18,7 @@ import pytest
 import typer.main
 from emu_command import emu
 
-from emu import background, experiment, workload
+from emu import background, experiment, results, workload
 from emu._version import __version__
 from emu.cli import app
 from emu.workload import calls, reader
@@ -175,6 +175,14 @@ def test_every_word_of_a_workload_and_an_experiment_is_described() -> None:
     words = set(re.findall(r"\w+\(|[\w-]+", " ".join(re.findall(r"`[^`\n]+`", text))))
     shown = set(re.findall(r"^(?:\[+)?(\w+)", "\n".join(toml_shown()), re.MULTILINE))
     assert set(described_words()) - words - shown == set()
+
+
+def test_every_field_of_a_run_is_described() -> None:
+    """Its JSON has these names, for other programs to go by."""
+    text = (ROOT / "docs/python.md").read_text()
+    words = set(re.findall(r"\w+", " ".join(re.findall(r"`[^`\n]+`", text))))
+    for struct in (results.RunInfo, results.CellResult, results.Latency):
+        assert set(struct.__struct_fields__) - words == set()
 
 
 def toml_shown() -> list[str]:

@@ -403,13 +403,14 @@ CSV = (
             *("fault", "walk", "micro"),
         )
     )
-    + "rmap_bytes_per_file,bytes_per_vma,wall_s,error\n"
+    + "rmap_bytes_per_file,rmap_bytes_per_mapped_file,rmap_bytes_per_used_file,bytes_per_vma,"
+    "wall_s,error\n"
     '0,"outer-inner:shards=2,by=cpu",mmap-sem-rbtree,t,2,w,virtual,predicted,1,0,ok,5,0.02,'
     "250.0,0.25,0,0,14,4,8000,17000,"
     + NO_LATENCY
     + "5,350.0,200,0,0,0,1099511627776,"
     + 9 * NO_LATENCY
-    + "128,256,0.5,\n"
+    + "128,0,0,256,0.5,\n"
 )
 
 

@@ -16,6 +16,7 @@ import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import msgspec
 from hdrh.histogram import HdrHistogram
 
 from emu._core import LAT_NAMES
@@ -335,8 +336,7 @@ def row(number: int, cell: CellResult) -> dict[str, object]:
         latency = cell.latency_ns.get(op, Latency())
         row[f"{op}_count"] = latency.count
         row |= {f"{op}_{name}_ns": getattr(latency, name) for name in _CSV_LATENCY}
-    row["rmap_bytes_per_file"] = cell.memory.rmap_bytes_per_file
-    row["bytes_per_vma"] = cell.memory.bytes_per_vma
+    row |= msgspec.structs.asdict(cell.memory)
     row["wall_s"] = cell.host.wall_s
     row["error"] = cell.error or ""
     return row
