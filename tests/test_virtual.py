@@ -319,6 +319,33 @@ source = "none"
         assert cell["time_stack"]["asleep"] > 0.65
 
 
+def test_a_page_may_take_seconds_to_be_read(tmp_path: Path) -> None:
+    """More nanoseconds than 32 bits count."""
+    (tmp_path / "slow.toml").write_text("""
+name = "slow"
+load = "it"
+[files]
+data = 16
+[cold]
+share = 1
+read = "5s"
+source = "none"
+[image.it]
+mmap_base = 0x7ffff7fff000
+calls = ["mmap(NULL, 4096, PROT_READ, MAP_PRIVATE, data, 0)"]
+[program.it]
+calls = ["exec(it)", "fault(0x7ffff7ffe000, 4096)"]
+[[phase]]
+name = "it"
+list = "it"
+kind = "once"
+unit = "fault"
+""")
+    where = ("--engine", "virtual", "--workload", str(tmp_path / "slow.toml"))
+    (cell,) = cells_of(*where, "--rmap", "single", "--cpus", "1")
+    assert cell["latency_ns"]["fault"]["max"] == pytest.approx(5e9, rel=0.01)
+
+
 def test_the_threads_of_a_core_are_slower_together(tmp_path: Path) -> None:
     text = (topology.files.folder() / "laptop-8c.toml").read_text()
     rates = []
