@@ -407,7 +407,7 @@ _PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "emu_arena_overhead": (_U64, ctypes.POINTER(Config)),
     "emu_arena_format": (_INT, _PTR, _U64, ctypes.POINTER(Config)),
     "emu_file_add": (_INT, _STR, _U64),
-    "emu_file_cold": (_INT, _U32, _U32, _U32),
+    "emu_file_cold": (_INT, _U32, _U32, _U64),
     "emu_list_add": (_INT, _PTR, _U32),
     "emu_walker_add": (_INT, _U32, _U32, _U32, _U64, _U64, _U64, _U64),
     "emu_walker": (_PTR, _U32),

@@ -373,6 +373,9 @@ def test_what_is_computed_with_mmap_lock_held_is_the_calls_own(tmp_path: Path) -
     assert calls["locked_ns"].tolist() == [0, 0, 0, 10**9]
     assert read.lists[0]["locked_ns"].tolist() == [0]  # an exec's are in [work.exec]
     assert read.scaled(0.5).lists[2]["locked_ns"].tolist() == [0, 0, 0, 5 * 10**8]
+    assert read.scaled(4).lists[2]["locked_ns"].tolist() == [0, 0, 0, 4 * 10**9]
+    with pytest.raises(InputError, match=r"a lock for 1s; 4.3 times as long .* too long"):
+        read.scaled(4.3)
     path.write_text(LOCKED + times.format("1001ms"))
     with pytest.raises(InputError, match=r"\[work.brk\] time: 1001ms is too long .*; at most 1s"):
         workload.load(path)

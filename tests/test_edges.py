@@ -89,17 +89,30 @@ def test_numbers_of_cpus_beyond_the_edges_are_refused(cpus: int) -> None:
 
 
 def test_a_virtual_duration_beyond_the_clock_is_refused() -> None:
-    with pytest.raises(InputError, match=r"--duration 241s: .* at most 240s"):
-        emu.run(engine="virtual", rmap="single", cpus=1, duration="241s")
+    with pytest.raises(InputError, match=r"--duration 121s: .* at most 120s"):
+        emu.run(engine="virtual", rmap="single", cpus=1, duration="121s")
+
+
+def computing(folder: Path, time: str, times: int, kind: str) -> Path:
+    path = folder / "slow.toml"
+    work = f'"work({time})", ' * times
+    path.write_text(
+        f'name = "slow"\nload = "it"\n[files]\n[program.it]\ncalls = [{work}]\n'
+        f'[[phase]]\nname = "it"\nlist = "it"\nkind = "{kind}"\n'
+    )
+    return path
+
+
+def test_the_longest_duration_that_may_be_asked_for_fits_the_clock(tmp_path: Path) -> None:
+    path = computing(tmp_path, "1s", 1, "time")
+    run = emu.run(engine="virtual", rmap="single", workload=str(path), cpus=2, duration="120s")
+    (cell,) = run.cells
+    assert cell.error is None
+    assert cell.seconds >= 120
 
 
 def test_a_program_that_computes_beyond_the_clock_fails_with_its_reason(tmp_path: Path) -> None:
-    path = tmp_path / "slow.toml"
-    work = '"work(10s)", ' * 40
-    path.write_text(
-        f'name = "slow"\nload = "it"\n[files]\n[program.it]\ncalls = [{work}]\n'
-        '[[phase]]\nname = "it"\nlist = "it"\nkind = "once"\n'
-    )
+    path = computing(tmp_path, "10s", 40, "once")
     run = emu.run(engine="virtual", rmap="single", workload=str(path), cpus=2)
     (cell,) = run.cells
     assert cell.error is not None

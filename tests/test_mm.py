@@ -402,6 +402,16 @@ def test_nothing_is_put_into_a_stacks_guard_gap(machine: Machine, page: int) -> 
     assert machine.brk(heap + 3 * PAGE) == heap + 3 * PAGE
 
 
+@pytest.mark.parametrize("mm", MMS)
+@pytest.mark.parametrize("base", [PAGE, MIN - PAGE, MIN])
+def test_with_no_room_below_its_base_a_mapping_goes_above(mm: str, base: int) -> None:
+    machine = Machine("single", mm, mmap_base=base)
+    machine.attach(0)
+    machine.run_list(LIST_EXEC)
+    assert machine.mmap(0, PAGE, 3, ANONYMOUS, None, 0) == TOP - PAGE
+    assert machine.mmap(0, 2 * PAGE, 1, ANONYMOUS, None, 0) == TOP - 3 * PAGE
+
+
 def test_a_leak_is_found() -> None:
     machine = Machine("single")
     machine.attach(0)

@@ -204,23 +204,33 @@ SHARED = ("--engine", "virtual", "--topology", "generic:sockets=1,nodes=2,l3=1,c
 
 
 def test_more_tasks_than_cpus_share_them() -> None:
-    arguments = (*SHARED, "--workload", "execl", "--rmap", "single,exclude", "--duration", "12ms")
-    cells = cells_of(*arguments, "--cpus", "4,10")
-    assert [cell["oversubscribed"] for cell in cells] == [False, False, True, True]
+    arguments = (*SHARED, "--workload", "exec-static,execl", "--rmap", "single,exclude")
+    cells = cells_of(*arguments, "--duration", "12ms", "--cpus", "4,10")
     for cell in cells:
+        assert cell["oversubscribed"] == (cell["cpus"] == 10)
         assert cell["ops"] > 0
         check_time_stack(cell, 4)
-    for own, shared in zip(cells[:2], cells[2:], strict=True):
+    shares = [cell for cell in cells if cell["oversubscribed"]]
+    for shared in shares:
         # Four CPUs for ten tasks: six do not run, some of them for a lock whose owner does not.
         stack = shared["time_stack"]
-        assert 0.6 < stack["runqueue"] + stack["asleep"] + stack["other_locks"] < 0.65
+        assert stack["runqueue"] + stack["asleep"] + stack["other_locks"] > 0.6
         assert stack["runqueue"] > 0.25
-        assert shared["ops_per_s"] == pytest.approx(own["ops_per_s"], rel=0.3)
         assert "10 tasks shared 4 CPUs." in shared["note"]
+    # How often a task loses its CPU with libc's lock is chance. One that shares no library has none.
+    rate = {}
+    for cell in (cell for cell in cells if cell["workload"] == "exec-static"):
+        rate[cell["rmap"], cell["cpus"]] = cell["ops_per_s"]
+        if cell in shares:
+            stack = cell["time_stack"]
+            assert stack["runqueue"] + stack["asleep"] + stack["other_locks"] < 0.65
+    for rmap in ("single", "exclude"):
+        assert rate[rmap, 10] == pytest.approx(rate[rmap, 4], rel=0.05)
     # Freed memory comes back however many tasks wait for a CPU: the rate does not fall with time.
-    (longer,) = cells_of(*arguments[:-4], "--rmap", "single", "--duration", "60ms", "--cpus", "10")
-    assert longer["ops_per_s"] == pytest.approx(cells[2]["ops_per_s"], rel=0.2)
-    again = cells_of(*arguments, "--cpus", "4,10")
+    longer = (*SHARED, "--workload", "exec-static", "--rmap", "single", "--duration", "60ms")
+    (cell,) = cells_of(*longer, "--cpus", "10")
+    assert cell["ops_per_s"] == pytest.approx(rate["single", 10], rel=0.05)
+    again = cells_of(*arguments, "--duration", "12ms", "--cpus", "4,10")
     for cell in (*cells, *again):
         del cell["host"]
     assert again == cells
@@ -307,6 +317,33 @@ source = "none"
         assert faults["count"] == pytest.approx(threads * 20 / 0.5, rel=0.3)
         assert faults["p90"] == pytest.approx(1e6, rel=0.2)
         assert cell["time_stack"]["asleep"] > 0.65
+
+
+def test_a_page_may_take_seconds_to_be_read(tmp_path: Path) -> None:
+    """More nanoseconds than 32 bits count."""
+    (tmp_path / "slow.toml").write_text("""
+name = "slow"
+load = "it"
+[files]
+data = 16
+[cold]
+share = 1
+read = "5s"
+source = "none"
+[image.it]
+mmap_base = 0x7ffff7fff000
+calls = ["mmap(NULL, 4096, PROT_READ, MAP_PRIVATE, data, 0)"]
+[program.it]
+calls = ["exec(it)", "fault(0x7ffff7ffe000, 4096)"]
+[[phase]]
+name = "it"
+list = "it"
+kind = "once"
+unit = "fault"
+""")
+    where = ("--engine", "virtual", "--workload", str(tmp_path / "slow.toml"))
+    (cell,) = cells_of(*where, "--rmap", "single", "--cpus", "1")
+    assert cell["latency_ns"]["fault"]["max"] == pytest.approx(5e9, rel=0.01)
 
 
 def test_the_threads_of_a_core_are_slower_together(tmp_path: Path) -> None:
@@ -545,7 +582,7 @@ def test_rwsem_write_is_near_what_long_measured() -> None:
     found = {cell["cpus"]: 1e9 / cell["ops_per_s"] for cell in cells}
     for cpus, ns in published.items():
         print(f"rwsem-write, {cpus} CPUs: {found[cpus]:.1f} ns, published {ns}")
-    assert found == {cpus: pytest.approx(ns, rel=1 / 3) for cpus, ns in published.items()}
+    assert found == {cpus: pytest.approx(ns, rel=0.3) for cpus, ns in published.items()}
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,8 @@ from emu.words import counted
 _CELL_BYTES = 64 * MIB
 _CPU_BYTES = 2 * MIB
 """Memory of a cell for each of its CPUs: 0.9 MiB measured with execl."""
-_MAX_DURATION_NS = 240 * 10**9
-"""The clock has 48 bits of ps, 281 s; warm-up, load and drain need some, too."""
+_MAX_DURATION_NS = 120 * 10**9
+"""The clock has 47 bits of ps (TIME_BITS), 140 s; warm-up, load and drain need some, too."""
 _EVENT_LIMIT = 20_000_000_000
 """Accesses of a phase after which it counts as hung; ten minutes of the host's time."""
 
@@ -134,7 +134,7 @@ class VirtualEngine:
             if experiment.duration_ns > _MAX_DURATION_NS:
                 raise InputError(
                     f"--duration {experiment.duration_ns / 1e9:g}s: the clock of the virtual "
-                    f"engine goes to 281 s, so at most {_MAX_DURATION_NS / 1e9:g}s can be asked for"
+                    f"engine goes to 140 s, so at most {_MAX_DURATION_NS / 1e9:g}s can be asked for"
                 )
         self._experiment = experiment
         self._topologies = {name: topology.load(name) for name in experiment.topology}

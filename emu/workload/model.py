@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emu import background
-from emu.workload.calls import MAP_ANONYMOUS, OPS
+from emu.errors import InputError
+from emu.workload.calls import MAP_ANONYMOUS, OPS, format_time
 
 PMD_BYTES = 2 << 20
 """What a page table maps."""
@@ -102,7 +103,18 @@ class Workload:
     """What the kernel computes while it changes a VMA of a file, beside what is emulated."""
 
     def scaled(self, factor: float) -> Workload:
-        """With all computing `factor` times as long, also what is held meanwhile."""
+        """With all computing `factor` times as long, also what is held meanwhile.
+
+        Raises InputError where a lock is then held for longer than the engines' words count.
+        """
+        held_ns = max(
+            max((int(calls["locked_ns"].max()) for calls in self.lists if len(calls)), default=0),
+            max((entry.hold_ns for entry in self.uses.entries), default=0),
+            self.vma_change_ns,
+        )
+        if round(held_ns * factor) >= 2**32:
+            what = f"{self.name} holds a lock for {format_time(held_ns)}"
+            raise InputError(f"{what}; {factor:g} times as long on this machine is too long")
         lists = []
         for calls in self.lists:
             calls = calls.copy()

@@ -216,7 +216,7 @@ int emu_file_add(const char *name, uint64_t nr_pages)
 	return (int)file->id;
 }
 
-int emu_file_cold(uint32_t file, uint32_t permille, uint32_t read_ns)
+int emu_file_cold(uint32_t file, uint32_t permille, uint64_t read_ns)
 {
 	if (file >= emu_arena->nr_files || permille > 1000)
 		return emu_set_error(-EINVAL, "file %u of %u, %u permille cold", file, emu_arena->nr_files, permille);

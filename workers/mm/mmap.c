@@ -80,7 +80,8 @@ static int64_t lock_unmapped_area(struct mm_struct *mm, uint64_t addr, uint64_t 
 			return -EEXIST;
 	}
 	*range = (struct mm_range){ .start = MMAP_MIN_ADDR, .end = mm->mmap_base, .len = len };
-	if (!emu_mm->lock(mm, range))
+	/* An image may have its base lower still, and a design need not know ranges that end before they start. */
+	if (range->start < range->end && !emu_mm->lock(mm, range))
 		return 0;
 	/* Nothing below the base: above it, as the kernel does. */
 	*range = (struct mm_range){ .start = mm->mmap_base, .end = EMU_TASK_SIZE, .len = len };

@@ -202,9 +202,9 @@ static bool rwsem_free_soon(struct rw_semaphore *sem)
 	uint64_t count;
 
 	/* Tasks stay for ever, so an owner of long ago may still be looked at. */
-	if (owner && !(owner & RWSEM_READER_OWNED) && !task_running((struct task_struct *)(uintptr_t)owner))
-		return false;
-	/* Readers' counts beside a writer's bit are only tried ones. */
+	if (!(owner & RWSEM_READER_OWNED))
+		return !owner || task_running((struct task_struct *)(uintptr_t)owner);
+	/* They may be gone. Readers' counts beside a writer's bit are only tried ones. */
 	count = atomic_load_explicit(&sem->count, memory_order_relaxed);
 	return (count & RWSEM_WRITER_LOCKED) || !(count & RWSEM_READER_MASK);
 }

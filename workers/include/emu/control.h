@@ -208,7 +208,7 @@ EMU_EXPORT uint64_t emu_arena_overhead(const struct emu_config *config);
 EMU_EXPORT int emu_arena_format(void *base, uint64_t bytes, const struct emu_config *config);
 EMU_EXPORT int emu_file_add(const char *name, uint64_t nr_pages);
 /* So much of the file is not in the page cache, see struct address_space; after emu_file_add(). */
-EMU_EXPORT int emu_file_cold(uint32_t file, uint32_t permille, uint32_t read_ns);
+EMU_EXPORT int emu_file_cold(uint32_t file, uint32_t permille, uint64_t read_ns);
 /* File number n, for the system calls of emu/mm.h. */
 EMU_EXPORT struct address_space *emu_file(uint32_t n);
 /* Their numbers, in order from 0; before the lists whose calls use them. inner is an entry that comes later. */

@@ -66,7 +66,8 @@ struct address_space {
 	_Atomic uint32_t generation; /* times that pages of this file were migrated */
 	uint64_t nr_pages;
 	/* Of a thousand faults so many find that their page is not in the page cache; how long a read of it takes. */
-	uint32_t cold_permille, read_ns;
+	uint32_t cold_permille;
+	uint64_t read_ns;
 
 	/*
 	 * The pages [taken_first, taken_end) are a walker's: no fault maps one of them, or finds it in the page cache.

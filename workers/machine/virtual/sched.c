@@ -775,7 +775,9 @@ static bool interrupt(uint32_t cpu, const struct mm_struct *mm, uint64_t taken_p
 void emu_tlb_flush(const struct mm_struct *mm, const _Atomic uint64_t *cpus, uint32_t nr_bits)
 {
 	const struct emu_cost_model *cost = &vm.cost;
-	uint64_t taken_ps = cost->ipi_round_trip_ps - cost->ipi_send_ps;
+	/* 64 bits, for those to thousands of CPUs. A way there and back may be shorter than what sending takes. */
+	uint64_t send_ps = cost->ipi_send_ps;
+	uint64_t taken_ps = cost->ipi_round_trip_ps > send_ps ? cost->ipi_round_trip_ps - send_ps : 0;
 	uint32_t sent = 0;
 
 	if (!vm.span)
@@ -790,8 +792,8 @@ void emu_tlb_flush(const struct mm_struct *mm, const _Atomic uint64_t *cpus, uin
 	if (!sent)
 		return;
 	drain_stores();
-	vm.clock += sent * cost->ipi_send_ps + taken_ps;
-	vm.fiber->spent.compute_ps += sent * cost->ipi_send_ps + taken_ps;
+	vm.clock += sent * send_ps + taken_ps;
+	vm.fiber->spent.compute_ps += sent * send_ps + taken_ps;
 }
 
 /*
