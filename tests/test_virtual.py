@@ -217,7 +217,7 @@ def test_more_tasks_than_cpus_share_them() -> None:
         assert stack["runqueue"] + stack["asleep"] + stack["other_locks"] > 0.6
         assert stack["runqueue"] > 0.25
         assert "10 tasks shared 4 CPUs." in shared["note"]
-    # How often a task loses its CPU with libc's lock is chance. One that shares no library has none.
+    # How often a task loses its CPU with libc's lock is chance. What shares no library has none.
     rate = {}
     for cell in (cell for cell in cells if cell["workload"] == "exec-static"):
         rate[cell["rmap"], cell["cpus"]] = cell["ops_per_s"]
