@@ -582,12 +582,16 @@ def validate(
             progress=say,
             stop=stop,
         )
+    if found.interrupted and not found.points:
+        raise typer.Exit(130)
     if json_file == "-":
         sys.stdout.buffer.write(found.to_json())
     else:
         if json_file:
             write_output(Path(json_file), found.to_json())
         validation.print_validation(found, stdout_console())
+    if found.interrupted:
+        raise typer.Exit(130)
     if any(point.note and "failed" in point.note for point in found.points):
         raise typer.Exit(1)
 

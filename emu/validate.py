@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 from emu import experiment, workload
-from emu.coordinator import StopFlag
+from emu.coordinator import Interrupted, StopFlag
 from emu.errors import InputError, unknown
 from emu.files import parse_toml
 from emu.report.table import print_uncertainty
@@ -90,6 +90,8 @@ class Validation(msgspec.Struct, kw_only=True):
     points: list[Point]
     calibrations: list[Calibration]
     uncertainty: list[Uncertainty] = []
+    interrupted: bool = False
+    """The points are those that were done."""
 
     def to_json(self) -> bytes:
         """The JSON document, with a newline at the end."""
@@ -185,7 +187,10 @@ def validate(
     uncertainty: int = 0,
     progress: Callable[[Point], None] | None = None,
 ) -> Validation:
-    """Emulate every point of the rows. What cannot be run is in the result, with the reason."""
+    """Emulate every point of the rows, until interrupted.
+
+    What cannot be run is in the result, with the reason.
+    """
     found = Validation(points=[], calibrations=list(calibrations))
     known = workload.names()
     for row in rows:
@@ -208,7 +213,12 @@ def validate(
             }
             if uncertainty and row.measure == "ratio":
                 options["uncertainty"] = uncertainty
-            run = run_cells(options)
+            try:
+                run = run_cells(options)
+            except Interrupted:
+                found.points.pop()
+                found.interrupted = True
+                return found
             failed = next((cell for cell in run.cells if not cell.ok), None)
             if failed:
                 point.note = f"{failed.rmap} failed: {failed.error}"
@@ -236,7 +246,7 @@ def run_all(
     progress: Callable[[Point], None] | None = None,
     stop: StopFlag | None = None,
 ) -> Validation:
-    """Validate these rows of a file, published.toml, or all. Raises InputError, Interrupted."""
+    """Validate these rows of a file, published.toml, or all. Raises InputError."""
     published = read(file)
 
     def run_cells(options: Mapping[str, object]) -> Run:

@@ -14,6 +14,7 @@ import pytest
 from emu_command import children, emu, start, wait_until
 
 from emu import _core, topology, validate, workload
+from emu.coordinator import Interrupted
 from emu.errors import InputError
 from emu.results import CellResult, Host, Latency, Lock, Memory, Run, RunInfo
 from emu.validate import Calibration, Point, Result
@@ -135,6 +136,19 @@ def test_rows_become_points_and_what_cannot_run_is_said() -> None:
     assert [options["rmap"] for options in asked] == [["b"], ["b"], ["b"], ["a", "b"]]
     assert {options["duration"] for options in asked} == {"7ms"}
     assert [options.get("uncertainty") for options in asked] == [None, None, None, 5]
+
+
+def test_what_was_done_before_an_interrupt_is_kept() -> None:
+    rows = [a_row("ops_per_s", cpus=[1, 2, 3], value=[100.0, 300.0, 1.0])]
+
+    def run_cells(options: Mapping[str, object]) -> Run:
+        if options["cpus"] == 2:
+            raise Interrupted
+        return a_run(a_cell("b", 75))
+
+    found = validate.validate(rows, [], run_cells)
+    assert found.interrupted
+    assert [(p.cpus, p.ratio) for p in found.points] == [(1, 1.5)]
 
 
 def test_the_published_data_fits_what_there_is() -> None:
