@@ -73,13 +73,14 @@ def deviation(sample: Sequence[float]) -> float | None:
 
 
 def _estimate(samples: tuple[Sequence[float], ...], statistic: Any) -> Estimate:
-    from scipy.stats import bootstrap
-
     data = [np.asarray(sample, float) for sample in samples]
     value = float(statistic(*data, axis=-1))
     repeats = min(map(len, data))
     if repeats < 2:
         return Estimate(value, None, None, repeats)
+    # Loading it takes longer than most commands do, and not all have a use for it.
+    from scipy.stats import bootstrap
+
     with warnings.catch_warnings():
         # Of equal repeats the distribution is a point; that is what the interval then is.
         warnings.simplefilter("ignore")
@@ -97,10 +98,10 @@ def _estimate(samples: tuple[Sequence[float], ...], statistic: Any) -> Estimate:
 
 def p_value(one: Sequence[float], other: Sequence[float]) -> float:
     """How probable so large a difference is by chance (Mann-Whitney, two-sided)."""
-    from scipy.stats import mannwhitneyu
-
     if sorted(one) == sorted(other):
         return 1.0
+    from scipy.stats import mannwhitneyu
+
     return float(mannwhitneyu(one, other, method="auto").pvalue)
 
 

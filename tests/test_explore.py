@@ -203,12 +203,8 @@ def test_designs_that_each_break_a_rule_are_found_too(
         wanted = [each for each in explore.scenarios() if each.kind == kind]
         units = explore.make_units([design], wanted, cleanup)
         units = [replace(unit, schedules=schedules, shorten_seconds=0.1) for unit in units]
-        found = [
-            result.finding.kind
-            for result in explore.check(units, seconds=120.0, stop=stop)
-            if result.finding
-        ]
-    assert found != []
+        # The first finding ends the search: what else the design breaks is not asked.
+        assert any(r.finding for r in explore.check(units, seconds=120.0, stop=stop))
 
 
 def test_there_are_enough_of_them() -> None:
