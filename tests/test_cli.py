@@ -121,7 +121,7 @@ BAD_INPUT = {
     "arena-big": (["--arena-size", "30T"], ["--arena-size", "available"]),
     "arena-small": (["--cpus", "300", "--arena-size", "1M"], ["--arena-size gives more"]),
     "option": (["--rmpa", "single"], ["--rmpa"]),
-    "json": (["--json", "/nonexistent/x.json"], ["--json /nonexistent/x.json"]),
+    "json": (["--json", "/proc/none/x.json"], ["--json /proc/none/x.json"]),
     "json-folder": (["--json", "{dir}"], ["--json /", "no file can be written there"]),
     "json-long": (["--json", "x" * 300], ["--json xxx", "File name too long"]),
     "rmap-long": (["--rmap", f"./{'x' * 300}.c"], ["xxx.c", "File name too long"]),
@@ -567,9 +567,9 @@ def test_a_name_may_be_as_long_as_any(tmp_path: Path) -> None:
 
 
 def test_a_command_is_recorded_only_where_its_workload_can_be_written(tmp_path: Path) -> None:
-    done = emu("record", "-o", "/nonexistent/x.toml", "--", "touch", str(tmp_path / "ran"))
+    done = emu("record", "-o", "/proc/none/x.toml", "--", "touch", str(tmp_path / "ran"))
     assert done.returncode == 2
-    assert done.stderr == "emu: --output /nonexistent/x.toml: no file can be written there\n"
+    assert done.stderr == "emu: --output /proc/none/x.toml: no file can be written there\n"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -356,7 +356,6 @@ def test_scenarios_are_listed() -> None:
     assert {each.name for each in explore.scenarios()} <= set(done.stdout.split())
 
 
-@pytest.mark.usefixtures("nothing_left")
 def explores(pid: int) -> bool:
     """Is the machine of the explorer loaded there?"""
     try:
@@ -365,6 +364,7 @@ def explores(pid: int) -> bool:
         return False
 
 
+@pytest.mark.usefixtures("nothing_left")
 def test_an_interrupt_ends_it_at_once() -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "emu", "check", "single", "--suite", "explore", "--time", "60s"],

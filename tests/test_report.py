@@ -598,7 +598,8 @@ def test_hlog_read_back(real: Run, tmp_path: Path) -> None:
                 read = reader.get_next_interval_histogram()
                 assert read.get_tag() == f"{number}:{name}"
                 assert read.get_total_count() == latency.count - latency.overflow > 0
-                assert read.get_value_at_percentile(50) == latency.p50
+                # Its percentiles are edges of buckets, ours no more than the largest value.
+                assert min(read.get_value_at_percentile(50), latency.max) == latency.p50
                 assert read.get_start_time_stamp() == pytest.approx(end_s * 1000, abs=1e-3)
                 length_ms = read.get_end_time_stamp() - read.get_start_time_stamp()
                 assert length_ms == pytest.approx(cell.seconds * 1000, abs=1e-3)
@@ -649,7 +650,7 @@ def test_nothing_to_show_is_said(made: Path, tmp_path: Path) -> None:
         (["--format", "csv", "--cell", "single"], ["'single'", "outer-inner"]),
         (["--format", "csv", "--op", "exec"], ["--op exec", "hgrm and hlog"]),
         (["--format", "hgrm", "--op", "exce"], ["did you mean 'exec'", "fork"]),
-        (["--format", "csv", "-o", "/nonexistent/x"], ["/nonexistent/x", "No such file"]),
+        (["--format", "csv", "-o", "/proc/none/x"], ["/proc/none/x", "No such file"]),
         (["--format", "csv", "-o", "/"], ["/: "]),
         ([], ["--format"]),
     ],

@@ -253,7 +253,7 @@ def test_a_full_buffer_says_when(tmp_path: Path) -> None:
         (("--rmap", "single", "--cpus", "2", "--engine", "native"), ["one cell", "of native"]),
         (("--rmap", "single", "--cpus", "2", "--trace-window", "5"), ['"2ms+500us"']),
         (("--rmap", "single", "--cpus", "2", "--trace-window", "0us+0us"), ["0us+0us"]),
-        (("--rmap", "single", "--cpus", "2", "--trace", "/nonexistent/x"), ["/nonexistent/x"]),
+        (("--rmap", "single", "--cpus", "2", "--trace", "/proc/none/x"), ["/proc/none/x"]),
     ],
 )
 def test_bad_input(tmp_path: Path, arguments: tuple[str, ...], words: list[str]) -> None:
