@@ -24,6 +24,8 @@ static struct locked {
 	struct rw_semaphore sem;
 	struct qspinlock spin;
 	__cacheline_aligned uint64_t by_sem, by_spin, inside;
+	_Atomic uint32_t readers;
+	uint32_t nth[384]; /* reader of those that read at that time */
 } *locked;
 
 static void take_locks(void *arg)
@@ -80,6 +82,40 @@ static void take_tickets(void *arg)
 		ns = emu_clock_ns();
 		tickets->ns[atomic_fetch_add_explicit(&tickets->next, 1, memory_order_relaxed)] = ns;
 	}
+}
+
+static void read_for_1_ms(void *arg)
+{
+	(void)arg;
+	if (current->cpu == 0) {
+		down_write(&locked->sem);
+		emu_compute(5000000);
+		up_write(&locked->sem);
+		return;
+	}
+	emu_compute(1000000);
+	down_read(&locked->sem);
+	locked->nth[current->cpu] = ++locked->readers;
+	emu_compute(1000000);
+	locked->readers--;
+	up_read(&locked->sem);
+}
+
+/* As in Linux. The rest comes after them. */
+static void waiting_readers_are_let_in_256_at_a_time(void)
+{
+	uint32_t most = 0;
+
+	machine_boot(&hygon, 384, 1);
+	locked = machine_zalloc(sizeof(*locked), 0);
+	init_rwsem(&locked->sem, EMU_CLASS_MMAP_LOCK);
+	ASSERT(!emu_virtual_run(read_for_1_ms, NULL), "%s", emu_error());
+	for (uint32_t i = 1; i < 384; i++) {
+		ASSERT(locked->nth[i], "CPU %u has never read", i);
+		most = most < locked->nth[i] ? locked->nth[i] : most;
+	}
+	ASSERT(most == 256, "%u at once", most);
+	machine_end();
 }
 
 static void atomics_take_effect_in_the_order_of_virtual_time(void)
@@ -971,6 +1007,7 @@ int main(void)
 {
 	TEST(nothing_of_libtsan_is_loaded);
 	TEST(locks_exclude_each_other_on_384_cpus);
+	TEST(waiting_readers_are_let_in_256_at_a_time);
 	TEST(atomics_take_effect_in_the_order_of_virtual_time);
 	TEST(same_seed_same_trace);
 	TEST(ping_pong_reproduces_the_latency_classes);

@@ -34,6 +34,9 @@ struct rwsem_chosen {
 	struct rwsem_waiter *readers;
 };
 
+/* As Linux: more would keep wait_lock, and whoever lets them in, for too long. The rest is let in when these have gone. */
+#define RWSEM_READERS_WOKEN_MAX UINT64_C(256)
+
 _Static_assert(sizeof(struct rw_semaphore) == EMU_CACHELINE, "spinners watch count and owner in one line");
 
 void init_rwsem(struct rw_semaphore *sem, uint32_t class_id)
@@ -108,7 +111,7 @@ static bool rwsem_claim_for_reader(struct rw_semaphore *sem, struct rwsem_waiter
 	return false;
 }
 
-/* Takes all readers out of the list into chosen->readers, in order; returns how many. wait_lock must be held. */
+/* Takes readers out of the list into chosen->readers, in order; returns how many. wait_lock must be held. */
 static uint64_t rwsem_take_readers(struct rw_semaphore *sem, struct rwsem_chosen *chosen)
 {
 	struct rwsem_waiter *waiter, *next, **tail = &chosen->readers;
@@ -122,7 +125,8 @@ static uint64_t rwsem_take_readers(struct rw_semaphore *sem, struct rwsem_chosen
 		waiter->next = NULL;
 		*tail = waiter;
 		tail = &waiter->next;
-		n++;
+		if (++n == RWSEM_READERS_WOKEN_MAX)
+			break;
 	}
 	return n;
 }
