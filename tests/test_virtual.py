@@ -210,30 +210,31 @@ SHARED = ("--engine", "virtual", "--topology", "generic:sockets=1,nodes=2,l3=1,c
 def test_more_tasks_than_cpus_share_them() -> None:
     arguments = (*SHARED, "--workload", "exec-static,execl", "--rmap", "single,exclude")
     cells = cells_of(*arguments, "--duration", "12ms", "--cpus", "4,10")
-    for cell in cells:
-        assert cell["oversubscribed"] == (cell["cpus"] == 10)
+    found = {(cell["workload"], cell["rmap"], cell["cpus"]): cell for cell in cells}
+    for (name, rmap, cpus), cell in found.items():
+        assert cell["oversubscribed"] == (cpus == 10)
         assert cell["ops"] > 0
         check_time_stack(cell, 4)
-    shares = [cell for cell in cells if cell["oversubscribed"]]
-    for shared in shares:
+        if cpus == 4:
+            continue
         # Four CPUs for ten tasks: six do not run, some of them for a lock whose owner does not.
-        stack = shared["time_stack"]
-        assert stack["runqueue"] + stack["asleep"] + stack["other_locks"] > 0.6
+        stack = cell["time_stack"]
+        idle = stack["runqueue"] + stack["asleep"] + stack["other_locks"]
+        assert idle > 0.6
         assert stack["runqueue"] > 0.25
-        assert "10 tasks shared 4 CPUs." in shared["note"]
-    # How often a task loses its CPU with libc's lock is chance. What shares no library has none.
-    rate = {}
-    for cell in (cell for cell in cells if cell["workload"] == "exec-static"):
-        rate[cell["rmap"], cell["cpus"]] = cell["ops_per_s"]
-        if cell in shares:
-            stack = cell["time_stack"]
-            assert stack["runqueue"] + stack["asleep"] + stack["other_locks"] < 0.65
-    for rmap in ("single", "exclude"):
-        assert rate[rmap, 10] == pytest.approx(rate[rmap, 4], rel=0.05)
+        assert "10 tasks shared 4 CPUs." in cell["note"]
+        # How often a task loses its CPU with libc's lock is chance. exec-static has no libc.
+        own = found[name, rmap, 4]["ops_per_s"]
+        if name == "exec-static":
+            assert idle < 0.65
+            assert cell["ops_per_s"] == pytest.approx(own, rel=0.05)
+        else:
+            assert cell["ops_per_s"] == pytest.approx(own, rel=0.3)
     # Freed memory comes back however many tasks wait for a CPU: the rate does not fall with time.
-    longer = (*SHARED, "--workload", "exec-static", "--rmap", "single", "--duration", "60ms")
-    (cell,) = cells_of(*longer, "--cpus", "10")
-    assert cell["ops_per_s"] == pytest.approx(rate["single", 10], rel=0.05)
+    longer = (*arguments[:-1], "single", "--duration", "60ms", "--cpus", "10")
+    for cell, rel in zip(cells_of(*longer), (0.05, 0.2), strict=True):
+        rate = found[cell["workload"], "single", 10]["ops_per_s"]
+        assert cell["ops_per_s"] == pytest.approx(rate, rel=rel)
     again = cells_of(*arguments, "--duration", "12ms", "--cpus", "4,10")
     for cell in (*cells, *again):
         del cell["host"]

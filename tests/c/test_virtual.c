@@ -61,29 +61,6 @@ static void locks_exclude_each_other_on_384_cpus(void)
 	machine_end();
 }
 
-/*
- * Order
- */
-
-static struct tickets {
-	_Atomic uint32_t next;
-	__cacheline_aligned uint64_t ns[2000];
-} *tickets;
-
-static void take_tickets(void *arg)
-{
-	(void)arg;
-	for (int i = 0; i < 20; i++) {
-		uint64_t ns;
-
-		emu_compute(emu_random() % 5000);
-		/* Stores in flight, of the last turn, would be waited for between the look at the clock and the add. */
-		atomic_thread_fence(memory_order_seq_cst);
-		ns = emu_clock_ns();
-		tickets->ns[atomic_fetch_add_explicit(&tickets->next, 1, memory_order_relaxed)] = ns;
-	}
-}
-
 static void read_for_1_ms(void *arg)
 {
 	(void)arg;
@@ -116,6 +93,29 @@ static void waiting_readers_are_let_in_256_at_a_time(void)
 	}
 	ASSERT(most == 256, "%u at once", most);
 	machine_end();
+}
+
+/*
+ * Order
+ */
+
+static struct tickets {
+	_Atomic uint32_t next;
+	__cacheline_aligned uint64_t ns[2000];
+} *tickets;
+
+static void take_tickets(void *arg)
+{
+	(void)arg;
+	for (int i = 0; i < 20; i++) {
+		uint64_t ns;
+
+		emu_compute(emu_random() % 5000);
+		/* Stores in flight, of the last turn, would be waited for between the look at the clock and the add. */
+		atomic_thread_fence(memory_order_seq_cst);
+		ns = emu_clock_ns();
+		tickets->ns[atomic_fetch_add_explicit(&tickets->next, 1, memory_order_relaxed)] = ns;
+	}
 }
 
 static void atomics_take_effect_in_the_order_of_virtual_time(void)
