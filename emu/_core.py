@@ -100,9 +100,13 @@ LOCK_STAT_DTYPE = np.dtype(
         ("acquired", np.uint64),
         ("contended", np.uint64),
         ("wait_ns", np.uint64),
+        ("wait_min_ns", np.uint64),
+        ("wait_max_ns", np.uint64),
         ("hold_ns", np.uint64),
+        ("hold_min_ns", np.uint64),
+        ("hold_max_ns", np.uint64),
         ("hold_samples", np.uint32),
-        ("next_used", np.uint32),
+        ("place", np.uint32),
     ]
 )
 """``struct lock_stat``."""

@@ -56,7 +56,10 @@ class Site(msgspec.Struct, kw_only=True):
 
 
 class Lock(msgspec.Struct, kw_only=True):
-    """A lock class. ``hold_ns`` is scaled up from the acquisitions that were timed."""
+    """A lock class. ``hold_ns`` is scaled up from the acquisitions that were timed.
+
+    The shortest and the longest of the waits that there were, and of the holds that were timed.
+    """
 
     name: str
     file: str | None
@@ -64,6 +67,10 @@ class Lock(msgspec.Struct, kw_only=True):
     contended: Count
     wait_ns: Count
     hold_ns: Count
+    wait_min_ns: Count = 0
+    wait_max_ns: Count = 0
+    hold_min_ns: Count = 0
+    hold_max_ns: Count = 0
     sites: list[Site]
 
 

@@ -346,6 +346,14 @@ def test_json_on_stdout_is_only_json_with_all_keys() -> None:
             assert {"name", "file", "acquired", "contended", "wait_ns", "hold_ns"} <= set(lock)
             assert lock["acquired"] == sum(site["acquired"] for site in lock["sites"])
             assert lock["wait_ns"] == sum(site["wait_ns"] for site in lock["sites"])
+            assert (
+                lock["wait_min_ns"] * lock["contended"]
+                <= lock["wait_ns"]
+                <= lock["wait_max_ns"] * lock["contended"]
+            )
+            if lock["hold_ns"]:
+                held_ns = lock["hold_ns"] / lock["acquired"]
+                assert lock["hold_min_ns"] - 1 <= held_ns <= lock["hold_max_ns"] + 1
         assert 0 <= cell["wait_share"] <= 1
         assert cell["ops_per_s"] == pytest.approx(cell["ops"] / cell["seconds"])
     assert [cell["rmap"] for cell in document["cells"]] == 2 * [

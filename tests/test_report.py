@@ -77,6 +77,10 @@ def made_cell(**changes: object) -> CellResult:
             contended=4,
             wait_ns=8000,
             hold_ns=15000,
+            wait_min_ns=700,
+            wait_max_ns=5100,
+            hold_min_ns=9,
+            hold_max_ns=2500,
             sites=[
                 Site(site="mmap_region>vma_link_file", acquired=6, contended=3, wait_ns=6000),
                 Site(site="", acquired=4, contended=1, wait_ns=2000),
@@ -187,18 +191,18 @@ HEADING = "virtual: outer-inner:shards=2,by=cpu, mmap-sem-rbtree, t, 2 CPUs, w, 
 LOCKSTAT = f"""\
 cell 0: {HEADING} 0
 phase all, 0.020000 s; times in microseconds, shares of a lock's waiting
---------------------------------------------------------------------------------------------------------------
-         class name     contentions waittime-total   waittime-avg   acquisitions holdtime-total   holdtime-avg
---------------------------------------------------------------------------------------------------------------
+--------------------------------------------------------------------------------------------------------------------------------------------------------------------------
+         class name     contentions   waittime-min   waittime-max waittime-total   waittime-avg   acquisitions   holdtime-min   holdtime-max holdtime-total   holdtime-avg
+--------------------------------------------------------------------------------------------------------------------------------------------------------------------------
 
-i_mmap_rwsem a;b.so:              4          8.000          2.000             10         15.000          1.500
+i_mmap_rwsem a;b.so:              4          0.700          5.100          8.000          2.000             10          0.009          2.500         15.000          1.500
 -------------------
-i_mmap_rwsem a;b.so               3          6.000          2.000              6   75.0%  mmap_region>vma_link_file
-i_mmap_rwsem a;b.so               1          2.000          2.000              4   25.0%  -
+i_mmap_rwsem a;b.so               3                                        6.000          2.000              6   75.0%  mmap_region>vma_link_file
+i_mmap_rwsem a;b.so               1                                        2.000          2.000              4   25.0%  -
 
-          mmap_lock:              0          0.000          0.000              4          2.000          0.500
+          mmap_lock:              0          0.000          0.000          0.000          0.000              4          0.000          0.000          2.000          0.500
           ---------
-          mmap_lock               0          0.000          0.000              4    0.0%  -
+          mmap_lock               0                                        0.000          0.000              4    0.0%  -
 """  # noqa: E501
 
 
@@ -467,13 +471,14 @@ def test_lockstat_read_back(real: Run) -> None:
         assert len(classes) == len(cell.locks)
         columns = [floats(line) for _, line in classes]
         assert sum(row[0] for row in columns) == sum(lock.contended for lock in cell.locks)
-        assert sum(row[1] for row in columns) == pytest.approx(
+        assert sum(row[3] for row in columns) == pytest.approx(
             sum(lock.wait_ns for lock in cell.locks) / 1000
         )
-        assert sum(row[3] for row in columns) == sum(lock.acquired for lock in cell.locks)
-        assert sum(row[4] for row in columns) == pytest.approx(
+        assert sum(row[5] for row in columns) == sum(lock.acquired for lock in cell.locks)
+        assert sum(row[8] for row in columns) == pytest.approx(
             sum(lock.hold_ns for lock in cell.locks) / 1000
         )
+        assert all(low <= avg <= high for _, low, high, _, avg, *_ in columns)
         sites = [line for line in section.splitlines() if re.search(r"%  \S+$", line)]
         assert len(sites) == sum(len(lock.sites) for lock in cell.locks)
         acquired = sum(int(line.split("%")[0].split()[-2]) for line in sites)

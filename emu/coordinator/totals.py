@@ -155,5 +155,12 @@ def gather_locks(core: _core.Core) -> list[LockTotals]:
 
 
 def _sum(records: NDArray[np.void]) -> NDArray[np.void]:
-    dtype = _core.LOCK_STAT_DTYPE
-    return np.array(tuple(records[name].sum() for name in dtype.names or ()), dtype)
+    total = np.zeros((), _core.LOCK_STAT_DTYPE)
+    for times, count in (("wait", "contended"), ("hold", "hold_samples")):
+        timed = records[records[count] > 0]
+        total[f"{times}_min_ns"] = timed[f"{times}_min_ns"].min() if len(timed) else 0
+        total[f"{times}_max_ns"] = records[f"{times}_max_ns"].max()
+        for name in (count, f"{times}_ns"):
+            total[name] = records[name].sum()
+    total["acquired"] = records["acquired"].sum()
+    return total

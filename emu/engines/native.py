@@ -300,6 +300,10 @@ def _lock(lock: LockTotals) -> Lock:
         contended=int(total["contended"]),
         wait_ns=int(total["wait_ns"]),
         hold_ns=round(int(total["hold_ns"]) * scale),
+        wait_min_ns=int(total["wait_min_ns"]),
+        wait_max_ns=int(total["wait_max_ns"]),
+        hold_min_ns=int(total["hold_min_ns"]),
+        hold_max_ns=int(total["hold_max_ns"]),
         sites=[
             Site(
                 site=path,

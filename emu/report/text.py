@@ -206,8 +206,8 @@ def _locks(cell: CellResult) -> Iterator[str]:
     phase = next((phase.name for phase in cell.phases if phase.counts_ops), "-")
     yield f"phase {phase}, {cell.seconds:.6f} s; times in microseconds, shares of a lock's waiting"
     columns = (
-        *("contentions", "waittime-total", "waittime-avg"),
-        *("acquisitions", "holdtime-total", "holdtime-avg"),
+        *("contentions", *(f"waittime-{what}" for what in ("min", "max", "total", "avg"))),
+        *("acquisitions", *(f"holdtime-{what}" for what in ("min", "max", "total", "avg"))),
     )
     heading = f"{'class name':>{width}} " + "".join(f" {column:>14}" for column in columns)
     rule = "-" * len(heading)
@@ -216,14 +216,16 @@ def _locks(cell: CellResult) -> Iterator[str]:
         name = _class(lock)
         yield ""
         yield (
-            f"{name:>{width}}: {lock.contended:>14}{_us(lock.wait_ns)}"
-            f"{_us(_per(lock.wait_ns, lock.contended))} {lock.acquired:>14}{_us(lock.hold_ns)}"
+            f"{name:>{width}}: {lock.contended:>14}"
+            f"{_us(lock.wait_min_ns)}{_us(lock.wait_max_ns)}{_us(lock.wait_ns)}"
+            f"{_us(_per(lock.wait_ns, lock.contended))} {lock.acquired:>14}"
+            f"{_us(lock.hold_min_ns)}{_us(lock.hold_max_ns)}{_us(lock.hold_ns)}"
             f"{_us(_per(lock.hold_ns, lock.acquired))}"
         )
         yield f"{'-' * len(name):>{width}}"
         for site in lock.sites:
             yield (
-                f"{name:>{width}}  {site.contended:>14}{_us(site.wait_ns)}"
+                f"{name:>{width}}  {site.contended:>14}{'':30}{_us(site.wait_ns)}"
                 f"{_us(_per(site.wait_ns, site.contended))} {site.acquired:>14}"
                 f" {_per(site.wait_ns, lock.wait_ns):>7.1%}  {site.site or '-'}"
             )

@@ -208,7 +208,7 @@ static void sites_are_paths(void)
 {
 	void *base = arena_new(ARENA_BYTES);
 	uint32_t x = lock_class("x", NULL);
-	const struct lock_stat *stats;
+	const struct lock_stat *stats, *at_root;
 
 	ASSERT(x == lock_class("x", "") && x != lock_class("x", "file") && x != lock_class("y", NULL), "classes");
 	outer();
@@ -218,10 +218,22 @@ static void sites_are_paths(void)
 	inner();
 	outer();
 	lock_stat_acquired(x, "");
+	/* Of all CPUs, the least and the greatest; a CPU without waits has no say. */
+	lock_stat_contended(x, 7);
+	lock_stat_contended(x, 5);
+	ASSERT(!emu_cpu_attach(1), "%s", emu_error());
+	lock_stat_acquired(x, "");
+	lock_stat_contended(x, 6);
+	ASSERT(!emu_cpu_attach(0), "%s", emu_error());
+	lock_stat_acquired(x, "");
 	stats = emu_lock_stats();
 	ASSERT(stats, "%s", emu_error());
+	at_root = &stats[x * EMU_SITES_MAX];
+	ASSERT(at_root->contended == 3 && at_root->wait_ns == 18 && at_root->wait_min_ns == 5 && at_root->wait_max_ns == 7,
+	       "%llu waits of %llu to %llu ns", (unsigned long long)at_root->contended,
+	       (unsigned long long)at_root->wait_min_ns, (unsigned long long)at_root->wait_max_ns);
 	ASSERT(acquired_at(stats, x, "outer>inner") == 4 && acquired_at(stats, x, "inner") == 2 &&
-		       acquired_at(stats, x, "") == 1 && current->site == 0, "paths");
+		       acquired_at(stats, x, "") == 3 && current->site == 0, "paths");
 	munmap(base, ARENA_BYTES);
 }
 
@@ -253,14 +265,18 @@ static void statistics_begin_anew(void)
 static void damaged_statistics_are_refused(void)
 {
 	void *base = arena_new(ARENA_BYTES);
-	struct lock_stat *own = current->lock_stats;
+	struct lock_stat_table *own = current->lock_stats;
+	uint32_t place;
 
 	outer();
-	own[own->next_used].next_used = own->next_used;
-	ASSERT(!emu_lock_stats() && strstr(emu_error(), "lock statistics of CPU 0"), "a ring: %s", emu_error());
-	own[own->next_used].next_used = UINT32_MAX;
-	ASSERT(!emu_lock_stats() && strstr(emu_error(), "lock statistics of CPU 0"), "outside: %s", emu_error());
-	own[own->next_used].next_used = 0;
+	ASSERT(own->nr_used == 1, "one class at one site");
+	own->nr_used = UINT32_MAX;
+	ASSERT(!emu_lock_stats() && strstr(emu_error(), "lock statistics of CPU 0"), "too many: %s", emu_error());
+	own->nr_used = 1;
+	place = own->used[1].place;
+	own->used[1].place = UINT32_MAX;
+	ASSERT(!emu_lock_stats() && strstr(emu_error(), "lock statistics of CPU 0"), "nowhere: %s", emu_error());
+	own->used[1].place = place;
 	ASSERT(emu_lock_stats(), "%s", emu_error());
 	current->sites[1].parent = 1;
 	ASSERT(!emu_lock_stats() && strstr(emu_error(), "call sites of CPU 0"), "sites: %s", emu_error());

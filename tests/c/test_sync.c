@@ -73,7 +73,7 @@ static struct lock_stat stat_sum(uint32_t class_id)
 	struct lock_stat sum = { 0 };
 
 	for (uint32_t cpu = 0; cpu < MACHINE_CPUS; cpu++) {
-		const struct lock_stat *stat = &machine->lock_stats[cpu][class_id * EMU_SITES_MAX];
+		const struct lock_stat *stat = &machine->lock_stats[cpu][class_id];
 
 		sum.acquired += stat->acquired;
 		sum.contended += stat->contended;

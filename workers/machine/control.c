@@ -45,7 +45,7 @@ static struct layout layout_of(const struct emu_config *c)
 	l.penalty_ns = place(&at, nodes * nodes * sizeof(uint32_t));
 	/* Before the CPUs, on whose page the virtual machine's memory begins: counting, and RCU's, costs nothing there. */
 	l.rcu = place(&at, emu_rcu_bytes(c->nr_cpus));
-	l.lock_stats = place(&at, cpus * l.max_classes * EMU_SITES_MAX * sizeof(struct lock_stat));
+	l.lock_stats = place(&at, cpus * emu_lock_stats_bytes(l.max_classes));
 	at = (at + EMU_PAGE_SIZE - 1) & ~(EMU_PAGE_SIZE - 1);
 	l.cpus = place(&at, cpus * sizeof(struct emu_cpu));
 	l.pools = place(&at, nodes * sizeof(struct emu_pool));
@@ -127,7 +127,6 @@ int emu_arena_format(void *base, uint64_t bytes, const struct emu_config *config
 	arena->penalty_ns = (uint32_t *)(start + l.penalty_ns);
 	arena->cpus = all_cpus = (struct emu_cpu *)(start + l.cpus);
 	arena->pools = (struct emu_pool *)(start + l.pools);
-	arena->lock_stats = (struct lock_stat *)(start + l.lock_stats);
 	arena->files = (struct address_space *)(start + l.files);
 	arena->lists = (struct emu_list *)(start + l.lists);
 	arena->calls = (struct emu_call *)(start + l.calls);
@@ -153,7 +152,7 @@ int emu_arena_format(void *base, uint64_t bytes, const struct emu_config *config
 
 	for (uint32_t i = 0; i < config->nr_cpus; i++) {
 		struct emu_cpu *cpu = &arena->cpus[i];
-		struct lock_stat *stats = arena->lock_stats + (uint64_t)i * l.max_classes * EMU_SITES_MAX;
+		struct lock_stat_table *stats = emu_lock_stats_of(start + l.lock_stats, i, config->nr_cpus, l.max_classes);
 
 		/* An earlier run's are found from here. */
 		cpu->task.lock_stats = stats;

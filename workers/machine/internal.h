@@ -73,7 +73,6 @@ struct emu_arena {
 	uint32_t *penalty_ns;
 	struct emu_cpu *cpus; /* [nr_cpus] */
 	struct emu_pool *pools; /* [nr_nodes] */
-	struct lock_stat *lock_stats; /* [nr_cpus][max_classes][EMU_SITES_MAX] */
 	struct address_space *files; /* [nr_files] */
 	uint32_t nr_files;
 	struct emu_list *lists;
@@ -149,6 +148,8 @@ bool emu_background_symbol(const void *at, char *buf, size_t size);
 
 /* A CPU's part of a phase: statistics to zero; and the phase itself, from the start line on. */
 void emu_phase_reset(uint32_t cpu);
+uint64_t emu_lock_stats_bytes(uint32_t max_classes); /* of each CPU */
+struct lock_stat_table *emu_lock_stats_of(char *tables, uint32_t cpu, uint32_t nr_cpus, uint32_t max_classes);
 void emu_lock_stats_clear(struct task_struct *task);
 int emu_phase_body(void);
 

@@ -9,6 +9,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Of a CPU's statistics: a place for each call site, and entries for about half of them. */
+#define BYTES_A_CLASS 5120u
+
 uint32_t lock_class(const char *name, const char *file)
 {
 	struct emu_arena *arena = emu_arena;
@@ -32,53 +35,86 @@ uint32_t lock_class(const char *name, const char *file)
 	return id;
 }
 
-static uint32_t class_of(const struct task_struct *task, const struct lock_stat *stat)
+uint64_t emu_lock_stats_bytes(uint32_t max_classes)
 {
-	return (uint32_t)((uint64_t)(stat - task->lock_stats) / EMU_SITES_MAX);
+	return (uint64_t)max_classes * BYTES_A_CLASS;
 }
 
-void lock_stat_first_use(struct task_struct *task, struct lock_stat *stat)
+static uint64_t bytes_of_places(uint32_t max_classes)
 {
-	stat->next_used = task->lock_stats->next_used;
-	task->lock_stats->next_used = (uint32_t)(stat - task->lock_stats);
+	uint64_t bytes = offsetof(struct lock_stat_table, at) + (uint64_t)max_classes * EMU_SITES_MAX * sizeof(uint16_t);
+
+	return (bytes + EMU_CACHELINE - 1) & ~(uint64_t)(EMU_CACHELINE - 1);
 }
 
-/*
- * The entry at `at`; NULL at the end. *left, the size of the table at first, is 0 where the table is damaged: an entry
- * that is not in it, or a list without an end.
- */
-static struct lock_stat *used_entry(const struct task_struct *task, uint32_t at, uint64_t *left)
+/* How many entries a table has, but for that of no place. */
+static uint32_t nr_entries(uint32_t max_classes)
 {
-	if (!at)
-		return NULL;
-	if (at >= emu_arena->max_classes * EMU_SITES_MAX || !--*left) {
-		*left = 0;
-		return NULL;
-	}
-	return &task->lock_stats[at];
+	uint64_t room = emu_lock_stats_bytes(max_classes) - bytes_of_places(max_classes);
+	uint64_t nr = room / sizeof(struct lock_stat) - 1;
+
+	return nr < UINT16_MAX ? (uint32_t)nr : UINT16_MAX;
 }
 
-static uint64_t table_size(void)
+/* All CPUs' places come first, since nearly all of the entries' memory is never touched. */
+struct lock_stat_table *emu_lock_stats_of(char *tables, uint32_t cpu, uint32_t nr_cpus, uint32_t max_classes)
 {
-	return (uint64_t)emu_arena->max_classes * EMU_SITES_MAX;
+	uint64_t of_places = bytes_of_places(max_classes);
+	uint64_t of_entries = emu_lock_stats_bytes(max_classes) - of_places;
+	struct lock_stat_table *table = (void *)(tables + cpu * of_places);
+
+	table->used = (void *)(tables + nr_cpus * of_places + cpu * of_entries);
+	return table;
+}
+
+struct lock_stat *lock_stat_first_use(struct task_struct *task, uint32_t place)
+{
+	struct lock_stat_table *table = task->lock_stats;
+	uint32_t at = atomic_load_explicit(&table->nr_used, memory_order_relaxed) + 1;
+
+	if (at > nr_entries(emu_arena->max_classes))
+		emu_fail("locks were taken at more than %u pairs of lock class and call site", at - 1);
+	table->used[at].place = place;
+	table->at[place] = (uint16_t)at;
+	/* Release: emu_lock_waits() looks while we run. */
+	atomic_store_explicit(&table->nr_used, at, memory_order_release);
+	return &table->used[at];
+}
+
+/* The number of used entries of a table, all of which have a place; -1: it is damaged. */
+static int64_t nr_used(const struct lock_stat_table *table)
+{
+	uint32_t nr = atomic_load_explicit(&table->nr_used, memory_order_acquire);
+
+	if (nr > nr_entries(emu_arena->max_classes))
+		return -1;
+	for (uint32_t at = 1; at <= nr; at++)
+		if (table->used[at].place >= emu_arena->max_classes * EMU_SITES_MAX)
+			return -1;
+	return nr;
 }
 
 void emu_lock_stats_clear(struct task_struct *task)
 {
-	uint64_t left = table_size();
-	struct lock_stat *stat;
+	struct lock_stat_table *table = task->lock_stats;
+	int64_t nr = nr_used(table);
 
-	while ((stat = used_entry(task, task->lock_stats->next_used, &left))) {
-		task->lock_stats->next_used = stat->next_used;
-		memset(stat, 0, sizeof(*stat));
+	if (nr < 0) {
+		memset(table->at, 0, (uint64_t)emu_arena->max_classes * EMU_SITES_MAX * sizeof(*table->at));
+		nr = nr_entries(emu_arena->max_classes);
+	} else {
+		for (int64_t at = 1; at <= nr; at++)
+			table->at[table->used[at].place] = 0;
 	}
+	memset(table->used, 0, (uint64_t)(nr + 1) * sizeof(*table->used));
+	atomic_store_explicit(&table->nr_used, 0, memory_order_relaxed);
 }
 
 /* Weak, as its other half: the exploring machine watches locks itself. */
 __attribute__((weak)) EMU_NOINLINE void lock_stat_hold_begin(struct task_struct *task, struct lock_stat *stat,
 							     const void *lock)
 {
-	uint32_t class_id = class_of(task, stat);
+	uint32_t class_id = stat->place / EMU_SITES_MAX;
 
 	emu_machine_lock_seen(lock, class_id);
 	for (uint32_t i = 0; i < EMU_HOLDS; i++) {
@@ -95,12 +131,12 @@ __attribute__((weak)) EMU_NOINLINE void lock_stat_hold_end(struct task_struct *t
 	for (uint32_t i = 0; i < EMU_HOLDS; i++) {
 		if (task->holds[i].lock == lock) {
 			struct lock_stat *stat = task->holds[i].stat;
-			uint32_t at = (uint32_t)(stat - task->lock_stats);
+			uint32_t class_id = stat->place / EMU_SITES_MAX;
 
-			emu_machine_held(lock, at / EMU_SITES_MAX, at % EMU_SITES_MAX, task->holds[i].since_ns);
-			stat->hold_ns += emu_clock_ns() - task->holds[i].since_ns;
-			stat->hold_samples++;
-			emu_machine_lock_held(class_of(task, stat), false);
+			emu_machine_held(lock, class_id, stat->place % EMU_SITES_MAX, task->holds[i].since_ns);
+			lock_stat_time(emu_clock_ns() - task->holds[i].since_ns, ++stat->hold_samples, &stat->hold_ns,
+				       &stat->hold_min_ns, &stat->hold_max_ns);
+			emu_machine_lock_held(class_id, false);
 			/* Close the gap: lock_stat_release() looks at the first slot only. */
 			for (; i + 1 < EMU_HOLDS; i++)
 				task->holds[i] = task->holds[i + 1];
@@ -187,14 +223,35 @@ int emu_cpu_site_path(uint32_t cpu, uint32_t site, char *buf, size_t size)
 static struct lock_stat *all_stats; /* [max_classes][EMU_SITES_MAX] */
 static struct emu_site all_sites[EMU_SITES_MAX];
 
+static void add_lock_stat(const struct lock_stat *stat, uint32_t site)
+{
+	struct lock_stat *sum = &all_stats[stat->place / EMU_SITES_MAX * EMU_SITES_MAX + site];
+
+	if (stat->contended && (!sum->contended || stat->wait_min_ns < sum->wait_min_ns))
+		sum->wait_min_ns = stat->wait_min_ns;
+	if (stat->wait_max_ns > sum->wait_max_ns)
+		sum->wait_max_ns = stat->wait_max_ns;
+	if (stat->hold_samples && (!sum->hold_samples || stat->hold_min_ns < sum->hold_min_ns))
+		sum->hold_min_ns = stat->hold_min_ns;
+	if (stat->hold_max_ns > sum->hold_max_ns)
+		sum->hold_max_ns = stat->hold_max_ns;
+	sum->acquired += stat->acquired;
+	sum->contended += stat->contended;
+	sum->wait_ns += stat->wait_ns;
+	sum->hold_ns += stat->hold_ns;
+	sum->hold_samples += stat->hold_samples;
+}
+
 /* Adds a CPU's. A site is entered after the one that it is below, so one pass finds where each belongs. */
 static int add_lock_stats(uint32_t nr)
 {
 	const struct emu_cpu *cpu = &emu_arena->cpus[nr];
-	uint64_t left = table_size();
+	const struct lock_stat_table *table = cpu->task.lock_stats;
+	int64_t nr_stats = nr_used(table);
 	uint32_t site_of[EMU_SITES_MAX] = { 0 };
-	const struct lock_stat *stat;
 
+	if (nr_stats < 0)
+		return emu_set_error(-EINVAL, "the lock statistics of CPU %u are damaged", nr);
 	if (cpu->sites[0].parent >= EMU_SITES_MAX)
 		return damaged_sites(nr);
 	for (uint32_t id = 1; id <= cpu->sites[0].parent; id++) {
@@ -202,24 +259,15 @@ static int add_lock_stats(uint32_t nr)
 			return damaged_sites(nr);
 		site_of[id] = site_below(all_sites, site_of[cpu->sites[id].parent], cpu->sites[id].function);
 	}
-	for (uint32_t at = cpu->task.lock_stats->next_used; (stat = used_entry(&cpu->task, at, &left)); at = stat->next_used) {
-		struct lock_stat *sum = &all_stats[at / EMU_SITES_MAX * EMU_SITES_MAX + site_of[at % EMU_SITES_MAX]];
-
-		sum->acquired += stat->acquired;
-		sum->contended += stat->contended;
-		sum->wait_ns += stat->wait_ns;
-		sum->hold_ns += stat->hold_ns;
-		sum->hold_samples += stat->hold_samples;
-	}
-	if (!left)
-		return emu_set_error(-EINVAL, "the lock statistics of CPU %u are damaged", nr);
+	for (int64_t at = 1; at <= nr_stats; at++)
+		add_lock_stat(&table->used[at], site_of[table->used[at].place % EMU_SITES_MAX]);
 	return 0;
 }
 
 struct lock_stat *emu_lock_stats(void)
 {
 	free(all_stats);
-	all_stats = calloc(table_size(), sizeof(*all_stats));
+	all_stats = calloc((uint64_t)emu_arena->max_classes * EMU_SITES_MAX, sizeof(*all_stats));
 	memset(all_sites, 0, sizeof(all_sites));
 	if (!all_stats) {
 		emu_set_error(-ENOMEM, "no memory for the statistics of %u lock classes", emu_arena->max_classes);
@@ -239,12 +287,11 @@ int emu_site_path(uint32_t site, char *buf, size_t size)
 void emu_lock_waits(uint64_t *wait_ns, uint32_t nr_classes)
 {
 	for (uint32_t nr = 0; nr < emu_arena->config.nr_cpus; nr++) {
-		const struct task_struct *task = &emu_arena->cpus[nr].task;
-		uint64_t left = table_size();
-		const struct lock_stat *stat;
+		const struct lock_stat_table *table = emu_arena->cpus[nr].task.lock_stats;
+		int64_t nr_stats = nr_used(table);
 
-		for (uint32_t at = task->lock_stats->next_used; (stat = used_entry(task, at, &left)); at = stat->next_used)
-			if (at / EMU_SITES_MAX < nr_classes)
-				wait_ns[at / EMU_SITES_MAX] += stat->wait_ns;
+		for (int64_t at = 1; at <= nr_stats; at++)
+			if (table->used[at].place / EMU_SITES_MAX < nr_classes)
+				wait_ns[table->used[at].place / EMU_SITES_MAX] += table->used[at].wait_ns;
 	}
 }

@@ -20,10 +20,17 @@
 struct lock_stat {
 	uint64_t acquired;
 	uint64_t contended;
-	uint64_t wait_ns;
-	uint64_t hold_ns; /* of the hold_samples timed ones */
+	uint64_t wait_ns, wait_min_ns, wait_max_ns;
+	uint64_t hold_ns, hold_min_ns, hold_max_ns; /* of the hold_samples timed ones */
 	uint32_t hold_samples;
-	uint32_t next_used; /* in the CPU's table, from entry 0 on, which is no class's; 0: the last */
+	uint32_t place; /* class * EMU_SITES_MAX + site */
+};
+
+/* A CPU's. Few places are ever used, so what is counted there is kept close together. */
+struct lock_stat_table {
+	struct lock_stat *used; /* [nr_used + 1]; entry 0 is no place's */
+	_Atomic uint32_t nr_used;
+	uint16_t at[]; /* [class * EMU_SITES_MAX + site]: its entry in used; 0: none yet */
 };
 
 /*
@@ -38,35 +45,47 @@ EMU_EXPORT uint32_t lock_class(const char *name, const char *file);
 #define EMU_CLASS_EXTENTS 3u   /* of a page table, for changes: designs with vmas_in_tables */
 #define EMU_CLASS_FREE_AREA 4u /* of free addresses */
 
-static inline struct lock_stat *lock_stat_here(uint32_t class_id)
-{
-	return &current->lock_stats[class_id * EMU_SITES_MAX + current->site];
-}
-
-/* The first acquisition of a class at a site in this phase: few of a table's entries are ever used. */
-EMU_EXPORT void lock_stat_first_use(struct task_struct *task, struct lock_stat *stat);
+/* A new entry, for a place that has none in this phase. */
+EMU_EXPORT struct lock_stat *lock_stat_first_use(struct task_struct *task, uint32_t place);
 EMU_EXPORT void lock_stat_hold_begin(struct task_struct *task, struct lock_stat *stat, const void *lock);
 EMU_EXPORT void lock_stat_hold_end(struct task_struct *task, const void *lock);
+
+static inline struct lock_stat *lock_stat_here(struct task_struct *task, uint32_t class_id)
+{
+	struct lock_stat_table *table = task->lock_stats;
+	uint32_t place = class_id * EMU_SITES_MAX + task->site;
+
+	if (unlikely(!table->at[place]))
+		return lock_stat_first_use(task, place);
+	return &table->used[table->at[place]];
+}
+
+/* One more time of the `nr` that were `sum`, the least of them and the greatest. */
+static inline void lock_stat_time(uint64_t ns, uint64_t nr, uint64_t *sum, uint64_t *min, uint64_t *max)
+{
+	*sum += ns;
+	*min = nr == 1 || ns < *min ? ns : *min;
+	*max = ns > *max ? ns : *max;
+}
 
 /* Each lock calls these on every path: got it / got it after waiting, before that / about to release it. */
 static inline void lock_stat_acquired(uint32_t class_id, const void *lock)
 {
 	struct task_struct *task = current;
-	struct lock_stat *stat = &task->lock_stats[class_id * EMU_SITES_MAX + task->site];
+	struct lock_stat *stat = lock_stat_here(task, class_id);
 
-	if (unlikely(!stat->acquired++))
-		lock_stat_first_use(task, stat);
+	stat->acquired++;
 	if (unlikely(++task->hold_tick % EMU_HOLD_SAMPLE == 0))
 		lock_stat_hold_begin(task, stat, lock);
 }
 
 static inline void lock_stat_contended(uint32_t class_id, uint64_t wait_ns)
 {
-	struct lock_stat *stat = lock_stat_here(class_id);
+	struct lock_stat *stat = lock_stat_here(current, class_id);
 
 	emu_waited_for(class_id);
 	stat->contended++;
-	stat->wait_ns += wait_ns;
+	lock_stat_time(wait_ns, stat->contended, &stat->wait_ns, &stat->wait_min_ns, &stat->wait_max_ns);
 	current->wait_ns += wait_ns;
 	emu_waited(class_id, wait_ns);
 }

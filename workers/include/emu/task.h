@@ -14,6 +14,7 @@
 #include <emu/machine.h>
 
 struct mm_struct;
+struct lock_stat_table;
 struct address_space;
 struct emu_call;
 
@@ -51,7 +52,7 @@ struct task_struct {
 
 	/* This task's own; nobody else looks. */
 	__cacheline_aligned struct mm_struct *mm;
-	struct lock_stat *lock_stats; /* this CPU's table: [class * EMU_SITES_MAX + site] */
+	struct lock_stat_table *lock_stats; /* this CPU's */
 	struct emu_site *sites;	      /* this CPU's call-site trie [EMU_SITES_MAX] */
 	uint32_t site;		      /* node of this CPU's call-site trie that is running now */
 	uint32_t hold_tick;	      /* counts acquisitions, so that one in EMU_HOLD_SAMPLE is timed */
