@@ -132,7 +132,7 @@ def execute(
         fingerprint = _fingerprint(info, cluster)
         found = None if fresh else store.find(fingerprint)
         missing = store.missing(found) if found else set(range(len(tasks)))
-        status = "interrupted"
+        status, refused = "interrupted", False
         run: str | None = None
         watchers = watchers or Watchers()
         try:
@@ -169,9 +169,12 @@ def execute(
             status = ended
         except Interrupted:
             pass
+        except InputError:
+            refused = True
+            raise
         finally:
             if run:
-                store.end(run, status)
+                store.end(run, status, refused=refused)
         if run is None:
             info.status = status
             return Run(run=info, cells=[])

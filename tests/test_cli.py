@@ -189,6 +189,7 @@ def test_bad_input_is_one_line_and_status_2(case: str, tmp_path: Path) -> None:
     assert done.stderr.startswith("emu: ")
     for word in words:
         assert word in done.stderr
+    assert Store().ids() == []
 
 
 @pytest.mark.parametrize(
