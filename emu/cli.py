@@ -713,7 +713,8 @@ def _call(arguments: list[str]) -> int:
         if type(error).__name__ == "NoArgsIsHelpError":
             print(message, file=sys.stderr)
         else:
-            print(f"emu: {' '.join(message.split())}; --help lists what there is", file=sys.stderr)
+            said = " ".join(message.split()).removesuffix(".")
+            print(f"emu: {said}; --help lists what there is", file=sys.stderr)
         return 2
 
 

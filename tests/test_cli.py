@@ -209,6 +209,7 @@ def test_bad_input_is_one_line_and_status_2(case: str, tmp_path: Path) -> None:
 def test_other_bad_input(arguments: list[str]) -> None:
     done = emu(*arguments)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert ".;" not in done.stderr
 
 
 @pytest.mark.parametrize(
