@@ -445,6 +445,19 @@ def test_who_reads_no_further_does_not_change_the_exit_status(arguments: str, st
     assert unread(arguments) == status
 
 
+@pytest.mark.parametrize(
+    ("line", "status", "said"),
+    [
+        ("list designs > /dev/full", 1, "emu: standard output: No space left on device\n"),
+        ("show nope 2> /dev/full", 2, ""),
+    ],
+)
+def test_a_full_disk_behind_an_output_is_no_traceback(line: str, status: int, said: str) -> None:
+    command = f"{sys.executable} -m emu {line}"
+    done = subprocess.run(["bash", "-c", command], cwd="/", capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", said)
+
+
 def test_a_check_is_not_cut_short_by_who_reads_no_further(tmp_path: Path) -> None:
     report = tmp_path / "rules.json"
     check = f"check single --rule walk,memory --seeds 1 --engine native --json {report}"
