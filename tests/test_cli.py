@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import os
@@ -41,6 +42,7 @@ from emu.progress import ProgressBar
 from emu.report.table import format_ns
 from emu.schedule import Progress
 from emu.store import Store
+from emu.terminal import SafeConsole
 
 ROOT = Path(__file__).parents[1]
 QUICK = ("--duration", "20ms", "--repeats", "1")
@@ -250,6 +252,17 @@ def test_words_that_are_not_utf_8_are_refused(words: tuple[str, ...]) -> None:
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert r"w\xff" in done.stderr
     assert "is no UTF-8" in done.stderr
+
+
+def test_ids_of_runs_are_whole_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are to be typed again, and a folded one cannot be copied."""
+    out = io.StringIO()
+    monkeypatch.setattr(cli, "stdout_console", lambda: SafeConsole(file=out, width=60))
+    run = "20261123-075237-596-b06a"
+    names = ("run", "experiment", "engines", "cells", "failed", "status")
+    cli._print_table([names, (run, "i_mmap-hygon", "native,virtual", "33/33", "0", "done")])
+    assert run in out.getvalue()
+    assert max(map(len, out.getvalue().splitlines())) == 60
 
 
 @pytest.mark.parametrize("name", ["execl", "my own", "my own.toml", "a/execl"])
