@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
+_STDOUT = 1
+
 
 def _end(number: int, frame: FrameType | None) -> None:
     os._exit(130)
@@ -19,15 +21,19 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 class _Stream(io.FileIO):
     """Once nobody reads on, what is written goes nowhere: the work is done to its end, and the exit
-    status tells of it."""
+    status tells of it. So it does once a full disk behind stdout has been told; behind stderr, at
+    once."""
 
     def write(self, data: ReadableBuffer) -> int:
         """See io."""
         try:
             return super().write(data)
-        except BrokenPipeError:
+        except OSError as error:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
-            return memoryview(data).nbytes
+            if isinstance(error, BrokenPipeError) or self.fileno() != _STDOUT:
+                return memoryview(data).nbytes
+            error.filename = "standard output"
+            raise
 
 
 def _outlives_its_reader(stream: TextIO) -> TextIO:

@@ -134,7 +134,7 @@ class _Orders:
     depth: int
     preemptions: int | None
     memory: str
-    mm: str
+    mm: str | None
     replay: str | None
     jobs: int | None
 
@@ -230,7 +230,7 @@ def check(
         depth=depth or 0,
         preemptions=preemptions,
         memory=memory or "c11",
-        mm=mm or "mmap-sem-rbtree",
+        mm=mm,
         replay=replay,
         jobs=jobs,
     )

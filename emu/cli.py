@@ -600,7 +600,8 @@ def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
     """The first row is the heading."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for heading in rows[0]:
-        table.add_column(heading, overflow="fold")
+        # The first are names to type.
+        table.add_column(heading, overflow="fold", no_wrap=not table.columns)
     for row in rows[1:]:
         table.add_row(*row)
     stdout_console().print(table)
@@ -713,7 +714,8 @@ def _call(arguments: list[str]) -> int:
         if type(error).__name__ == "NoArgsIsHelpError":
             print(message, file=sys.stderr)
         else:
-            print(f"emu: {' '.join(message.split())}; --help lists what there is", file=sys.stderr)
+            said = " ".join(message.split()).removesuffix(".")
+            print(f"emu: {said}; --help lists what there is", file=sys.stderr)
         return 2
 
 

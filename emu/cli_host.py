@@ -11,12 +11,11 @@ from typing import Annotated
 import msgspec
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from emu import experiment, topology
 from emu.errors import InputError
 from emu.files import check_output, write_output
-from emu.terminal import SafeConsole, stdout_console
+from emu.terminal import SafeConsole, WholeTable, stdout_console
 from emu.words import counted
 
 
@@ -50,13 +49,11 @@ def calibrate(
     for warning in found.warnings:
         typer.echo(f"emu calibrate: note: {warning}", err=True)
     write_output(file, found.machine.to_toml().encode())
-    table = Table("number", "ns", "+-", title=found.machine.description, title_justify="left")
-    for column in (1, 2):
-        table.columns[column].justify = "right"
+    table = _table("number", "ns", "+-")
     for key, cost in found.machine.costs.numbers().items():
         if cost.source == calibration.SOURCE and key.endswith("_ns"):
             table.add_row(key.removesuffix("_ns"), f"{cost.value:,.1f}", f"{cost.spread:.0%}")
-    stdout_console().print(table)
+    stdout_console().print(found.machine.description, table, sep="\n")
     measured_ns = found.ping_pong_ns()
     if measured_ns is not None:
         emulated_ns = calibration.emulated_ping_pong_ns(found.machine, measured_ns)
@@ -103,19 +100,24 @@ def compare_kernel(
         return
     for warning in found.warnings:
         typer.echo(f"emu compare-kernel: note: {warning}", err=True)
-    table = Table("CPUs", "real exec/s", "+-", title=found.topology, title_justify="left")
-    for engine in comparing.ENGINES:
-        table.add_column(engine)
-        table.add_column("/ real")
-    for column in table.columns:
-        column.justify = "right"
+    engines = [word for engine in comparing.ENGINES for word in (engine, "/ real")]
+    table = _table("CPUs", "real exec/s", "+-", *engines)
+    table.tied = (4, 6)
     for row in found.rows:
         cells = [str(row.cpus), f"{row.real_per_s:,.0f}", f"{row.real_spread:.0%}"]
         for engine in comparing.ENGINES:
             cells += [f"{row.emulated_per_s[engine]:,.0f}", f"{row.ratio[engine]:.2f}"]
         table.add_row(*cells)
-    stdout_console().print(table)
+    stdout_console().print(found.topology, table, sep="\n")
     typer.echo("fitted at 1 CPU; the rest is predicted")
+
+
+def _table(first: str, *numbers: str) -> WholeTable:
+    """Of these headings, without rows."""
+    table = WholeTable(first, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for heading in numbers:
+        table.add_column(heading, justify="right")
+    return table
 
 
 @contextlib.contextmanager

@@ -284,6 +284,11 @@ def _rules(key: str, value: object) -> tuple[dict[str, Any], ...]:
     return tuple(_rule(key, rule) for rule in value)
 
 
+def _as_word(error: InputError) -> str:
+    """What is wrong with an option, where it is a word in a file or a rule."""
+    return str(error).removeprefix("--")
+
+
 def _rule(key: str, rule: object) -> dict[str, Any]:
     if isinstance(rule, str):
         # Names of files may have spaces in them.
@@ -304,7 +309,7 @@ def _rule(key: str, rule: object) -> dict[str, Any]:
         try:
             read(name, value)
         except InputError as error:
-            raise InputError(f"{key}: {str(error).removeprefix('--')}") from None
+            raise InputError(f"{key}: {_as_word(error)}") from None
     return dict(rule)
 
 
@@ -487,9 +492,7 @@ def _read_file(path: Path) -> _Source:
         _check_rules(given, make(given), "[[{}]]")
     except InputError as error:
         line = line_of_key(text, error.key) if isinstance(error, BadKey) else None
-        raise InputError(
-            f"{path}{f':{line}' if line else ''}: {str(error).removeprefix('--')}"
-        ) from None
+        raise InputError(f"{path}{f':{line}' if line else ''}: {_as_word(error)}") from None
     return _Source(given, str(raw.get("name", path.stem)), path)
 
 

@@ -339,7 +339,7 @@ def make_units(
     wanted: Sequence[Scenario] | None,
     cleanup: contextlib.ExitStack,
     *,
-    mm: str = _MM,
+    mm: str | None = None,
     notice: Callable[[str], None] = lambda line: None,
 ) -> list[Unit]:
     """The units of ``emu check``: each design with each scenario of its kind.
@@ -347,12 +347,13 @@ def make_units(
     Scenarios of locks alone run once, and ``notice`` hears of a design that only such are there
     for. ``mm`` is what is below rmap designs. Without ``wanted``: all but the litmus tests.
 
-    Raises InputError for a design that none of the scenarios is about.
+    Raises InputError for a design that none of the scenarios is about, and for ``mm`` without rmap
+    designs, unless it is what is checked.
     """
     if wanted is None:
         wanted = [each for each in scenarios() if each.kind != "litmus"]
     rmap_file = find_design("rmap", _RMAP, "virtual", cleanup)
-    mm_file = find_design("mm", mm, "virtual", cleanup)
+    mm_file = find_design("mm", mm or _MM, "virtual", cleanup)
     rest = [each for each in wanted if each.kind not in _core.NAME_OF_KIND]
     units = []
     for text in designs:
@@ -369,6 +370,8 @@ def make_units(
             notice(f"{text}: plays no part here; no design of kind {kind} is run by {names}")
         pair = (file, mm_file) if kind == "rmap" else (rmap_file, file)
         units += [Unit(*pair, each) for each in own]
+    if mm is not None and {*designs} != {mm} and all(unit.scenario.kind == "mm" for unit in units):
+        raise InputError(f"--mm {mm}: is what runs below rmap designs, and none is checked here")
     units += [Unit(rmap_file, mm_file, each) for each in rest]
     return units
 

@@ -104,8 +104,8 @@ def execute(
     A failed cell does not end the run, unless somebody else killed or stopped a worker of it. An
     interrupt (SIGINT, SIGTERM) ends it, and ``run.status`` says so.
 
-    Raises InputError before any cell runs when one of the experiments cannot be run, EmuError when
-    the store cannot be written.
+    Raises InputError before any cell runs when one of the experiments cannot be run or no scheduler
+    answers, EmuError when the store cannot be written.
     """
     from emu import engines
     from emu.coordinator import Interrupted, StopFlag
@@ -132,16 +132,21 @@ def execute(
         fingerprint = _fingerprint(info, cluster)
         found = None if fresh else store.find(fingerprint)
         missing = store.missing(found) if found else set(range(len(tasks)))
-        status = "interrupted"
+        status, refused = "interrupted", False
         run: str | None = None
+        watchers = watchers or Watchers()
         try:
             for machine, each in zip(machines, experiments, strict=True):
                 if cluster is not None and each.engine == "native":
                     continue  # it depends on the worker's host what can be run there
                 cells = [t.cell for t in tasks.values() if t.machine is machine]
                 machine.prepare([c for c in cells if tasks[c].number in missing], stop)
+            far: Cluster | None = None
+            if cluster is not None:
+                # Not before: it has threads, and what prepares forks.
+                far = Cluster(cluster, digest(), watchers.notice, stop)
+                cleanup.enter_context(far).look()
             run = store.begin(info, list(tasks), fingerprint, fresh=fresh)
-            watchers = watchers or Watchers()
             if found == run:
                 there = f"{len(tasks) - len(missing)} of {counted(len(tasks), 'cell')} finished"
                 watchers.notice(f"going on with run {run}: {there} (--fresh: anew)")
@@ -151,9 +156,8 @@ def execute(
                     store, run, list(tasks.values()), watchers, stop, publisher
                 ) as scheduler,
             ):
-                if cluster is not None:
-                    with Cluster(cluster, digest(), watchers.notice, stop) as far:
-                        scheduler.run_on(far, jobs)
+                if far is not None:
+                    scheduler.run_on(far, jobs)
                     ended = "done"
                 else:
                     at_once = jobs or info.host["cpus"]
@@ -165,9 +169,12 @@ def execute(
             status = ended
         except Interrupted:
             pass
+        except InputError:
+            refused = True
+            raise
         finally:
             if run:
-                store.end(run, status)
+                store.end(run, status, refused=refused)
         if run is None:
             info.status = status
             return Run(run=info, cells=[])

@@ -384,10 +384,11 @@ class Store:
                 connection.executemany("INSERT INTO histogram VALUES (?, ?, ?, ?, ?)", histograms)
                 connection.execute("DELETE FROM claim WHERE run = ? AND number = ?", key)
 
-    def end(self, run: str, status: str) -> None:
+    def end(self, run: str, status: str, *, refused: bool = False) -> None:
         """This process works on the run no more: give all claims back and say how it ended.
 
-        The run is done only when all cells are; while others work on it, it stays "running".
+        The run is done only when all cells are; while others work on it, it stays "running". A run
+        that was ``refused`` before any cell had finished is removed.
         """
         me = Owner.myself()
         with self._open(write=True) as connection:
@@ -397,6 +398,11 @@ class Store:
             )
             if not self._is_live(connection, run):
                 connection.execute("UPDATE run SET status = ? WHERE id = ?", (status, run))
+                if refused:
+                    finished = "SELECT 1 FROM cell WHERE run = run.id AND cell.status IS NOT NULL"
+                    connection.execute(
+                        f"DELETE FROM run WHERE id = ? AND NOT EXISTS ({finished})", (run,)
+                    )
 
     def add_uncertainty(self, run: str, found: list[Uncertainty]) -> None:
         """Keep the intervals of a run's speed-ups with what is said of the whole run."""

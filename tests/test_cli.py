@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import os
@@ -41,6 +42,7 @@ from emu.progress import ProgressBar
 from emu.report.table import format_ns
 from emu.schedule import Progress
 from emu.store import Store
+from emu.terminal import SafeConsole
 
 ROOT = Path(__file__).parents[1]
 QUICK = ("--duration", "20ms", "--repeats", "1")
@@ -189,6 +191,7 @@ def test_bad_input_is_one_line_and_status_2(case: str, tmp_path: Path) -> None:
     assert done.stderr.startswith("emu: ")
     for word in words:
         assert word in done.stderr
+    assert Store().ids() == []
 
 
 @pytest.mark.parametrize(
@@ -208,6 +211,7 @@ def test_bad_input_is_one_line_and_status_2(case: str, tmp_path: Path) -> None:
 def test_other_bad_input(arguments: list[str]) -> None:
     done = emu(*arguments)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert ".;" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -248,6 +252,17 @@ def test_words_that_are_not_utf_8_are_refused(words: tuple[str, ...]) -> None:
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert r"w\xff" in done.stderr
     assert "is no UTF-8" in done.stderr
+
+
+def test_ids_of_runs_are_whole_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are to be typed again, and a folded one cannot be copied."""
+    out = io.StringIO()
+    monkeypatch.setattr(cli, "stdout_console", lambda: SafeConsole(file=out, width=60))
+    run = "20261123-075237-596-b06a"
+    names = ("run", "experiment", "engines", "cells", "failed", "status")
+    cli._print_table([names, (run, "i_mmap-hygon", "native,virtual", "33/33", "0", "done")])
+    assert run in out.getvalue()
+    assert max(map(len, out.getvalue().splitlines())) == 60
 
 
 @pytest.mark.parametrize("name", ["execl", "my own", "my own.toml", "a/execl"])
@@ -449,6 +464,19 @@ def test_who_reads_no_further_does_not_change_what_is_done(
 )
 def test_who_reads_no_further_does_not_change_the_exit_status(arguments: str, status: int) -> None:
     assert unread(arguments) == status
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "said"),
+    [
+        ("list designs > /dev/full", 1, "emu: standard output: No space left on device\n"),
+        ("show nope 2> /dev/full", 2, ""),
+    ],
+)
+def test_a_full_disk_behind_an_output_is_no_traceback(line: str, status: int, said: str) -> None:
+    command = f"{sys.executable} -m emu {line}"
+    done = subprocess.run(["bash", "-c", command], cwd="/", capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", said)
 
 
 def test_a_check_is_not_cut_short_by_who_reads_no_further(tmp_path: Path) -> None:

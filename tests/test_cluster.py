@@ -19,7 +19,7 @@ import pytest
 from emu_command import COMMAND, emu, start, wait_until
 
 import emu as package
-from emu import cluster
+from emu import cluster, schedule
 from emu.cluster import Cluster
 from emu.coordinator import StopFlag
 from emu.errors import EmuError, InputError
@@ -93,8 +93,11 @@ def address(folder: Path) -> str:
 def steady(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A worker that is there for all tests; it may measure."""
     process = worker(folder, "--resources", "native=1")
-    yield process
-    end(process)
+    try:
+        wait_until(lambda: registered(folder) > 0, timeout_s=60)
+        yield process
+    finally:
+        end(process)
 
 
 def worker(folder: Path, *options: str) -> subprocess.Popen[bytes]:
@@ -118,7 +121,6 @@ def test_a_killed_workers_cells_run_elsewhere(
 ) -> None:
     """And what comes back is what comes out here; what is measured goes where it may."""
     both = ("--engine", "native,virtual", *CELLS, "--repeats", "1", "--duration", "10ms")
-    wait_until(lambda: registered(folder) > 0, timeout_s=60)
     already = registered(folder)
     lost = worker(folder)
     try:
@@ -219,6 +221,15 @@ def test_versions_are_compared_first(
         look(address, digest(), notices)
 
 
+def test_another_build_on_a_worker_is_told_before_a_run_is_begun(
+    address: str, steady: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule, "digest", lambda: "0")
+    with pytest.raises(InputError, match="has another build of mm-emu"):
+        package.run(engine="virtual", rmap="single", cpus=1, duration="1ms", cluster=address)
+    assert Store().ids() == []
+
+
 def test_what_cannot_be_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "_CONNECT_S", 0.5)
     options: dict[str, Any] = {"engine": "virtual", "rmap": "single", "cpus": 1, "duration": "1ms"}
@@ -229,6 +240,7 @@ def test_what_cannot_be_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> 
     for address, message in wrong.items():
         with pytest.raises(InputError, match=message):
             package.run(**options, cluster=address)
+        assert Store().ids() == []
     with pytest.raises(InputError, match="--topology host: is another machine on each worker"):
         package.run(**options, topology="host", cluster="tcp://127.0.0.1:9")
     with pytest.raises(InputError, match="--trace: is done on this machine"):

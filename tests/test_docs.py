@@ -18,7 +18,16 @@ import pytest
 import typer.main
 from emu_command import emu
 
-from emu import background, experiment, results, workload
+from emu import (
+    background,
+    cli_check,
+    compare_kernel,
+    conformance,
+    experiment,
+    results,
+    validate,
+    workload,
+)
 from emu._version import __version__
 from emu.cli import app
 from emu.workload import calls, reader
@@ -179,10 +188,34 @@ def test_every_word_of_a_workload_and_an_experiment_is_described() -> None:
 
 def test_every_field_of_a_run_is_described() -> None:
     """Its JSON has these names, for other programs to go by."""
-    text = (ROOT / "docs/python.md").read_text()
+    text = (ROOT / "docs/python.md").read_text().partition("## JSON of other commands")[0]
     words = set(re.findall(r"\w+", " ".join(re.findall(r"`[^`\n]+`", text))))
     for struct in (results.RunInfo, results.CellResult, results.Latency):
         assert set(struct.__struct_fields__) - words == set()
+
+
+OTHER_JSON = {
+    "`emu check`": cli_check._Report,
+    "a result": conformance.RuleResult,
+    "its counts": conformance.Counts,
+    "`emu validate`": validate.Validation,
+    "a point": validate.Point,
+    "a calibration": validate.Calibration,
+    "an uncertainty, of `run` too": results.Uncertainty,
+    "its designs": results.DesignUncertainty,
+    "`emu compare-kernel`": compare_kernel.Comparison,
+    "a row": compare_kernel.Row,
+}
+
+
+def test_every_field_of_the_other_json_is_described_and_no_more() -> None:
+    section = (ROOT / "docs/python.md").read_text().partition("## JSON of other commands")[2]
+    described: dict[str, set[str]] = {}
+    of = ""
+    for first, fields in re.findall(r"^\| (.*?)\s*\| (`.*?`) \|", section, re.MULTILINE):
+        of = first or of
+        described.setdefault(of, set()).update(re.findall(r"\w+", fields))
+    assert described == {of: {*each.__struct_fields__} for of, each in OTHER_JSON.items()}
 
 
 def toml_shown() -> list[str]:

@@ -340,6 +340,9 @@ def test_what_goes_wrong_in_setup_is_found_too(tmp_path: Path) -> None:
         (("single", "--time", "1us"), "--time 1us: must be from 1ms"),
         (("single", "--suite", "explore", "--engine", "native"), "--engine does not belong"),
         (("single", "--rule", "walk", "--time", "9s"), "--rule does not belong"),
+        (("spf", "--mm", "pt-extents"), "--mm pt-extents: is what runs below rmap designs"),
+        (("--mm", "spf", "--scenario", "fault-munmap"), "--mm spf: is what runs below rmap"),
+        (("--mm", "spf", "--scenario", "sb-sc"), "--mm spf: is what runs below rmap designs"),
     ],
 )
 def test_wrong_input_is_one_line(arguments: tuple[str, ...], message: str) -> None:
@@ -348,6 +351,11 @@ def test_wrong_input_is_one_line(arguments: tuple[str, ...], message: str) -> No
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert done.stdout == ""
+
+
+def test_the_mm_design_that_is_checked_may_be_named_as_mm_too() -> None:
+    done = emu("check", "spf", "--mm", "spf", "--scenario", "fault-munmap", "--schedules", "5")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_scenarios_are_listed() -> None:
