@@ -533,7 +533,7 @@ def test_a_kernel_is_a_parameter_of_a_workload() -> None:
     assert times(old, "pcpu_alloc_mutex") == 5 and times(new, "pcpu_alloc_mutex") == 2
     assert {e.name for e in old.uses.entries} == {e.name for e in new.uses.entries}
     for text, words in (
-        ("execl:kernel=linus", "no kernel 'linus' (did you mean 'linux'?)"),
+        ("execl:kernel=linus", "execl:kernel=linus: no kernel 'linus' (did you mean 'linux'?)"),
         ("execl:kernal=linux", "a workload takes kernel=NAME; there are: linux, linux-6.5"),
     ):
         with pytest.raises(InputError, match=re.escape(words)):

@@ -31,6 +31,7 @@ from emu.coordinator.plan import Plan
 from emu.coordinator.processes import FORK, OUTSIDE, no_process, start
 from emu.coordinator.stop import HANG_S, CellFailed, StopFlag
 from emu.errors import EmuError, InputError
+from emu.words import counted
 from emu.workers import cpu as worker
 
 _WATCH_S = 0.1
@@ -244,7 +245,7 @@ class Workers:
                 f"{self._who(cpu)} could not start: it {reason}; fewer --cpus, more memory or a "
                 "higher limit on processes (ulimit -u) would help"
             )
-        others = f", and {len(found) - 1} more CPUs are gone" if len(found) > 1 else ""
+        others = f"; {counted(len(found), 'CPU')} in all are gone" if len(found) > 1 else ""
         raise CellFailed(f"{self._who(cpu)} {reason}, {self._doing(cpu)}{others}", outside=outside)
 
     def _cause(self, cpu: int, info: Any) -> tuple[str, bool]:

@@ -73,9 +73,12 @@ def load(name_or_path: str | Path, *, isolate: bool = False) -> Workload:
             "or a path to a .toml file"
         )
     key, _, kernel = parameter.partition("=")
-    if parameter and not (key == "kernel" and kernel):
-        kernels = ", ".join(background.kernels(folder()))
-        raise InputError(f"{text}: a workload takes kernel=NAME; there are: {kernels}")
+    kernels = background.kernels(folder())
+    if parameter and not (key == "kernel" and kernel in kernels):
+        wrong = "a workload takes kernel=NAME"
+        if key == "kernel" and kernel:
+            wrong = f"no kernel '{kernel}'{nearest(kernel, kernels)}"
+        raise InputError(f"{text}: {wrong}; there are: {', '.join(kernels)}")
     return _Reader(folder() / f"{name}.toml", isolate, kernel).read()
 
 
