@@ -427,6 +427,7 @@ _PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "emu_phase_status": (ctypes.POINTER(PhaseStatus),),
     "emu_cpu_state": (ctypes.POINTER(CpuState), _U32),
     "emu_cpu_result": (ctypes.POINTER(CpuResult), _U32),
+    "emu_cpu_faults": (_U64, _U32),
     "emu_cpu_hists": (_PTR, _U32),
     "emu_lock_stats": (_PTR,),
     "emu_lock_waits": (None, _PTR, _U32),
@@ -576,12 +577,18 @@ class Core:
         return self.text_of("design_params", NAME_OF_KIND.index(kind)).splitlines()
 
     def hists(self, cpus: int) -> NDArray[np.void]:
-        """The histograms of the first CPUs, ``[cpu, op]`` by LAT_NAMES: a view of the arena."""
-        first = self._lib.emu_cpu_hists(0)
-        stride, size = self._lib.emu_cpu_hists(1) - first, HIST_DTYPE.itemsize
-        length = stride * (cpus - 1) + size * len(LAT_NAMES)
-        memory = (ctypes.c_uint8 * length).from_address(first)
-        return np.ndarray((cpus, len(LAT_NAMES)), HIST_DTYPE, memory, strides=(stride, size))
+        """The histograms of the first CPUs, ``[process, op]`` by LAT_NAMES: a view of the arena."""
+        first, size = self._lib.emu_cpu_hists(0), HIST_DTYPE.itemsize
+        stride = self._lib.emu_cpu_hists(cpus - 1) - first
+        rows = cpus if stride else 1
+        memory = (ctypes.c_uint8 * (stride + size * len(LAT_NAMES))).from_address(first)
+        strides = (stride // max(cpus - 1, 1), size)
+        return np.ndarray((rows, len(LAT_NAMES)), HIST_DTYPE, memory, strides=strides)
+
+    def faults(self, cpu: int) -> int:
+        """Page faults of a CPU in this phase."""
+        faults: int = self._lib.emu_cpu_faults(cpu)
+        return faults
 
     def memory(self) -> dict[str, int]:
         """What the rmap design takes of the arena, as results have it. After check_drained()."""

@@ -80,9 +80,7 @@ def ops_by_task(core: _core.Core, plan: Plan, unit: str) -> list[int]:
     """How many of a unit each task did in the phase that has just ended."""
     tasks = range(len(plan.node_of_cpu))
     if unit == "fault":  # as gather() counts them
-        records = core.hists(len(tasks))[:, _core.LAT_NAMES.index(unit)]
-        faults: list[int] = (records["total"] + records["overflow"]).tolist()
-        return faults
+        return [core.faults(task) for task in tasks]
     results = [core.cpu_result(task).contents for task in tasks]
     if unit == "iteration":
         return [result.iterations for result in results]

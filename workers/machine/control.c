@@ -95,9 +95,12 @@ uint64_t emu_arena_overhead(const struct emu_config *config)
 	return layout_of(config).end + EMU_CHUNK_BYTES;
 }
 
-/* 16 KiB each, most of them never used: on many CPUs this would be most of what a short phase costs the host. */
-static void hists_clear(struct emu_cpu *cpu)
+/* Histograms have 16 KiB each, most of them never used: all of it would be most of what a short phase costs the host. */
+static void counts_clear(struct emu_cpu *cpu)
 {
+	if (cpu->counter != cpu)
+		return;
+	emu_lock_stats_clear(&cpu->task);
 	for (uint32_t i = 0; i < EMU_LAT_NR; i++)
 		if (cpu->hists[i].total || cpu->hists[i].overflow)
 			memset(&cpu->hists[i], 0, sizeof(cpu->hists[i]));
@@ -152,20 +155,23 @@ int emu_arena_format(void *base, uint64_t bytes, const struct emu_config *config
 
 	for (uint32_t i = 0; i < config->nr_cpus; i++) {
 		struct emu_cpu *cpu = &arena->cpus[i];
-		struct lock_stat_table *stats = emu_lock_stats_of(start + l.lock_stats, i, config->nr_cpus, l.max_classes);
+		uint32_t counter = emu_machine_first_cpu(i);
+		struct lock_stat_table *stats =
+			emu_lock_stats_of(start + l.lock_stats, counter, config->nr_cpus, l.max_classes);
 
 		/* An earlier run's are found from here. */
 		cpu->task.lock_stats = stats;
-		emu_lock_stats_clear(&cpu->task);
+		cpu->counter = &arena->cpus[counter];
+		counts_clear(cpu);
 		memset(cpu, 0, offsetof(struct emu_cpu, hists));
-		hists_clear(cpu);
+		cpu->counter = &arena->cpus[counter];
 		cpu->task.nr = i;
 		cpu->task.cpu = i % arena->config.nr_hw_cpus;
 		cpu->task.node = arena->node_of_cpu[i];
 		cpu->task.waiter.task = &cpu->task;
 		cpu->task.vma_change_ns = config->vma_change_ns;
 		cpu->task.lock_stats = stats;
-		cpu->task.sites = cpu->sites;
+		cpu->task.sites = cpu->counter->sites;
 		atomic_init(&cpu->task.on_cpu, 1);
 		cpu->walk_due_ns = UINT64_MAX;
 		cpu->random = config->seed * UINT64_C(0xd1342543de82ef95) + i;
@@ -513,8 +519,8 @@ void emu_phase_reset(uint32_t number)
 	struct emu_cpu *cpu = &emu_arena->cpus[number];
 
 	memset(&cpu->result, 0, sizeof(cpu->result));
-	emu_lock_stats_clear(&cpu->task);
-	hists_clear(cpu);
+	cpu->faults = 0;
+	counts_clear(cpu);
 	/* One does it for all: nobody goes on before all have said that they are here. */
 	if (!number && emu_arena->micro)
 		emu_micro_reset(emu_arena->micro);
@@ -549,7 +555,7 @@ int emu_phase_body(void)
 		cpu->result.iterations++;
 		atomic_store_explicit(&cpu->state.iterations, cpu->result.iterations, memory_order_relaxed);
 		if (arena->phase_record)
-			emu_hist_record(&cpu->hists[EMU_LAT_ITERATION], emu_clock_ns() - start_ns);
+			emu_hist_record(&cpu->counter->hists[EMU_LAT_ITERATION], emu_clock_ns() - start_ns);
 	} while (!arena->phase_once && emu_clock_ns() < phase->deadline_ns);
 	cpu->result.end_ns = emu_clock_ns();
 	cpu->in_phase = false;
@@ -601,9 +607,14 @@ struct emu_cpu_result *emu_cpu_result(uint32_t cpu)
 	return &all_cpus[cpu].result;
 }
 
+uint64_t emu_cpu_faults(uint32_t cpu)
+{
+	return all_cpus[cpu].faults;
+}
+
 struct emu_hist *emu_cpu_hists(uint32_t cpu)
 {
-	return emu_arena->cpus[cpu].hists;
+	return emu_arena->cpus[cpu].counter->hists;
 }
 
 static int count_vma(struct vm_area_struct *vma, void *arg)

@@ -32,6 +32,10 @@ struct emu_cpu {
 	struct emu_percpu_sync sync;
 	struct emu_cpu_state state;
 
+	/* Whose histograms, call sites and lock statistics it counts in: the first CPU's of its process. */
+	struct emu_cpu *counter;
+	uint64_t faults; /* page faults in this phase */
+
 	/* This CPU's alone. */
 	__cacheline_aligned struct emu_free_list cache[EMU_SIZE_CLASSES]; /* of the CPU's own node */
 	int64_t live_objects, live_bytes; /* allocated minus freed here; only the sum over all CPUs means anything */
@@ -50,7 +54,7 @@ struct emu_cpu {
 	struct mm_struct *mms;	     /* made on this CPU; with walkers only */
 	uint64_t added, written; /* micro calls since boot: what their counters must come to */
 	struct emu_cpu_result result;
-	struct emu_site sites[EMU_SITES_MAX];
+	struct emu_site sites[EMU_SITES_MAX]; /* of those that count here, as */
 	struct emu_hist hists[EMU_LAT_NR];
 };
 
@@ -173,6 +177,8 @@ static inline void emu_raw_unlock(_Atomic uint32_t *word)
 /* The engine's own part (native.c; virtual/): measure the clock, place memory, name of an aborted run. */
 void emu_machine_init(void);
 void emu_machine_bind(void *base, uint64_t bytes, int32_t host_node);
+/* The first CPU of the process that `cpu` is in. */
+uint32_t emu_machine_first_cpu(uint32_t cpu);
 /* There is a lock of this class here: what a machine may name the line after. */
 void emu_machine_lock_seen(const void *lock, uint32_t class_id);
 /* A timed hold, or a system call, ends now: for a machine that keeps a trace. */

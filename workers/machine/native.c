@@ -246,6 +246,11 @@ void emu_machine_lock_seen(const void *lock, uint32_t class_id)
 	(void)class_id;
 }
 
+uint32_t emu_machine_first_cpu(uint32_t cpu)
+{
+	return cpu;
+}
+
 void emu_machine_held(const void *lock, uint32_t class_id, uint32_t site, uint64_t since_ns)
 {
 	(void)lock;

@@ -334,8 +334,10 @@ static int64_t touch(struct emu_cpu *cpu, uint64_t addr, bool write)
 		return 0;
 	start_ns = emu_clock_ns();
 	err = emu_sys_fault(addr, write);
-	if (!err && cpu->in_phase && emu_arena->phase_record)
-		emu_hist_record(&cpu->hists[EMU_LAT_FAULT], emu_clock_ns() - start_ns);
+	if (!err && cpu->in_phase && emu_arena->phase_record) {
+		cpu->faults++;
+		emu_hist_record(&cpu->counter->hists[EMU_LAT_FAULT], emu_clock_ns() - start_ns);
+	}
 	return err;
 }
 
@@ -671,7 +673,7 @@ int emu_program_run(uint32_t list_nr, bool record, uint32_t *failed)
 		emu_machine_called(call->op, start_ns);
 		cpu->result.counts[call->op]++;
 		if (record && op < EMU_LAT_NR)
-			emu_hist_record(&cpu->hists[op], emu_clock_ns() - start_ns);
+			emu_hist_record(&cpu->counter->hists[op], emu_clock_ns() - start_ns);
 		if (call->flags & (EMU_MAP_TOUCH | EMU_MAP_TOUCH_ALL) && current->mm) {
 			bool one = call->op == EMU_CALL_MMAP;
 

@@ -216,12 +216,17 @@ static int site_path(const struct emu_site *sites, uint32_t cpu, uint32_t site, 
 
 int emu_cpu_site_path(uint32_t cpu, uint32_t site, char *buf, size_t size)
 {
-	return site_path(emu_arena->cpus[cpu].sites, cpu, site, buf, size);
+	return site_path(emu_arena->cpus[cpu].counter->sites, cpu, site, buf, size);
 }
 
 /* Of all CPUs together: what emu_lock_stats() found last. */
 static struct lock_stat *all_stats; /* [max_classes][EMU_SITES_MAX] */
 static struct emu_site all_sites[EMU_SITES_MAX];
+
+static bool has_statistics(uint32_t nr)
+{
+	return emu_arena->cpus[nr].counter == &emu_arena->cpus[nr];
+}
 
 static void add_lock_stat(const struct lock_stat *stat, uint32_t site)
 {
@@ -274,7 +279,7 @@ struct lock_stat *emu_lock_stats(void)
 		return NULL;
 	}
 	for (uint32_t nr = 0; nr < emu_arena->config.nr_cpus; nr++)
-		if (add_lock_stats(nr))
+		if (has_statistics(nr) && add_lock_stats(nr))
 			return NULL;
 	return all_stats;
 }
@@ -288,7 +293,7 @@ void emu_lock_waits(uint64_t *wait_ns, uint32_t nr_classes)
 {
 	for (uint32_t nr = 0; nr < emu_arena->config.nr_cpus; nr++) {
 		const struct lock_stat_table *table = emu_arena->cpus[nr].task.lock_stats;
-		int64_t nr_stats = nr_used(table);
+		int64_t nr_stats = has_statistics(nr) ? nr_used(table) : 0;
 
 		for (int64_t at = 1; at <= nr_stats; at++)
 			if (table->used[at].place / EMU_SITES_MAX < nr_classes)

@@ -209,7 +209,7 @@ static int run_one(struct emu_cpu *cpu, struct emu_walker *w)
 		w->pages += walk.pages;
 		emu_hist_record(&w->latency, walk.ns);
 		if (emu_arena->phase_record)
-			emu_hist_record(&cpu->hists[EMU_LAT_WALK], walk.ns);
+			emu_hist_record(&cpu->counter->hists[EMU_LAT_WALK], walk.ns);
 		return 0;
 	case -EAGAIN:
 		w->refused++;

@@ -236,7 +236,8 @@ EMU_EXPORT struct emu_phase_status *emu_phase_status(void);
 
 EMU_EXPORT struct emu_cpu_state *emu_cpu_state(uint32_t cpu);
 EMU_EXPORT struct emu_cpu_result *emu_cpu_result(uint32_t cpu);
-EMU_EXPORT struct emu_hist *emu_cpu_hists(uint32_t cpu);     /* [EMU_LAT_NR] */
+EMU_EXPORT uint64_t emu_cpu_faults(uint32_t cpu);
+EMU_EXPORT struct emu_hist *emu_cpu_hists(uint32_t cpu);     /* [EMU_LAT_NR]; those of a process have the same */
 EMU_EXPORT uint32_t emu_nr_lock_classes(void);
 EMU_EXPORT int emu_lock_class_name(uint32_t class_id, const char **name, const char **file);
 /* The path "a>b>c" of a CPU's call site; "" for the root. Returns its length or -errno. */

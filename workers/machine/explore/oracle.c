@@ -228,6 +228,11 @@ void lock_stat_hold_end(struct task_struct *task, const void *lock)
 	}
 }
 
+uint32_t emu_machine_first_cpu(uint32_t cpu)
+{
+	return cpu;
+}
+
 /* Nobody keeps times here. */
 void emu_machine_held(const void *lock, uint32_t class_id, uint32_t site, uint64_t since_ns)
 {
