@@ -156,13 +156,7 @@ int emu_arena_format(void *base, uint64_t bytes, const struct emu_config *config
 	for (uint32_t i = 0; i < config->nr_cpus; i++) {
 		struct emu_cpu *cpu = &arena->cpus[i];
 		uint32_t counter = emu_machine_first_cpu(i);
-		struct lock_stat_table *stats =
-			emu_lock_stats_of(start + l.lock_stats, counter, config->nr_cpus, l.max_classes);
 
-		/* An earlier run's are found from here. */
-		cpu->task.lock_stats = stats;
-		cpu->counter = &arena->cpus[counter];
-		counts_clear(cpu);
 		memset(cpu, 0, offsetof(struct emu_cpu, hists));
 		cpu->counter = &arena->cpus[counter];
 		cpu->task.nr = i;
@@ -170,13 +164,15 @@ int emu_arena_format(void *base, uint64_t bytes, const struct emu_config *config
 		cpu->task.node = arena->node_of_cpu[i];
 		cpu->task.waiter.task = &cpu->task;
 		cpu->task.vma_change_ns = config->vma_change_ns;
-		cpu->task.lock_stats = stats;
+		cpu->task.lock_stats =
+			emu_lock_stats_of(start + l.lock_stats, counter, config->nr_cpus, l.max_classes);
 		cpu->task.sites = cpu->counter->sites;
 		atomic_init(&cpu->task.on_cpu, 1);
 		cpu->walk_due_ns = UINT64_MAX;
 		cpu->random = config->seed * UINT64_C(0xd1342543de82ef95) + i;
 		emu_sync_init_cpu(&cpu->sync, i);
 		atomic_init(&cpu->state.op, EMU_CALL_NR);
+		counts_clear(cpu); /* what an earlier run left */
 	}
 	emu_pools_init(l.end);
 	EMU_ASSERT(lock_class("mmap_lock", NULL) == EMU_CLASS_MMAP_LOCK, "the first class is taken");

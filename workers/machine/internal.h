@@ -54,7 +54,7 @@ struct emu_cpu {
 	struct mm_struct *mms;	     /* made on this CPU; with walkers only */
 	uint64_t added, written; /* micro calls since boot: what their counters must come to */
 	struct emu_cpu_result result;
-	struct emu_site sites[EMU_SITES_MAX]; /* of those that count here, as */
+	struct emu_site sites[EMU_SITES_MAX]; /* these and what follows: if it is its own counter */
 	struct emu_hist hists[EMU_LAT_NR];
 };
 

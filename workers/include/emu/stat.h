@@ -26,7 +26,7 @@ struct lock_stat {
 	uint32_t place; /* class * EMU_SITES_MAX + site */
 };
 
-/* A CPU's. Few places are ever used, so what is counted there is kept close together. */
+/* A process's. Few places are ever used, so what is counted there is kept close together. */
 struct lock_stat_table {
 	struct lock_stat *used; /* [nr_used + 1]; entry 0 is no place's */
 	_Atomic uint32_t nr_used;

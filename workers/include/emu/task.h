@@ -52,9 +52,9 @@ struct task_struct {
 
 	/* This task's own; nobody else looks. */
 	__cacheline_aligned struct mm_struct *mm;
-	struct lock_stat_table *lock_stats; /* this CPU's */
-	struct emu_site *sites;	      /* this CPU's call-site trie [EMU_SITES_MAX] */
-	uint32_t site;		      /* node of this CPU's call-site trie that is running now */
+	struct lock_stat_table *lock_stats; /* its process's, as */
+	struct emu_site *sites;	      /* the call-site trie [EMU_SITES_MAX] */
+	uint32_t site;		      /* node of the call-site trie that is running now */
 	uint32_t hold_tick;	      /* counts acquisitions, so that one in EMU_HOLD_SAMPLE is timed */
 	uint64_t wait_ns;	      /* all waiting for locks so far, spinning or asleep */
 	struct emu_hold holds[EMU_HOLDS];
