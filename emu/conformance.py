@@ -57,7 +57,7 @@ _LIMIT_S = 120.0
 """Of a process with that many seeds; each takes less than a second."""
 _HANG_S = 5.0
 _EVENT_LIMIT = 400_000_000
-"""Accesses of one seed; one takes some hundred thousand."""
+"""Accesses of one seed in which no call ends; one takes some hundred thousand."""
 
 
 class _Totals(ctypes.Structure):

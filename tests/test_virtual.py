@@ -668,6 +668,35 @@ def test_a_user_s_design_that_deadlocks_is_reported(tmp_path: Path) -> None:
     assert "deadlock: all CPUs wait: CPU 0" in error or "already" in error
 
 
+@pytest.mark.parametrize(
+    ("statement", "error"),
+    [
+        ("volatile char big[1 << 20]; big[0] = 1;", r"stack overflow: {}, seed 1: more than"),
+        ("*(volatile int *)0x1234560 = 1;", r"wild pointer 0x1234560: {}, seed 1"),
+        (
+            "for (;;) READ_ONCE(vmas[0]->vm_start);",
+            r"event limit: 1000000 accesses in which no call ended; {} is in .*insert, seed 1",
+        ),
+    ],
+)
+def test_a_user_s_design_that_goes_wrong_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, statement: str, error: str
+) -> None:
+    skeleton = Path(__file__).parents[1] / "workers" / "designs" / "rmap" / "skeleton.c"
+    text = skeleton.read_text().replace('"skeleton"', '"mine"')
+    monkeypatch.setattr(virtual, "_EVENT_LIMIT", 1_000_000)
+    mine = tmp_path / "mine.c"
+    mine.write_text(text)
+    (cell,) = library.run(engine="virtual", rmap=[str(mine)], cpus=16, duration="3ms").cells
+    # The limit is one of accesses in which no call ends, not of all.
+    assert cell.status == "ok" and cell.host.accesses > 1_000_000
+    loop = "\tfor (uint32_t i = 0; i < n; i++)\n\t\ti_mmap_tree_insert_after("
+    assert text.count(loop) == 1
+    mine.write_text(text.replace(loop, f"\t{{ {statement} }}\n{loop}"))
+    (cell,) = library.run(engine="virtual", rmap=[str(mine)], cpus=16, duration="3ms").cells
+    assert re.search(error.format(r"CPU \d+ at \d+ ns"), cell.error or ""), cell.error
+
+
 def test_what_is_not_charged_ends_the_same() -> None:
     plan = a_plan("virtual", "single", 3)
     with StopFlag() as stop:
@@ -704,7 +733,7 @@ AT_THE_END = """i_mmap_tree_remove(&s->i_mmap, vmas[i]);
         ),
         (
             "while (!i_mmap_tree_walk(&s->i_mmap, 0, 1, rmap_found, NULL))\n\t\t\t;",
-            r"event limit: 10000000 accesses; CPU 3 at \d+ ns is in .*single_remove>",
+            r"event limit: 10000000 accesses in .*; CPU 3 at \d+ ns is in .*single_remove>",
         ),
     ],
 )

@@ -38,8 +38,9 @@ _CPU_BYTES = 2 * MIB
 """Memory of a cell for each of its CPUs: 0.9 MiB measured with execl."""
 _MAX_DURATION_NS = 120 * 10**9
 """The clock has 47 bits of ps (TIME_BITS), 140 s; warm-up, load and drain need some, too."""
-_EVENT_LIMIT = 20_000_000_000
-"""Accesses of a phase after which it counts as hung; ten minutes of the host's time."""
+_EVENT_LIMIT = 1_000_000_000
+"""Accesses after which a phase counts as hung if no call has ended meanwhile, by any CPU: 5 to 30
+seconds of the host's time. No call takes a hundredth of that."""
 
 
 def _array(values: Sequence[int]) -> ctypes.Array[ctypes.c_uint32]:

@@ -828,7 +828,7 @@ static void a_cpu_that_never_ends_meets_the_event_limit(void)
 		machine_cost.event_limit = 1000000;
 		machine_boot(&small, 2, 1);
 		ASSERT(emu_virtual_run(bodies[i], machine_zalloc(64, 0)) == -ETIME, "not found");
-		ASSERT(strstr(emu_error(), "event limit: 1000000 accesses; CPU ") &&
+		ASSERT(strstr(emu_error(), "event limit: 1000000 accesses in which no call ended; CPU ") &&
 			       strstr(emu_error(), "_for_ever"),
 		       "%s", emu_error());
 		ASSERT(emu_virtual_run(bodies[i], NULL) == -EIO, "runs on after it has failed");

@@ -56,7 +56,7 @@ struct emu_cost_model {
 	} idle_states[EMU_IDLE_STATES_MAX];
 
 	uint64_t time_slice_ps; /* how long a task runs while others wait for its CPU */
-	uint64_t event_limit; /* accesses of one phase before it counts as hung; 0 = none */
+	uint64_t event_limit; /* accesses, while no call ends, after which a phase counts as hung; 0 = none */
 };
 #define EMU_STORES_MAX 16u
 

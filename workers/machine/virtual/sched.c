@@ -154,6 +154,11 @@ static void enter(struct fiber *f)
 	emu_current = f->task;
 }
 
+void limit_events(void)
+{
+	vm.accesses_limit = vm.cost.event_limit ? vm.accesses + vm.cost.event_limit : UINT64_MAX;
+}
+
 static void check_limits(void)
 {
 	char stack[256];
@@ -167,7 +172,8 @@ static void check_limits(void)
 			      (unsigned long long)(vm.clock / 1000), vm.cpu, stack,
 			      (unsigned long long)emu_arena->config.seed);
 	else
-		emu_set_error(-ETIME, "event limit: %llu accesses; CPU %u at %llu ns is in %s, seed %llu",
+		emu_set_error(-ETIME,
+			      "event limit: %llu accesses in which no call ended; CPU %u at %llu ns is in %s, seed %llu",
 			      (unsigned long long)vm.cost.event_limit, vm.cpu, (unsigned long long)(vm.clock / 1000),
 			      stack, (unsigned long long)emu_arena->config.seed);
 	sched_fail(-ETIME);
@@ -834,7 +840,7 @@ static int run(void (*fn)(void *arg), void *arg, bool charged)
 	vm.body_arg = arg;
 	vm.nr_done = 0;
 	vm.heap_size = 0;
-	vm.accesses_limit = cost->event_limit ? vm.accesses + cost->event_limit : UINT64_MAX;
+	limit_events();
 	for (uint32_t i = 0; i < cost->nr_cpus; i++)
 		vm.queues[i] = (struct run_queue){ .idles_ps = vm.queues[i].idles_ps };
 	memset(vm.busy, 0, cost->nr_cpus * sizeof(*vm.busy));

@@ -56,6 +56,7 @@ static void slice(uint32_t kind, uint32_t what, uint64_t at, uint32_t site, uint
 void emu_machine_called(uint32_t op, uint64_t start_ns)
 {
 	slice(EMU_SLICE_CALL, op, 0, current->site, start_ns);
+	limit_events();
 }
 
 void emu_waited(uint32_t class_id, uint64_t wait_ns)

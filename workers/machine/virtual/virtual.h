@@ -200,6 +200,8 @@ void fault_handler(bool on); /* and for a fiber that never looks up */
 void sched_push(struct fiber *fiber);
 void sched_yield_to_first(void);
 void horizon_reached(void);
+/* Something has come to its end: the event limit counts from here. */
+void limit_events(void);
 void computed(void);
 /* From here on accesses are charged. */
 void charge(void);
