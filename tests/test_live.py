@@ -88,7 +88,7 @@ def test_a_predicted_cell_is_seen_from_inside(own_store: Path) -> None:
 def test_what_is_watched_comes_out_the_same(
     own_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options: dict[str, Any] = {"engine": "virtual", "rmap": "single", "cpus": 16, "duration": "4ms"}
+    options: dict[str, Any] = {"engine": "virtual", "rmap": "single", "cpus": 64, "duration": "9ms"}
     alone = package.run(**options)
     monkeypatch.setattr(live, "PERIOD_S", 0.02)
     monkeypatch.setattr(live, "_FRESH_S", 60)

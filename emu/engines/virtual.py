@@ -35,7 +35,7 @@ from emu.words import counted
 
 _CELL_BYTES = 64 * MIB
 _CPU_BYTES = 2 * MIB
-"""Memory of a cell for each of its CPUs: 0.9 MiB measured with execl."""
+"""Memory of a cell for each of its CPUs: 0.6 MiB measured with execl."""
 _MAX_DURATION_NS = 120 * 10**9
 """The clock has 47 bits of ps (TIME_BITS), 140 s; warm-up, load and drain need some, too."""
 _EVENT_LIMIT = 1_000_000_000
