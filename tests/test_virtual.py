@@ -668,6 +668,16 @@ def test_a_user_s_design_that_deadlocks_is_reported(tmp_path: Path) -> None:
     assert "deadlock: all CPUs wait: CPU 0" in error or "already" in error
 
 
+def changed(folder: Path, name: str, old: str, new: str) -> Path:
+    """A user's file: a built-in rmap design that differs in one place."""
+    source = Path(__file__).parents[1] / "workers" / "designs" / "rmap" / f"{name}.c"
+    text = source.read_text().replace(f'"{name}"', '"mine"')
+    assert text.count(old) == 1
+    mine = folder / "mine.c"
+    mine.write_text(text.replace(old, new))
+    return mine
+
+
 @pytest.mark.parametrize(
     ("statement", "error"),
     [
@@ -682,19 +692,19 @@ def test_a_user_s_design_that_deadlocks_is_reported(tmp_path: Path) -> None:
 def test_a_user_s_design_that_goes_wrong_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, statement: str, error: str
 ) -> None:
-    skeleton = Path(__file__).parents[1] / "workers" / "designs" / "rmap" / "skeleton.c"
-    text = skeleton.read_text().replace('"skeleton"', '"mine"')
-    monkeypatch.setattr(virtual, "_EVENT_LIMIT", 1_000_000)
-    mine = tmp_path / "mine.c"
-    mine.write_text(text)
-    (cell,) = library.run(engine="virtual", rmap=[str(mine)], cpus=16, duration="3ms").cells
-    # The limit is one of accesses in which no call ends, not of all.
-    assert cell.status == "ok" and cell.host.accesses > 1_000_000
     loop = "\tfor (uint32_t i = 0; i < n; i++)\n\t\ti_mmap_tree_insert_after("
-    assert text.count(loop) == 1
-    mine.write_text(text.replace(loop, f"\t{{ {statement} }}\n{loop}"))
+    mine = changed(tmp_path, "skeleton", loop, f"\t{{ {statement} }}\n{loop}")
+    monkeypatch.setattr(virtual, "_EVENT_LIMIT", 1_000_000)
     (cell,) = library.run(engine="virtual", rmap=[str(mine)], cpus=16, duration="3ms").cells
     assert re.search(error.format(r"CPU \d+ at \d+ ns"), cell.error or ""), cell.error
+
+
+def test_the_event_limit_is_of_accesses_in_which_no_call_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(virtual, "_EVENT_LIMIT", 1_000_000)
+    (cell,) = library.run(engine="virtual", rmap="single", cpus=16, duration="3ms").cells
+    assert cell.status == "ok" and cell.host.accesses > 1_000_000
 
 
 def test_what_is_not_charged_ends_the_same() -> None:
@@ -720,7 +730,7 @@ def test_charging_begins_where_a_task_has_to_wait() -> None:
 
 # While tasks run, libc is always mapped by those that wait.
 AT_THE_END = """i_mmap_tree_remove(&s->i_mmap, vmas[i]);
-	if (i_mmap_tree_empty(&s->i_mmap) && !strcmp(mapping->name, "libc.so.6"))
+	if (i_mmap_tree_empty(&s->i_mmap) && !__builtin_strcmp(mapping->name, "libc.so.6"))
 		"""
 
 
@@ -741,13 +751,8 @@ def test_what_hangs_at_the_end_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, error: str
 ) -> None:
     """Nobody measures the end, so it is not charged, and events are not counted."""
-    single = Path(__file__).parents[1] / "workers" / "designs" / "rmap" / "single.c"
-    text = single.read_text().replace('"single"', '"mine"')
-    text = text.replace("<errno.h>", "<errno.h>\n#include <string.h>")
     remove = "i_mmap_tree_remove(&s->i_mmap, vmas[i]);"
-    assert text.count(remove) == 1
-    mine = tmp_path / "mine.c"
-    mine.write_text(text.replace(remove, AT_THE_END + what))
+    mine = changed(tmp_path, "single", remove, AT_THE_END + what)
     monkeypatch.setattr(virtual, "_EVENT_LIMIT", 10_000_000)
     run = library.run(engine="virtual", rmap=[str(mine)], cpus=4, duration="1ms")
     (cell,) = run.cells
