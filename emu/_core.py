@@ -578,11 +578,11 @@ class Core:
 
     def hists(self, cpus: int) -> NDArray[np.void]:
         """The histograms of the first CPUs, ``[process, op]`` by LAT_NAMES: a view of the arena."""
-        first, size = self._lib.emu_cpu_hists(0), HIST_DTYPE.itemsize
-        stride = self._lib.emu_cpu_hists(cpus - 1) - first
-        rows = cpus if stride else 1
-        memory = (ctypes.c_uint8 * (stride + size * len(LAT_NAMES))).from_address(first)
-        strides = (stride // max(cpus - 1, 1), size)
+        first, last = self._lib.emu_cpu_hists(0), self._lib.emu_cpu_hists(cpus - 1)
+        rows = cpus if last > first else 1
+        size = HIST_DTYPE.itemsize
+        memory = (ctypes.c_uint8 * (last - first + size * len(LAT_NAMES))).from_address(first)
+        strides = ((last - first) // max(rows - 1, 1), size)
         return np.ndarray((rows, len(LAT_NAMES)), HIST_DTYPE, memory, strides=strides)
 
     def faults(self, cpu: int) -> int:

@@ -42,7 +42,7 @@ from emu.report.trace import DEFAULT_WINDOW
 from emu.results import Run
 from emu.schedule import Progress
 from emu.store import Store
-from emu.terminal import SafeConsole, printable, stdout_console
+from emu.terminal import LOOK, SafeConsole, printable, stdout_console
 from emu.words import counted
 
 _REPORTS = ("html", "text", *plot.FORMATS, *text.FORMATS)
@@ -598,7 +598,7 @@ def validate(
 
 def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
     """The first row is the heading."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, **LOOK)
     for heading in rows[0]:
         # The first are names to type.
         table.add_column(heading, overflow="fold", no_wrap=not table.columns)

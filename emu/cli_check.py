@@ -20,7 +20,7 @@ from emu.coordinator import StopFlag
 from emu.errors import InputError
 from emu.files import check_output, write_output
 from emu.progress import ProgressBar
-from emu.terminal import plain_console, printable
+from emu.terminal import LOOK, plain_console, printable
 
 _RULES = "Options of --suite conformance"
 _ORDERS = "Options of --suite explore"
@@ -255,7 +255,7 @@ def check(
 
 
 def _list_scenarios() -> None:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, **LOOK)
     for heading in ("scenario", "of", "CPUs", "what it does"):
         table.add_column(heading)
     for each in explore.scenarios():

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from emu import experiment, topology
 from emu.errors import InputError
 from emu.files import check_output, write_output
-from emu.terminal import SafeConsole, WholeTable, stdout_console
+from emu.terminal import LOOK, SafeConsole, WholeTable, stdout_console
 from emu.words import counted
 
 
@@ -114,7 +114,7 @@ def compare_kernel(
 
 def _table(first: str, *numbers: str) -> WholeTable:
     """Of these headings, without rows."""
-    table = WholeTable(first, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = WholeTable(first, box=None, **LOOK)
     for heading in numbers:
         table.add_column(heading, justify="right")
     return table

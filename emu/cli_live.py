@@ -21,7 +21,7 @@ from emu.errors import EmuError
 from emu.live import PERIOD_S, CellState, Inside, Snapshot, Watcher
 from emu.results import KIND
 from emu.store import Store, Summary
-from emu.terminal import SafeConsole, is_read, plain_console
+from emu.terminal import LOOK, SafeConsole, is_read, plain_console
 from emu.words import counted
 
 _TICK_S = 0.2
@@ -196,7 +196,7 @@ def _dashboard(snapshots: list[Snapshot]) -> RenderableType:
 
 
 def _table(*columns: str, left: int = 1) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, **LOOK)
     for number, name in enumerate(columns):
         table.add_column(
             name, justify="left" if number < left else "right", no_wrap=True, overflow="ellipsis"

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from emu import _core
 from emu.explore import Event, Finding, Result
+from emu.terminal import LOOK
 from emu.words import counted
 
 _ROWS = 48
@@ -173,7 +174,7 @@ def table(results: Sequence[Result]) -> Table:
     by_design: dict[str, list[Result]] = {}
     for result in sorted(results, key=lambda r: (_KINDS.index(r.unit.scenario.kind), _name(r))):
         by_design.setdefault(_name(result), []).append(result)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, **LOOK)
     for heading in ("design", "scenario", "found"):
         table.add_column(heading)
     for heading in ("schedules", "per CPU second", "longest"):

@@ -26,6 +26,9 @@ _STEERS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
+LOOK: dict[str, Any] = {"pad_edge": False, "padding": (0, 2, 0, 0), "header_style": "bold"}
+"""Of every table: columns that a pipe can take apart."""
+
 _ANY_WIDTH = 100_000
 """Of a line that has room for everything."""
 

@@ -23,7 +23,7 @@ from emu.errors import InputError, unknown
 from emu.files import parse_toml
 from emu.report.table import print_uncertainty
 from emu.results import CellResult, Run, Uncertainty
-from emu.terminal import WholeTable
+from emu.terminal import LOOK, WholeTable
 
 DURATION = "40ms"
 """Of a cell, in virtual time: each of 384 CPUs that share one lock ends an exec or two in it."""
@@ -271,7 +271,7 @@ def run_all(
 
 def print_validation(found: Validation, console: Console) -> None:
     """Print the table, and what was calibrated on what."""
-    table = WholeTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = WholeTable(box=None, **LOOK)
     for heading in ("row", "what", "cpus", "published", "emulated", "emulated/published", ""):
         right = heading not in ("row", "what", "")
         table.add_column(heading, justify="right" if right else "left", no_wrap=True)

@@ -678,6 +678,14 @@ def changed(folder: Path, name: str, old: str, new: str) -> Path:
     return mine
 
 
+def error_of(mine: Path, cpus: int, duration: str) -> str:
+    """What the only cell of a user's design fails with."""
+    run = library.run(engine="virtual", rmap=[str(mine)], cpus=cpus, duration=duration)
+    (cell,) = run.cells
+    assert cell.error is not None
+    return cell.error
+
+
 @pytest.mark.parametrize(
     ("statement", "error"),
     [
@@ -695,8 +703,7 @@ def test_a_user_s_design_that_goes_wrong_is_named(
     loop = "\tfor (uint32_t i = 0; i < n; i++)\n\t\ti_mmap_tree_insert_after("
     mine = changed(tmp_path, "skeleton", loop, f"\t{{ {statement} }}\n{loop}")
     monkeypatch.setattr(virtual, "_EVENT_LIMIT", 1_000_000)
-    (cell,) = library.run(engine="virtual", rmap=[str(mine)], cpus=16, duration="3ms").cells
-    assert re.search(error.format(r"CPU \d+ at \d+ ns"), cell.error or ""), cell.error
+    assert re.search(error.format(r"CPU \d+ at \d+ ns"), error_of(mine, 16, "3ms"))
 
 
 def test_the_event_limit_is_of_accesses_in_which_no_call_ends(
@@ -743,7 +750,8 @@ AT_THE_END = """i_mmap_tree_remove(&s->i_mmap, vmas[i]);
         ),
         (
             "while (!i_mmap_tree_walk(&s->i_mmap, 0, 1, rmap_found, NULL))\n\t\t\t;",
-            r"event limit: 10000000 accesses in .*; CPU 3 at \d+ ns is in .*single_remove>",
+            r"event limit: 10000000 accesses in which no call ended; "
+            r"CPU 3 at \d+ ns is in .*single_remove>",
         ),
     ],
 )
@@ -754,10 +762,7 @@ def test_what_hangs_at_the_end_is_named(
     remove = "i_mmap_tree_remove(&s->i_mmap, vmas[i]);"
     mine = changed(tmp_path, "single", remove, AT_THE_END + what)
     monkeypatch.setattr(virtual, "_EVENT_LIMIT", 10_000_000)
-    run = library.run(engine="virtual", rmap=[str(mine)], cpus=4, duration="1ms")
-    (cell,) = run.cells
-    assert cell.error is not None
-    assert re.search(error, cell.error)
+    assert re.search(error, error_of(mine, 4, "1ms"))
 
 
 def test_without_options_both_engines_run() -> None:

@@ -17,7 +17,7 @@ from emu.host import disturbances_of_run
 from emu.report.designs import Designs
 from emu.results import KIND, CellResult, Run, Uncertainty
 from emu.stats import unstable
-from emu.terminal import WholeTable, plain_console
+from emu.terminal import LOOK, WholeTable, plain_console
 from emu.words import counted
 
 _PROCESSES = ("exec", "fork", "exit")
@@ -382,7 +382,7 @@ def _print_group(cells: Sequence[CellResult], designs: Designs, run: Run, consol
 def _table(console: Console, *columns: str, keys: int = 1) -> WholeTable:
     """``keys``: so many of the columns say what a row is about."""
     look = box.SIMPLE_HEAD if console.is_terminal else None
-    table = WholeTable(box=look, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = WholeTable(box=look, **LOOK)
     table.keys = keys
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", no_wrap=True)

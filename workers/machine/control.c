@@ -26,7 +26,7 @@ static struct emu_cpu *all_cpus;
 
 static uint64_t place(uint64_t *at, uint64_t bytes)
 {
-	uint64_t offset = (*at + EMU_CACHELINE - 1) & ~(uint64_t)(EMU_CACHELINE - 1);
+	uint64_t offset = emu_whole_lines(*at);
 
 	*at = offset + bytes;
 	return offset;
@@ -98,7 +98,7 @@ uint64_t emu_arena_overhead(const struct emu_config *config)
 /* Histograms have 16 KiB each, most of them never used: all of it would be most of what a short phase costs the host. */
 static void counts_clear(struct emu_cpu *cpu)
 {
-	if (cpu->counter != cpu)
+	if (!emu_is_counter(cpu))
 		return;
 	emu_lock_stats_clear(&cpu->task);
 	for (uint32_t i = 0; i < EMU_LAT_NR; i++)

@@ -58,6 +58,18 @@ struct emu_cpu {
 	struct emu_hist hists[EMU_LAT_NR];
 };
 
+/* Does it count in its own? If not, its histograms, sites and statistics stay empty. */
+static inline bool emu_is_counter(const struct emu_cpu *cpu)
+{
+	return cpu->counter == cpu;
+}
+
+/* So many bytes and what fills their last line. */
+static inline uint64_t emu_whole_lines(uint64_t bytes)
+{
+	return (bytes + EMU_CACHELINE - 1) & ~(uint64_t)(EMU_CACHELINE - 1);
+}
+
 struct emu_class {
 	char name[48];
 	char file[48];

@@ -42,9 +42,8 @@ uint64_t emu_lock_stats_bytes(uint32_t max_classes)
 
 static uint64_t bytes_of_places(uint32_t max_classes)
 {
-	uint64_t bytes = offsetof(struct lock_stat_table, at) + (uint64_t)max_classes * EMU_SITES_MAX * sizeof(uint16_t);
-
-	return (bytes + EMU_CACHELINE - 1) & ~(uint64_t)(EMU_CACHELINE - 1);
+	return emu_whole_lines(offsetof(struct lock_stat_table, at) +
+			       (uint64_t)max_classes * EMU_SITES_MAX * sizeof(uint16_t));
 }
 
 /* How many entries a table has, but for that of no place. */
@@ -223,11 +222,6 @@ int emu_cpu_site_path(uint32_t cpu, uint32_t site, char *buf, size_t size)
 static struct lock_stat *all_stats; /* [max_classes][EMU_SITES_MAX] */
 static struct emu_site all_sites[EMU_SITES_MAX];
 
-static bool has_statistics(uint32_t nr)
-{
-	return emu_arena->cpus[nr].counter == &emu_arena->cpus[nr];
-}
-
 static void add_lock_stat(const struct lock_stat *stat, uint32_t site)
 {
 	struct lock_stat *sum = &all_stats[stat->place / EMU_SITES_MAX * EMU_SITES_MAX + site];
@@ -279,7 +273,7 @@ struct lock_stat *emu_lock_stats(void)
 		return NULL;
 	}
 	for (uint32_t nr = 0; nr < emu_arena->config.nr_cpus; nr++)
-		if (has_statistics(nr) && add_lock_stats(nr))
+		if (emu_is_counter(&emu_arena->cpus[nr]) && add_lock_stats(nr))
 			return NULL;
 	return all_stats;
 }
@@ -292,8 +286,9 @@ int emu_site_path(uint32_t site, char *buf, size_t size)
 void emu_lock_waits(uint64_t *wait_ns, uint32_t nr_classes)
 {
 	for (uint32_t nr = 0; nr < emu_arena->config.nr_cpus; nr++) {
-		const struct lock_stat_table *table = emu_arena->cpus[nr].task.lock_stats;
-		int64_t nr_stats = has_statistics(nr) ? nr_used(table) : 0;
+		const struct emu_cpu *cpu = &emu_arena->cpus[nr];
+		const struct lock_stat_table *table = cpu->task.lock_stats;
+		int64_t nr_stats = emu_is_counter(cpu) ? nr_used(table) : 0;
 
 		for (int64_t at = 1; at <= nr_stats; at++)
 			if (table->used[at].place / EMU_SITES_MAX < nr_classes)

@@ -88,7 +88,7 @@ void memory_reset(void)
 void memory_begin(void)
 {
 	/* Runs begin on a line of their own. */
-	x.heap_end = (x.heap_end + EMU_CACHELINE - 1) & ~(uint64_t)(EMU_CACHELINE - 1);
+	x.heap_end = emu_whole_lines(x.heap_end);
 	x.base_end = x.heap_end;
 	base_objects = nr_objects;
 	base_live = nr_live;
@@ -227,7 +227,7 @@ void emu_pools_init(uint64_t first_offset)
 
 	x.base = (uintptr_t)emu_arena->cpus;
 	x.full_span = (uintptr_t)emu_arena + emu_arena->bytes - x.base;
-	x.heap_start = x.heap_end = (first - x.base + EMU_CACHELINE - 1) & ~(uint64_t)(EMU_CACHELINE - 1);
+	x.heap_start = x.heap_end = emu_whole_lines(first - x.base);
 	x.base_end = x.heap_start;
 	if (!shadows_create())
 		emu_fail("no memory for the explorer's tables");
