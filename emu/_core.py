@@ -249,6 +249,8 @@ class CostModel(ctypes.Structure):
         ("wake_to_run_ps", ctypes.c_uint32),
         ("ipi_send_ps", ctypes.c_uint32),
         ("ipi_round_trip_ps", ctypes.c_uint32),
+        ("ipi_each_ps", ctypes.c_uint32),
+        ("ipi_handler_ps", ctypes.c_uint32),
         ("context_switch_ps", ctypes.c_uint32),
         ("smt_speed_permille", ctypes.c_uint32),
         ("nr_idle_states", ctypes.c_uint32),

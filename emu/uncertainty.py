@@ -26,7 +26,6 @@ _NOT_IN_THE_MODEL = (
     "cache.l1_",
     "cache.l2_ns",
     "kernel.null_syscall_ns",
-    "kernel.ipi_round_trip_ns",
     "kernel.time_slice_ns",
 )
 """Numbers that no run of the virtual engine reads."""

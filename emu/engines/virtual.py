@@ -80,6 +80,8 @@ def cost_model(machine: Topology, tasks: int) -> _core.CostModel:
         wake_to_run_ps=ps("kernel.wake_to_run_ns"),
         ipi_send_ps=ps("kernel.ipi_send_ns"),
         ipi_round_trip_ps=ps("kernel.ipi_round_trip_ns"),
+        ipi_each_ps=ps("kernel.ipi_each_ns"),
+        ipi_handler_ps=ps("kernel.ipi_handler_ns"),
         context_switch_ps=ps("kernel.context_switch_ns"),
         smt_speed_permille=max(1, round(1000 * machine.value("core.smt_speed"))),
         time_slice_ps=max(1, ps("kernel.time_slice_ns")),

@@ -138,7 +138,13 @@ class Kernel(Table, frozen=True):
     """From the wake until the sleeper runs on another CPU."""
     context_switch_ns: Cost
     ipi_send_ns: Cost
+    """The sender's cost of an interrupt to one CPU that it does not wait for."""
     ipi_round_trip_ns: Cost
+    """Until the target of one has acknowledged it."""
+    ipi_each_ns: Cost
+    """Of an interrupt to many, for each CPU after the first."""
+    ipi_handler_ns: Cost
+    """What each target of it loses."""
     time_slice_ns: Cost
     """How long a task runs while others wait for its CPU."""
     work_scale: Cost | None = None

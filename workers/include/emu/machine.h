@@ -35,6 +35,8 @@
 #define unlikely(x) __builtin_expect(!!(x), 0)
 /* A function that shows up as a call site: it must keep a frame of its own in every build. */
 #define EMU_NOINLINE __attribute__((noinline))
+/* Of a lock's fast path: call sites are named after who asks for the lock, whatever the compiler thinks of its size. */
+#define EMU_ALWAYS_INLINE inline __attribute__((always_inline))
 
 /* A load or store that may race with another CPU's on purpose; no order, no tearing. */
 #define READ_ONCE(x) (*(const volatile __typeof__(x) *)&(x))

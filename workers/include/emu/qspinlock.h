@@ -45,7 +45,7 @@ static inline bool spin_trylock(struct qspinlock *lock)
 	return true;
 }
 
-static inline void spin_lock(struct qspinlock *lock)
+static EMU_ALWAYS_INLINE void spin_lock(struct qspinlock *lock)
 {
 	uint32_t val = 0;
 

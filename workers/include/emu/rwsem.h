@@ -89,7 +89,7 @@ static inline bool down_write_trylock(struct rw_semaphore *sem)
 	return true;
 }
 
-static inline void down_write(struct rw_semaphore *sem)
+static EMU_ALWAYS_INLINE void down_write(struct rw_semaphore *sem)
 {
 	if (unlikely(!down_write_trylock(sem))) {
 		rwsem_down_write_slow(sem);
@@ -136,7 +136,7 @@ static inline bool down_read_trylock(struct rw_semaphore *sem)
 	return true;
 }
 
-static inline void down_read(struct rw_semaphore *sem)
+static EMU_ALWAYS_INLINE void down_read(struct rw_semaphore *sem)
 {
 	/* Acquire: pairs with the release of the last writer. A reader that fails takes its count back when it queues. */
 	uint64_t count = atomic_fetch_add_explicit(&sem->count, RWSEM_READER_BIAS, memory_order_acquire);

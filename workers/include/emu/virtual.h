@@ -44,7 +44,9 @@ struct emu_cost_model {
 	uint32_t smt_ps, c2c_l3_ps, c2c_base_ps;
 	uint32_t atomic_ps;
 	uint32_t occupancy_ps; /* how far apart a line is handed on while several CPUs ask for it at once */
-	uint32_t futex_wait_ps, futex_wake_ps, wake_to_run_ps, ipi_send_ps, ipi_round_trip_ps;
+	uint32_t futex_wait_ps, futex_wake_ps, wake_to_run_ps, ipi_send_ps;
+	/* An interrupt that is waited for: with one target, for each further one; what each target loses. */
+	uint32_t ipi_round_trip_ps, ipi_each_ps, ipi_handler_ps;
 	uint32_t context_switch_ps;
 	uint32_t smt_speed_permille; /* of each of two threads of a core that both work, against one alone */
 

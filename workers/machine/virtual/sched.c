@@ -112,13 +112,22 @@ static void leave(struct fiber *f)
 	f->preempt_off = vm.preempt_off;
 }
 
+/* It goes on no earlier than that. Interrupts that it took instead of turns of its loop were over before, or are now. */
+static void unpark(struct fiber *f, uint64_t when)
+{
+	if (f->clock < when)
+		f->clock = when;
+	if (f->clock < f->interrupted_until)
+		f->clock = f->interrupted_until;
+}
+
 /* The slice of a parked task is over: it goes on, to find that out itself. */
 static void timer_fired(struct fiber *f)
 {
 	struct run_queue *queue = &vm.queues[f->cpu];
 
 	queue->timer = false;
-	f->clock = f->clock > queue->slice_end ? f->clock : queue->slice_end;
+	unpark(f, queue->slice_end);
 	f->state = FIBER_READY;
 	vm.busy[f->core]++;
 }
@@ -386,8 +395,7 @@ void fiber_wake_watchers(uint32_t line, uint64_t when)
 			vm.queues[f->cpu].timer = false;
 			heap_remove(queue_key(vm.queues[f->cpu].slice_end, f->nr));
 		}
-		if (f->clock < when)
-			f->clock = when;
+		unpark(f, when);
 		vm.busy[f->core]++;
 		sched_push(f);
 	}
@@ -768,23 +776,25 @@ uint32_t emu_futex_wake(_Atomic uint32_t *word, uint32_t n)
  */
 
 /* Who sleeps or waits for the CPU looks at what it missed when it is back. */
-static bool interrupt(uint32_t cpu, const struct mm_struct *mm, uint64_t taken_ps)
+static bool interrupt(uint32_t cpu, const struct mm_struct *mm)
 {
 	struct fiber *f = vm.queues[cpu].running;
 
 	if (cpu == vm.cpu || !f || f->task->mm != mm)
 		return false;
-	f->stolen += taken_ps;
+	if (f->state != FIBER_PARKED)
+		f->stolen += vm.cost.ipi_handler_ps;
+	else if (f->interrupted_until < vm.clock)
+		f->interrupted_until = vm.clock + vm.cost.ipi_handler_ps;
+	else
+		f->interrupted_until += vm.cost.ipi_handler_ps;
 	return true;
 }
 
 void emu_tlb_flush(const struct mm_struct *mm, const _Atomic uint64_t *cpus, uint32_t nr_bits)
 {
 	const struct emu_cost_model *cost = &vm.cost;
-	/* 64 bits, for those to thousands of CPUs. A way there and back may be shorter than what sending takes. */
-	uint64_t send_ps = cost->ipi_send_ps;
-	uint64_t taken_ps = cost->ipi_round_trip_ps > send_ps ? cost->ipi_round_trip_ps - send_ps : 0;
-	uint32_t sent = 0;
+	uint64_t sent = 0, took_ps; /* 64 bits, for interrupts to thousands of CPUs */
 
 	if (!vm.span)
 		return;
@@ -793,13 +803,14 @@ void emu_tlb_flush(const struct mm_struct *mm, const _Atomic uint64_t *cpus, uin
 
 		for (; bits; bits &= bits - 1)
 			for (uint32_t i = word * 64 + (uint32_t)__builtin_ctzll(bits); i < cost->nr_cpus; i += nr_bits)
-				sent += interrupt(i, mm, taken_ps);
+				sent += interrupt(i, mm);
 	}
 	if (!sent)
 		return;
 	drain_stores();
-	vm.clock += sent * send_ps + taken_ps;
-	vm.fiber->spent.compute_ps += sent * send_ps + taken_ps;
+	took_ps = cost->ipi_round_trip_ps + (sent - 1) * cost->ipi_each_ps;
+	vm.clock += took_ps;
+	vm.fiber->spent.compute_ps += took_ps;
 }
 
 /*
