@@ -2,7 +2,7 @@
 /*
  * rwsem.c - the waiting half of the reader/writer lock; its word and the fast paths are in rwsem.h.
  *
- *   1. spinning    rwsem_spin, rwsem_optimistic_spin: a writer waits on its CPU while another writer runs
+ *   1. spinning    rwsem_spin, rwsem_optimistic_spin: a writer waits on its CPU while another runs, or readers come and go
  *   2. wait list   rwsem_try_write_lock_queued, rwsem_queue_write, rwsem_queue_read: sleep in order of arrival
  *   3. waking up   rwsem_choose under wait_lock, rwsem_wake_chosen after it
  *
@@ -199,28 +199,59 @@ EMU_NOINLINE void rwsem_downgrade_wake(struct rw_semaphore *sem)
  * Spinning
  */
 
-/* Will the lock be free soon? Not if its writer sleeps or readers have it, for nobody knows which those are. */
-static bool rwsem_free_soon(struct rw_semaphore *sem)
+/* Nobody knows which tasks the readers are, nor whether they run: writers give them so long, as in Linux. */
+static uint64_t rwsem_readers_ns(uint64_t count)
+{
+	uint64_t readers = (count & RWSEM_READER_MASK) >> RWSEM_READER_SHIFT;
+
+	return (20 + (readers < 30 ? readers : 30)) * 500;
+}
+
+static bool rwsem_has_readers(uint64_t count)
+{
+	/* Beside a writer's bit they are only tried ones. */
+	return !(count & RWSEM_WRITER_LOCKED) && (count & RWSEM_READER_MASK);
+}
+
+/*
+ * Will the lock be free soon? Not if its writer sleeps, nor if readers have had it for too long. *until_ns: how long is
+ * not, 0 while a writer has it; NULL: no time at all.
+ */
+static bool rwsem_free_soon(struct rw_semaphore *sem, uint64_t *until_ns)
 {
 	uint64_t owner = atomic_load_explicit(&sem->owner, memory_order_relaxed);
 	uint64_t count;
 
 	/* Tasks stay for ever, so an owner of long ago may still be looked at. */
-	if (!(owner & RWSEM_READER_OWNED))
+	if (!(owner & RWSEM_READER_OWNED)) {
+		if (until_ns)
+			*until_ns = 0;
 		return !owner || task_running((struct task_struct *)(uintptr_t)owner);
-	/* They may be gone. Readers' counts beside a writer's bit are only tried ones. */
+	}
 	count = atomic_load_explicit(&sem->count, memory_order_relaxed);
-	return (count & RWSEM_WRITER_LOCKED) || !(count & RWSEM_READER_MASK);
+	if (!rwsem_has_readers(count))
+		return true;
+	if (!until_ns || (count & RWSEM_FLAG_NO_SPIN))
+		return false;
+	if (!*until_ns)
+		*until_ns = emu_clock_ns() + rwsem_readers_ns(count);
+	if (emu_clock_ns() <= *until_ns)
+		return true;
+	while (rwsem_has_readers(count) &&
+	       !atomic_compare_exchange_weak_explicit(&sem->count, &count, count | RWSEM_FLAG_NO_SPIN,
+						      memory_order_relaxed, memory_order_relaxed))
+		;
+	return false;
 }
 
 /*
  * Spins until no bit of `busy` is set (true: try now) or it is better to sleep (false). The last look before each
  * wait is at count: that the lock is free is never missed.
  */
-static bool rwsem_spin(struct rw_semaphore *sem, uint64_t busy)
+static bool rwsem_spin(struct rw_semaphore *sem, uint64_t busy, uint64_t *until_ns)
 {
 	for (;;) {
-		bool go_on = !emu_need_resched() && rwsem_free_soon(sem);
+		bool go_on = !emu_need_resched() && rwsem_free_soon(sem, until_ns);
 
 		if (!(atomic_load_explicit(&sem->count, memory_order_relaxed) & busy))
 			return true;
@@ -239,7 +270,8 @@ static bool rwsem_try_write_lock_unqueued(struct rw_semaphore *sem)
 	do {
 		if (count & (RWSEM_LOCK_MASK | RWSEM_FLAG_HANDOFF))
 			return false;
-	} while (!atomic_compare_exchange_weak_explicit(&sem->count, &count, count | RWSEM_WRITER_LOCKED,
+	} while (!atomic_compare_exchange_weak_explicit(&sem->count, &count,
+							(count | RWSEM_WRITER_LOCKED) & ~RWSEM_FLAG_NO_SPIN,
 							memory_order_acquire, memory_order_relaxed));
 	rwsem_set_owner(sem, (uintptr_t)current);
 	return true;
@@ -247,11 +279,14 @@ static bool rwsem_try_write_lock_unqueued(struct rw_semaphore *sem)
 
 static bool rwsem_optimistic_spin(struct rw_semaphore *sem)
 {
+	uint64_t until_ns = 0;
 	bool taken = false;
 
-	if (emu_need_resched() || !rwsem_free_soon(sem) || !osq_lock(&sem->osq))
+	if (emu_need_resched() || !rwsem_free_soon(sem, &until_ns) || !osq_lock(&sem->osq))
 		return false;
-	while (!taken && rwsem_spin(sem, RWSEM_LOCK_MASK | RWSEM_FLAG_HANDOFF))
+	/* What it waited in the queue is not counted. */
+	until_ns = 0;
+	while (!taken && rwsem_spin(sem, RWSEM_LOCK_MASK | RWSEM_FLAG_HANDOFF, &until_ns))
 		taken = rwsem_try_write_lock_unqueued(sem);
 	osq_unlock(&sem->osq);
 	return taken;
@@ -280,7 +315,7 @@ static bool rwsem_try_write_lock_queued(struct rw_semaphore *sem, struct rwsem_w
 				return false;
 			taken = count | RWSEM_FLAG_HANDOFF;
 		} else {
-			taken = (count | RWSEM_WRITER_LOCKED) & ~RWSEM_FLAG_HANDOFF;
+			taken = (count | RWSEM_WRITER_LOCKED) & ~(RWSEM_FLAG_HANDOFF | RWSEM_FLAG_NO_SPIN);
 			if (sem->wait_first == sem->wait_last)
 				taken &= ~RWSEM_FLAG_WAITERS;
 		}
@@ -308,7 +343,7 @@ static void rwsem_queue_write(struct rw_semaphore *sem)
 
 		spin_unlock(&sem->wait_lock);
 		/* With the hand-off the lock is ours as soon as it is free: worth watching a running owner for. */
-		if (!handoff || sem->no_spin || !rwsem_spin(sem, RWSEM_LOCK_MASK))
+		if (!handoff || sem->no_spin || !rwsem_spin(sem, RWSEM_LOCK_MASK, NULL))
 			task_park();
 		spin_lock(&sem->wait_lock);
 	}

@@ -5,13 +5,14 @@
  *   count  bit 0       a writer holds it
  *          bit 1       somebody is in the wait list
  *          bit 2       the first waiter has asked for the hand-off: nobody else may take the lock
+ *          bit 3       a writer has spun for readers in vain: none does again until a writer has had the lock
  *          bits 8-62   number of readers
  *          bit 63      guard against overflow of the readers
  *   owner  the task that holds it for writing, or the last one that took it for reading with bit 0 set; a hint for
  *          spinners, to be followed but not believed
  *
- * Writers try, spin behind the OSQ while the owner runs, then sleep in the FIFO wait list; a waiter that has waited
- * longer than RWSEM_WAIT_TIMEOUT_NS asks for the hand-off. Readers that find a writer or a waiter queue; when the
+ * Writers try, spin behind the OSQ while the owner runs, or for 10 to 25 us while readers have it, then sleep in the
+ * FIFO wait list; a waiter that has waited longer than RWSEM_WAIT_TIMEOUT_NS asks for the hand-off. Readers that find a writer or a waiter queue; when the
  * first waiter is a reader, the first 256 readers in the list are let in together.
  * wait_lock must be held when using the wait list and when setting or clearing bits 1 and 2.
  * Written from an understanding of kernel/locking/rwsem.c as of Linux 6.x; no code from it.
@@ -25,6 +26,7 @@
 #define RWSEM_WRITER_LOCKED UINT64_C(1)
 #define RWSEM_FLAG_WAITERS (UINT64_C(1) << 1)
 #define RWSEM_FLAG_HANDOFF (UINT64_C(1) << 2)
+#define RWSEM_FLAG_NO_SPIN (UINT64_C(1) << 3) /* Linux has it in the owner; here readers need not read that */
 #define RWSEM_FLAG_READFAIL (UINT64_C(1) << 63)
 #define RWSEM_READER_SHIFT 8
 #define RWSEM_READER_BIAS (UINT64_C(1) << RWSEM_READER_SHIFT)
