@@ -151,7 +151,7 @@ class _File(_Table, frozen=True):
     background: list[Any] = []
 
 
-_LOCKED_KEYS = ("mmap", "munmap", "mprotect", "brk")
+_LOCKED_KEYS = ("mmap", "munmap", "mprotect", "brk", "dontneed")
 _MAX_LOCKED_NS = 10**9
 _WORK_KEYS = ("exec", "fork", "exit", "clone", "thread_exit", "fault", *_LOCKED_KEYS, "call")
 _T = TypeVar("_T", bound=_Table)

@@ -385,6 +385,7 @@ int64_t emu_sys_madvise_dontneed(uint64_t addr, uint64_t len)
 	if (addr >= EMU_TASK_SIZE)
 		return -ENOMEM;
 	lock_range(mm, &range, __func__);
+	emu_locked_work();
 	/* Only tables that VMAs keep: with those locked for looking, none goes. */
 	for (uint64_t at = addr; at < end;) {
 		struct vm_area_struct *vma = at < range.end ? emu_mm->find(mm, at, range.end, NULL) : NULL;

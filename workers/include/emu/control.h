@@ -76,7 +76,7 @@ struct emu_call { /* all constant while CPUs run */
 	uint16_t prot;	  /* EMU_PROT_* */
 	uint32_t flags;	  /* EMU_MAP_* */
 	int32_t arg;	  /* MMAP: file number, -1 = anonymous; EXEC: list number */
-	uint32_t locked_ns; /* MMAP, MUNMAP, MPROTECT, BRK: computing with the range locked */
+	uint32_t locked_ns; /* MMAP, MUNMAP, MPROTECT, BRK, DONTNEED: computing with the range locked */
 	uint64_t addr;	  /* bytes */
 	uint64_t len;	  /* bytes; PACE: ns */
 	uint64_t offset;  /* bytes */

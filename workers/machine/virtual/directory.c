@@ -35,13 +35,7 @@ static uint64_t latency(const struct fiber *to, const struct fiber *from, uint32
 /* A single transfer of that latency: no two take quite as long, and spinners in step would share a lock out by it. */
 static uint64_t transfer(const struct fiber *to, const struct fiber *from, uint32_t home)
 {
-	uint64_t ps = latency(to, from, home), most = ps / TRANSFER_SPREAD;
-
-	/* xorshift64: Marsaglia 2003, Journal of Statistical Software 8(14) */
-	vm.random ^= vm.random << 13;
-	vm.random ^= vm.random >> 7;
-	vm.random ^= vm.random << 17;
-	return ps - most + ((vm.random >> 32) * (2 * most + 1) >> 32);
+	return spread(&vm.random, latency(to, from, home), TRANSFER_SPREAD);
 }
 
 static uint32_t home_of(uint32_t line)

@@ -428,6 +428,7 @@ int emu_virtual_config(const struct emu_cost_model *model)
 	set_homes();
 	vm.lookahead = shortest_way();
 	vm.random = (emu_arena->config.seed << 1 | 1) * UINT64_C(0x9e3779b97f4a7c15);
+	vm.wake_random = ~vm.random | 1;
 	return 0;
 }
 

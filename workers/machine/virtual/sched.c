@@ -560,7 +560,7 @@ static void wake(struct fiber *f)
 			set_timer(queue);
 		return;
 	}
-	ready = vm.clock + vm.cost.wake_to_run_ps + leave_idle(queue, f);
+	ready = vm.clock + spread(&vm.wake_random, vm.cost.wake_to_run_ps, WAKE_SPREAD) + leave_idle(queue, f);
 	if (f->clock < ready)
 		f->clock = ready;
 	if (f->clock < queue->free)

@@ -40,6 +40,7 @@
 #define TIME_BITS 47 /* CPU numbers take the other bits of a queue key, but one to spare */
 #define HORIZON_PS UINT64_C(100000000)
 #define TRANSFER_SPREAD 10u /* a transfer takes up to a tenth more or less; docs/cost-model.md, Transfers */
+#define WAKE_SPREAD 3u /* and a wake a third: 2 to 5 us on bare metal, see topologies/_common-costs.toml */
 #define SMT_MAX 16u
 #define NEXT_TIMER_PS UINT64_C(4000000000000) /* of an idle CPU: the period of Linux' lockup watchdog */
 #define CLOCK_LOOKS 10000000u /* at one time, after which a loop is taken to wait for the clock */
@@ -153,6 +154,7 @@ struct vm {
 	uint64_t syncs;
 	uint64_t lookahead; /* the shortest way of a line between two CPUs */
 	uint64_t random;    /* for the directory, never 0 */
+	uint64_t wake_random; /* likewise, for wakes */
 
 	struct emu_cost_model cost;
 	uint64_t full_span;
@@ -252,6 +254,18 @@ enum modify { MODIFY_ANY_ORDER, MODIFY_SUCCEEDS, MODIFY_FAILS };
 void line_modify(uint64_t offset, enum modify how);
 /* After MODIFY_FAILS: those go first who come before the line is here. */
 void line_arrives(uint32_t line);
+
+/* ps, evenly more or less by up to one of `part`. *random is changed. */
+static inline uint64_t spread(uint64_t *random, uint64_t ps, uint64_t part)
+{
+	uint64_t most = ps / part;
+
+	/* xorshift64: Marsaglia 2003, Journal of Statistical Software 8(14) */
+	*random ^= *random << 13;
+	*random ^= *random >> 7;
+	*random ^= *random << 17;
+	return ps - most + ((*random >> 32) * (2 * most + 1) >> 32);
+}
 
 static inline uint64_t queue_key(uint64_t clock, uint32_t nr)
 {
