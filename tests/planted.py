@@ -435,8 +435,8 @@ LOCKS = [
     lock(
         "rwsem: hand-off is never taken back",
         "rwsem.c",
-        "taken = (count | RWSEM_WRITER_LOCKED) & ~RWSEM_FLAG_HANDOFF;",
-        "taken = count | RWSEM_WRITER_LOCKED;",
+        "taken = (count | RWSEM_WRITER_LOCKED) & ~(RWSEM_FLAG_HANDOFF | RWSEM_FLAG_NO_SPIN);",
+        "taken = (count | RWSEM_WRITER_LOCKED) & ~RWSEM_FLAG_NO_SPIN;",
         "rwsem-sleepers",
         DEADLOCK,
         ASSERT,

@@ -81,7 +81,7 @@ def test_waiting_for_mmap_lock_has_the_call_as_its_site() -> None:
         workload="mmap-page",
         rmap="single",
         mm="mmap-sem-rbtree",
-        cpus="4",
+        cpus="20",
         duration="2ms",
     ).cells
     (lock,) = (lock for lock in cell.locks if lock.name == "mmap_lock")

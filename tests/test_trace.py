@@ -145,7 +145,7 @@ def test_spinning_and_sleeping_are_inside_waits(
 
 
 def test_readers_that_find_a_writer_sleep(tmp_path: Path) -> None:
-    what = ("--workload", "rwsem-mixed", "--rmap", "single", "--cpus", "16", "--duration", "1ms")
+    what = ("--workload", "rwsem-mixed", "--rmap", "single", "--cpus", "64", "--duration", "1ms")
     events = slices(traced(tmp_path, *what, "--trace-window", "100us+100us")[0])
     check_nesting(events)
     asleep = [event for event in events if event["cat"] == "sleep"]

@@ -527,6 +527,7 @@ def test_what_the_workloads_measure() -> None:
         **{name: [(name, "iteration", 1.0)] for name in MICRO},
         **{name: [(name, "fault" if name in FAULTS else "iteration", 1.0)] for name in THREADS},
         "fault-file-cold": [("fault-file", "fault", 1.0)],
+        "tlb-flush": [("tlb-flush", "dontneed", 1.0)],
     }
     ops = np.concatenate(workload.load("shell").lists[-2:-1])["op"].tolist()
     assert [ops.count(workload.OPS.index(op)) for op in ("exec", "fork", "exit")] == [3, 3, 3]

@@ -263,6 +263,12 @@ void emu_spin_wait(const volatile void *addr)
 		sched_yield();
 }
 
+void emu_spin_wait_until(const volatile void *addr, uint64_t until_ns)
+{
+	(void)until_ns;
+	emu_spin_wait(addr);
+}
+
 /* xorshift64 (Marsaglia 2003). */
 static inline uint64_t machine_rand(void)
 {

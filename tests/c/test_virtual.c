@@ -422,8 +422,8 @@ static void a_sleeper_runs_when_it_has_been_woken(void)
 	sleepers = machine_zalloc(sizeof(*sleepers), 0);
 	ASSERT(!emu_virtual_run(sleep_and_wake, NULL), "%s", emu_error());
 	ns = sleepers->woken_ns - sleepers->wake_ns;
-	/* 140 for the call, 500 for the IPI, 3000 until it runs, and a few lines. */
-	ASSERT(ns >= 3640 && ns < 3900, "%llu ns", (unsigned long long)ns);
+	/* 140 for the call, 500 for the IPI, 2000 to 4000 until it runs, and a few lines. */
+	ASSERT(ns >= 2640 && ns < 4900, "%llu ns", (unsigned long long)ns);
 	machine_show("sleeper");
 	machine_end();
 }
@@ -455,7 +455,10 @@ static void a_cpus_time_is_accounted_for(void)
 	init_rwsem(&locked->sem, EMU_CLASS_MMAP_LOCK);
 	spin_lock_init(&locked->spin, 0);
 	ASSERT(!emu_virtual_run(take_locks, NULL), "%s", emu_error());
-	for (uint32_t i = 0; i < 32; i++) {
+	/* The first is through before the others have come. */
+	emu_virtual_cpu(0, &t);
+	ASSERT(!t.spin_ps && !t.sleep_ps, "CPU 0 waits");
+	for (uint32_t i = 1; i < 32; i++) {
 		emu_virtual_cpu(i, &t);
 		ASSERT(t.access_ps > 20 * 30 * 1000 && t.access_ps < t.clock_ps / 4 &&
 			       t.spin_ps + t.sleep_ps > t.clock_ps / 2,

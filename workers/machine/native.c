@@ -194,6 +194,12 @@ void emu_spin_wait(const volatile void *addr)
 		sched_yield();
 }
 
+void emu_spin_wait_until(const volatile void *addr, uint64_t until_ns)
+{
+	(void)until_ns;
+	emu_spin_wait(addr);
+}
+
 void emu_wait_unwatched(void)
 {
 	emu_spin_wait(NULL);

@@ -235,7 +235,7 @@ static bool rwsem_free_soon(struct rw_semaphore *sem, uint64_t *until_ns)
 		return false;
 	if (!*until_ns)
 		*until_ns = emu_clock_ns() + rwsem_readers_ns(count);
-	if (emu_clock_ns() <= *until_ns)
+	if (emu_clock_ns() < *until_ns)
 		return true;
 	while (rwsem_has_readers(count) &&
 	       !atomic_compare_exchange_weak_explicit(&sem->count, &count, count | RWSEM_FLAG_NO_SPIN,
@@ -257,7 +257,7 @@ static bool rwsem_spin(struct rw_semaphore *sem, uint64_t busy, uint64_t *until_
 			return true;
 		if (!go_on)
 			return false;
-		emu_spin_wait(&sem->count);
+		emu_spin_wait_until(&sem->count, until_ns && *until_ns ? *until_ns : UINT64_MAX);
 	}
 }
 

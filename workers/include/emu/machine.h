@@ -130,6 +130,8 @@ EMU_EXPORT uint32_t emu_futex_wake(_Atomic uint32_t *word, uint32_t n);
  * there are more emulated than host CPUs. Virtual: the fiber is parked until somebody writes the line.
  */
 EMU_EXPORT void emu_spin_wait(const volatile void *addr);
+/* Likewise, of a loop that ends at that time: the fiber is not parked for longer. UINT64_MAX: it never does. */
+EMU_EXPORT void emu_spin_wait_until(const volatile void *addr, uint64_t until_ns);
 /* Likewise for a word that the virtual machine does not model, and so cannot watch: it lets a microsecond pass. */
 EMU_EXPORT void emu_wait_unwatched(void);
 

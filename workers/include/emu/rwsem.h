@@ -12,8 +12,8 @@
  *          spinners, to be followed but not believed
  *
  * Writers try, spin behind the OSQ while the owner runs, or for 10 to 25 us while readers have it, then sleep in the
- * FIFO wait list; a waiter that has waited longer than RWSEM_WAIT_TIMEOUT_NS asks for the hand-off. Readers that find a writer or a waiter queue; when the
- * first waiter is a reader, the first 256 readers in the list are let in together.
+ * FIFO wait list; a waiter that has waited longer than RWSEM_WAIT_TIMEOUT_NS asks for the hand-off. Readers that find a
+ * writer or a waiter queue; when the first waiter is a reader, the first 256 readers in the list are let in together.
  * wait_lock must be held when using the wait list and when setting or clearing bits 1 and 2.
  * Written from an understanding of kernel/locking/rwsem.c as of Linux 6.x; no code from it.
  */

@@ -455,6 +455,16 @@ void emu_spin_wait(const volatile void *addr)
 	me->stale = false;
 }
 
+/* Now and then nothing happens until then. */
+void emu_spin_wait_until(const volatile void *addr, uint64_t until_ns)
+{
+	if (until_ns != UINT64_MAX && x.running && choose_rare()) {
+		x.clock_ns = x.clock_ns < until_ns ? until_ns : x.clock_ns;
+		return;
+	}
+	emu_spin_wait(addr);
+}
+
 void emu_futex_wait(_Atomic uint32_t *word, uint32_t expected)
 {
 	struct xcpu *me = x.me;

@@ -118,11 +118,6 @@ static void finish(uint64_t offset, enum emu_site_kind kind, const struct fiber 
 	vm.clock += wait_ps;
 }
 
-static uint64_t later(uint64_t a, uint64_t b)
-{
-	return a > b ? a : b;
-}
-
 /* A copy for a reader, from the owner or from memory. */
 static uint64_t copy(struct transit *t, uint64_t latency_ps)
 {

@@ -9,8 +9,9 @@
  * Where tasks outnumber CPUs each CPU has a run queue, first come, first served. At the end of its time slice a task
  * goes to the back, if there is anybody else and it may be preempted; if it may not, emu_need_resched() tells it to come
  * to an end, and it goes when it may. A wake never preempts: the woken task waits for the running one's slice to end.
- * A task that is parked keeps its CPU, as a spinning one does. If others wait for the CPU then the end of its slice is
- * in the heap, under its own number: a timer. So is the end of a sleep that has one, of a task that has no CPU then.
+ * A task that is parked keeps its CPU, as a spinning one does. If it spins for so long only, or others wait for the CPU
+ * and its slice ends, then that time is in the heap, under its own number: a timer. So is the end of a sleep that has
+ * one, of a task that has no CPU then.
  */
 #include "virtual.h"
 
@@ -74,7 +75,7 @@ void sched_push(struct fiber *fiber)
 	heap_up(vm.heap_size++, queue_key(fiber->clock, fiber->nr));
 }
 
-/* A timer of a CPU whose task is woken before that. Rare enough to look for it. */
+/* A timer of a task that goes on before that. Rare enough to look for it. */
 static void heap_remove(uint64_t key)
 {
 	uint32_t at = 0;
@@ -121,13 +122,11 @@ static void unpark(struct fiber *f, uint64_t when)
 		f->clock = f->interrupted_until;
 }
 
-/* The slice of a parked task is over: it goes on, to find that out itself. */
+/* The time of a parked task is over: it goes on, to find that out itself. */
 static void timer_fired(struct fiber *f)
 {
-	struct run_queue *queue = &vm.queues[f->cpu];
-
-	queue->timer = false;
-	unpark(f, queue->slice_end);
+	unpark(f, f->timer);
+	f->timer = 0;
 	f->state = FIBER_READY;
 	vm.busy[f->core]++;
 }
@@ -391,9 +390,9 @@ void fiber_wake_watchers(uint32_t line, uint64_t when)
 		struct fiber *f = &vm.fibers[(vm.transits[line].watchers - 1) / WATCHES];
 
 		unwatch(f);
-		if (unlikely(vm.shared) && vm.queues[f->cpu].timer) {
-			vm.queues[f->cpu].timer = false;
-			heap_remove(queue_key(vm.queues[f->cpu].slice_end, f->nr));
+		if (unlikely(f->timer)) {
+			heap_remove(queue_key(f->timer, f->nr));
+			f->timer = 0;
 		}
 		unpark(f, when);
 		vm.busy[f->core]++;
@@ -401,20 +400,28 @@ void fiber_wake_watchers(uint32_t line, uint64_t when)
 	}
 }
 
-/* Others wait for the CPU of a task that is parked, or is about to be. */
-static void set_timer(struct run_queue *queue)
+/* Of a task that is parked, or is about to be. */
+static void set_timer(struct fiber *f, uint64_t when)
 {
-	struct fiber *f = queue->running;
+	if (f->timer && f->timer <= when)
+		return;
+	if (f->timer)
+		heap_remove(queue_key(f->timer, f->nr));
+	f->timer = when;
+	heap_up(vm.heap_size++, queue_key(when, f->nr));
+}
 
-	if (queue->timer || queue->resched || !queue->first)
+/* Others wait for the CPU of such a task. */
+static void set_slice_timer(struct run_queue *queue)
+{
+	if (queue->resched || !queue->first)
 		return;
 	if (queue->slice_end < queue->first->queued_at) {
 		uint64_t late = queue->first->queued_at - queue->slice_end, slice = vm.cost.time_slice_ps;
 
 		queue->slice_end += (late + slice - 1) / slice * slice;
 	}
-	queue->timer = true;
-	heap_up(vm.heap_size++, queue_key(queue->slice_end, f->nr));
+	set_timer(queue->running, queue->slice_end);
 }
 
 void charge(void)
@@ -423,7 +430,7 @@ void charge(void)
 	vm.span = vm.full_span;
 }
 
-void emu_spin_wait(const volatile void *addr)
+void emu_spin_wait_until(const volatile void *addr, uint64_t until_ns)
 {
 	struct fiber *f = vm.fiber;
 	uint64_t offset = (uintptr_t)addr - vm.base, start = vm.clock;
@@ -467,14 +474,21 @@ void emu_spin_wait(const volatile void *addr)
 	}
 	f->state = FIBER_PARKED;
 	vm.busy[f->core]--;
+	if (until_ns != UINT64_MAX)
+		set_timer(f, later(vm.clock, until_ns * 1000));
 	if (vm.shared)
-		set_timer(&vm.queues[f->cpu]);
+		set_slice_timer(&vm.queues[f->cpu]);
 	block();
 	f->spent.spin_ps += vm.clock - start;
 	site_waited(offset, EMU_SITE_SPIN, start, vm.clock - start);
 	unwatch(f);
 	if (unlikely(vm.clock >= vm.slice_end))
 		slice_over();
+}
+
+void emu_spin_wait(const volatile void *addr)
+{
+	emu_spin_wait_until(addr, UINT64_MAX);
 }
 
 /*
@@ -547,6 +561,12 @@ static uint64_t leave_idle(struct run_queue *queue, struct fiber *f)
 	return state->exit_ps;
 }
 
+/* No two wakes take as long: else a sleeper might come for a lock at the same wrong time again and again. */
+static uint64_t wake_to_run(void)
+{
+	return spread(&vm.wake_random, vm.cost.wake_to_run_ps, WAKE_SPREAD);
+}
+
 /* Somebody has woken a task; it runs no earlier than its CPU had switched away from it. */
 static void wake(struct fiber *f)
 {
@@ -557,10 +577,10 @@ static void wake(struct fiber *f)
 	if (queue->running) {
 		queue_add(queue, f, when);
 		if (queue->running->state == FIBER_PARKED)
-			set_timer(queue);
+			set_slice_timer(queue);
 		return;
 	}
-	ready = vm.clock + spread(&vm.wake_random, vm.cost.wake_to_run_ps, WAKE_SPREAD) + leave_idle(queue, f);
+	ready = vm.clock + wake_to_run() + leave_idle(queue, f);
 	if (f->clock < ready)
 		f->clock = ready;
 	if (f->clock < queue->free)
@@ -578,10 +598,10 @@ static void expire(struct fiber *f)
 	if (queue->running) {
 		queue_add(queue, f, f->clock);
 		if (queue->running->state == FIBER_PARKED)
-			set_timer(queue);
+			set_slice_timer(queue);
 		return;
 	}
-	f->clock += vm.cost.wake_to_run_ps;
+	f->clock += wake_to_run();
 	if (f->clock < queue->free)
 		f->clock = queue->free;
 	vm.busy[f->core]++;

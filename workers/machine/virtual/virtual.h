@@ -92,6 +92,7 @@ struct fiber {
 	enum fiber_state state;
 	uint32_t nr_watches;
 	uint32_t preempt_off; /* while it does not run */
+	uint64_t timer;	     /* parked: when it goes on if nobody lets it before; 0: never. It is in the queue of events */
 	uint64_t store_done; /* when all its stores so far are through */
 	uint64_t stolen;     /* ps that interrupts took since it last ran, but while it was parked */
 	uint64_t *older;     /* [set][WAYS - 1] */
@@ -128,7 +129,6 @@ struct run_queue {
 	uint64_t idles_ps;  /* how long it is idle at a time, of late */
 	bool resched;	    /* the running task must go as soon as it may be preempted */
 	bool told;	    /* a spinner has been made to look again since */
-	bool timer;	    /* slice_end is in the queue of events, since the running task is parked */
 };
 
 /* What the hooks touch, in as few lines of the host as may be; then the rest. */
@@ -254,6 +254,11 @@ enum modify { MODIFY_ANY_ORDER, MODIFY_SUCCEEDS, MODIFY_FAILS };
 void line_modify(uint64_t offset, enum modify how);
 /* After MODIFY_FAILS: those go first who come before the line is here. */
 void line_arrives(uint32_t line);
+
+static inline uint64_t later(uint64_t a, uint64_t b)
+{
+	return a > b ? a : b;
+}
 
 /* ps, evenly more or less by up to one of `part`. *random is changed. */
 static inline uint64_t spread(uint64_t *random, uint64_t ps, uint64_t part)
