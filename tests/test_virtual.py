@@ -629,7 +629,8 @@ def test_faults_go_on_while_munmap_clears_pages(tmp_path: Path) -> None:
     mixed = (Path(library.__file__).parent / "workloads" / "mixed.toml").read_text(encoding="utf-8")
     lines = mixed.replace("65536", "16777216").splitlines(keepends=True)
     large = tmp_path / "large.toml"
-    large.write_text("".join(line for line in lines if "mprotect(last" not in line), encoding="utf-8")
+    kept = (line for line in lines if "mprotect(last" not in line)
+    large.write_text("".join(kept), encoding="utf-8")
     what = ("--engine", "virtual", "--topology", "hygon-12x32", "--workload", str(large))
     mm = "mmap-sem-rbtree:downgrade=off,mmap-sem-rbtree,mmap-lock-maple,spf"
     found = cells_of(*what, "--cpus", "2", "--rmap", "single", "--mm", mm, "--duration", "20ms")
