@@ -19,13 +19,15 @@
 #define REGION_PAGES 8u
 #define SLOTS 4096u /* pages below mmap_base whose owners are known */
 #define MMAP_BASE (UINT64_C(1) << 40)
+/* What is mapped at addresses of its own lies above: below, a design may give to others what was unmapped there. */
+#define FIXED_ADDR (2 * MMAP_BASE)
 /* All regions touch each other and lie around the border of two page tables. */
-#define REGION_ADDR ((UINT64_C(1) << 30) - OWNERS * REGION_PAGES * EMU_PAGE_SIZE)
+#define REGION_ADDR (FIXED_ADDR + (UINT64_C(1) << 30) - OWNERS * REGION_PAGES * EMU_PAGE_SIZE)
 /* Around borders too, each in tables of its own. */
-#define PAIR_ADDR(owner) ((UINT64_C(8) << 30) + ((uint64_t)(owner) << 24) - 2 * EMU_PAGE_SIZE)
+#define PAIR_ADDR(owner) (FIXED_ADDR + (UINT64_C(8) << 30) + ((uint64_t)(owner) << 24) - 2 * EMU_PAGE_SIZE)
 /* Mappings that stay, with others between them that come and go. */
 #define STEADY 24u
-#define STEADY_ADDR(n) ((UINT64_C(4) << 30) + (uint64_t)(n) * 4 * EMU_PAGE_SIZE)
+#define STEADY_ADDR(n) (FIXED_ADDR + (UINT64_C(4) << 30) + (uint64_t)(n) * 4 * EMU_PAGE_SIZE)
 #define CALLS_A_STEP 8u
 #define MEASURED 64u
 

@@ -220,7 +220,7 @@ static bool rwsem_has_readers(uint64_t count)
 static bool rwsem_free_soon(struct rw_semaphore *sem, uint64_t *until_ns)
 {
 	uint64_t owner = atomic_load_explicit(&sem->owner, memory_order_relaxed);
-	uint64_t count;
+	uint64_t count, now_ns;
 
 	/* Tasks stay for ever, so an owner of long ago may still be looked at. */
 	if (!(owner & RWSEM_READER_OWNED)) {
@@ -233,9 +233,10 @@ static bool rwsem_free_soon(struct rw_semaphore *sem, uint64_t *until_ns)
 		return true;
 	if (!until_ns || (count & RWSEM_FLAG_NO_SPIN))
 		return false;
+	now_ns = emu_clock_ns();
 	if (!*until_ns)
-		*until_ns = emu_clock_ns() + rwsem_readers_ns(count);
-	if (emu_clock_ns() < *until_ns)
+		*until_ns = now_ns + rwsem_readers_ns(count);
+	if (now_ns < *until_ns)
 		return true;
 	while (rwsem_has_readers(count) &&
 	       !atomic_compare_exchange_weak_explicit(&sem->count, &count, count | RWSEM_FLAG_NO_SPIN,
