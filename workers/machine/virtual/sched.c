@@ -116,10 +116,7 @@ static void leave(struct fiber *f)
 /* It goes on no earlier than that. Interrupts that it took instead of turns of its loop were over before, or are now. */
 static void unpark(struct fiber *f, uint64_t when)
 {
-	if (f->clock < when)
-		f->clock = when;
-	if (f->clock < f->interrupted_until)
-		f->clock = f->interrupted_until;
+	f->clock = later(later(f->clock, when), f->interrupted_until);
 }
 
 /* The time of a parked task is over: it goes on, to find that out itself. */
@@ -531,7 +528,7 @@ static void pass_on(void)
 	queue->first = next->queue_next;
 	if (!queue->first)
 		queue->last = NULL;
-	next->clock = next->queued_at > vm.clock ? next->queued_at : vm.clock;
+	next->clock = later(next->queued_at, vm.clock);
 	next->queued_ps = next->clock - next->queued_at;
 	run_on(queue, next);
 }
@@ -571,7 +568,7 @@ static uint64_t wake_to_run(void)
 static void wake(struct fiber *f)
 {
 	struct run_queue *queue = &vm.queues[f->cpu];
-	uint64_t when = vm.clock > f->clock ? vm.clock : f->clock, ready;
+	uint64_t when = later(vm.clock, f->clock), ready;
 
 	f->queued_ps = 0;
 	if (queue->running) {
@@ -581,10 +578,7 @@ static void wake(struct fiber *f)
 		return;
 	}
 	ready = vm.clock + wake_to_run() + leave_idle(queue, f);
-	if (f->clock < ready)
-		f->clock = ready;
-	if (f->clock < queue->free)
-		f->clock = queue->free;
+	f->clock = later(later(f->clock, ready), queue->free);
 	vm.busy[f->core]++;
 	run_on(queue, f);
 }
@@ -601,9 +595,7 @@ static void expire(struct fiber *f)
 			set_slice_timer(queue);
 		return;
 	}
-	f->clock += wake_to_run();
-	if (f->clock < queue->free)
-		f->clock = queue->free;
+	f->clock = later(f->clock + wake_to_run(), queue->free);
 	vm.busy[f->core]++;
 	run_on(queue, f);
 }
@@ -746,7 +738,7 @@ void emu_sleep(uint64_t ns)
 	vm.clock += vm.cost.context_switch_ps;
 	pass_on();
 	/* What is not over when the CPU has switched away ends then. */
-	vm.clock = start + ns * 1000 > vm.clock ? start + ns * 1000 : vm.clock;
+	vm.clock = later(start + ns * 1000, vm.clock);
 	f->state = FIBER_TIMED;
 	heap_up(vm.heap_size++, queue_key(vm.clock, f->nr));
 	block();
@@ -802,12 +794,10 @@ static bool interrupt(uint32_t cpu, const struct mm_struct *mm)
 
 	if (cpu == vm.cpu || !f || f->task->mm != mm)
 		return false;
-	if (f->state != FIBER_PARKED)
-		f->stolen += vm.cost.ipi_handler_ps;
-	else if (f->interrupted_until < vm.clock)
-		f->interrupted_until = vm.clock + vm.cost.ipi_handler_ps;
+	if (f->state == FIBER_PARKED)
+		f->interrupted_until = later(f->interrupted_until, vm.clock) + vm.cost.ipi_handler_ps;
 	else
-		f->interrupted_until += vm.cost.ipi_handler_ps;
+		f->stolen += vm.cost.ipi_handler_ps;
 	return true;
 }
 

@@ -93,6 +93,7 @@ struct fiber {
 	uint32_t nr_watches;
 	uint32_t preempt_off; /* while it does not run */
 	uint64_t timer;	     /* parked: when it goes on if nobody lets it before; 0: never. It is in the queue of events */
+	uint64_t interrupted_until; /* the end of the last interrupt that it took while it was parked */
 	uint64_t store_done; /* when all its stores so far are through */
 	uint64_t stolen;     /* ps that interrupts took since it last ran, but while it was parked */
 	uint64_t *older;     /* [set][WAYS - 1] */
@@ -117,7 +118,6 @@ struct fiber {
 	struct fiber *futex_next;
 	char *stack; /* lowest address, the guard page */
 	uint64_t since; /* clock at the start of the phase */
-	uint64_t interrupted_until; /* the end of the last interrupt that it took while it was parked */
 };
 
 /* A CPU that tasks share, and its run queue: first come, first served. */
