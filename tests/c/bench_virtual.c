@@ -16,7 +16,7 @@
 
 #include <time.h>
 
-static const struct shape hygon = { .sockets = 2, .nodes = 6, .l3 = 2, .cores = 8, .smt = 2 };
+static const struct shape hygon = { .sockets = 2, .nodes = 6, .l3 = 4, .cores = 4, .smt = 2 };
 static const struct shape large = { .sockets = 16, .nodes = 8, .l3 = 2, .cores = 8, .smt = 2 };
 
 static double host_s(void)
