@@ -81,6 +81,7 @@ STACK_NAMES = (
 """Names of ``enum emu_stack_share`` (virtual engine), in its order."""
 
 SITES_MAX = 128
+LOCK_MODES = ("write", "read")
 HIST_COUNTS = 4096
 HIST_MAX_NS = 2**38 - 1
 
@@ -610,14 +611,16 @@ class Core:
         return Walker.from_address(address), histogram
 
     def lock_stats(self) -> NDArray[np.void]:
-        """The lock statistics of all CPUs together, ``[class, site]``, until the next call.
+        """The lock statistics of all CPUs together, ``[class, mode, site]``, until the next call.
 
-        ``site_path`` knows these sites. Raises CoreError where a CPU's are damaged.
+        Modes are LOCK_MODES, ``site_path`` knows these sites. Raises CoreError where a CPU's are
+        damaged.
         """
         address = self._lib.emu_lock_stats()
         if not address:
             raise CoreError(self._text(self._lib.emu_error()), errno.EINVAL)
-        return _view(address, LOCK_STAT_DTYPE, (self._lib.emu_nr_lock_classes(), SITES_MAX))
+        shape = (self._lib.emu_nr_lock_classes(), len(LOCK_MODES), SITES_MAX)
+        return _view(address, LOCK_STAT_DTYPE, shape)
 
     def lock_waits(self) -> NDArray[np.uint64]:
         """What all CPUs have waited in this phase so far, ns by class; also while they run."""

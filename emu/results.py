@@ -55,14 +55,12 @@ class Site(msgspec.Struct, kw_only=True):
     wait_ns: Count
 
 
-class Lock(msgspec.Struct, kw_only=True):
-    """A lock class. ``hold_ns`` is scaled up from the acquisitions that were timed.
+class LockTimes(msgspec.Struct, kw_only=True):
+    """``hold_ns`` is scaled up from the acquisitions that were timed.
 
     The shortest and the longest of the waits that there were, and of the holds that were timed.
     """
 
-    name: str
-    file: str | None
     acquired: Count
     contended: Count
     wait_ns: Count
@@ -71,6 +69,17 @@ class Lock(msgspec.Struct, kw_only=True):
     wait_max_ns: Count = 0
     hold_min_ns: Count = 0
     hold_max_ns: Count = 0
+
+
+class Lock(LockTimes, kw_only=True):
+    """A lock class, however it was taken; ``modes``: as "write" and as "read", if there was that.
+
+    Runs of earlier versions have no modes.
+    """
+
+    name: str
+    file: str | None
+    modes: dict[str, LockTimes] = {}
     sites: list[Site]
 
 

@@ -359,6 +359,8 @@ def test_json_on_stdout_is_only_json_with_all_keys() -> None:
                 assert order[0] > 0
         for lock in cell["locks"]:
             assert {"name", "file", "acquired", "contended", "wait_ns", "hold_ns"} <= set(lock)
+            for of_all in ("acquired", "contended", "wait_ns", "hold_ns"):
+                assert lock[of_all] == sum(times[of_all] for times in lock["modes"].values()) >= 0
             assert lock["acquired"] == sum(site["acquired"] for site in lock["sites"])
             assert lock["wait_ns"] == sum(site["wait_ns"] for site in lock["sites"])
             assert (

@@ -275,7 +275,7 @@ def test_the_commands(tmp_path: Path) -> None:
     assert run(app, ["export", "hygon-12x32", "-o", xml]).exit_code == 0
     result = run(app, ["import", xml, "-o", toml])
     assert (result.exit_code, result.stdout) == (0, "")
-    assert "384 CPUs = 2 sockets x 6 nodes x 2 L3 x 8 cores x 2 threads" in (
+    assert "384 CPUs = 2 sockets x 6 nodes x 4 L3 x 4 cores x 2 threads" in (
         run(app, ["check", toml]).stdout
     )
     result = run(app, ["import", str(DATA / "two-sockets.xml")])

@@ -29,6 +29,7 @@ from emu.results import (
     Line,
     LineSite,
     Lock,
+    LockTimes,
     Memory,
     Phase,
     Run,
@@ -208,6 +209,34 @@ i_mmap_rwsem a;b.so               1                                        2.000
 
 def test_lockstat_to_the_letter(made: Path) -> None:
     assert report(made, "--format", "lockstat", "--cell", "0") == LOCKSTAT
+
+
+def test_lockstat_has_writers_and_readers_apart_where_there_were_readers() -> None:
+    def lock(name: str, **modes: LockTimes) -> Lock:
+        acquired = sum(times.acquired for times in modes.values())
+        sites = [Site(site="", acquired=acquired, contended=1, wait_ns=6000)]
+        return Lock(
+            name=name,
+            file=None,
+            acquired=acquired,
+            contended=1,
+            wait_ns=6000,
+            hold_ns=1000,
+            modes=modes,
+            sites=sites,
+        )
+
+    wrote = LockTimes(acquired=5, contended=0, wait_ns=0, hold_ns=1000)
+    read = LockTimes(acquired=3, contended=1, wait_ns=6000, hold_ns=0)
+    locks = [lock("both", write=wrote, read=read), lock("w", write=wrote), lock("r", read=read)]
+    cells = text.choose(made_run(made_cell(locks=locks)), None)
+    rows = re.findall(r"^ *(\S+): +(\d+)((?: +\S+){4}) +(\d+)", text.lockstat(cells), re.MULTILINE)
+    assert [(name, int(contended), int(acquired)) for name, contended, _, acquired in rows] == [
+        ("both-W", 0, 5),
+        ("both-R", 1, 3),
+        ("w", 1, 5),
+        ("r-R", 1, 3),
+    ]
 
 
 C2C = f"""\

@@ -56,6 +56,17 @@ def test_no_design_misses_a_page(machine: tuple[str, ...]) -> None:
         assert cell["ops"] > 0
 
 
+@pytest.mark.parametrize("machine", [VIRTUAL, NATIVE], ids=["virtual", "native"])
+def test_who_walks_reads_and_who_maps_writes(machine: tuple[str, ...]) -> None:
+    (cell,) = cells(*machine, "--rmap", "single")
+    files = {walker["file"] for walker in cell["walkers"]}
+    (lock,) = (each for each in cell["locks"] if each["file"] in files and "i_mmap" in each["name"])
+    walks = ("unmap_mapping_range", "try_to_unmap", "migrate_pages")
+    read = sum(site["acquired"] for site in lock["sites"] if site["site"] in walks)
+    assert lock["modes"]["read"]["acquired"] == read > 0
+    assert lock["modes"]["write"]["acquired"] == lock["acquired"] - read > read
+
+
 def test_reclaim_is_all_or_nothing() -> None:
     """Alone it is never refused; among many, with a lock that is always taken, often."""
     alone = cells(*VIRTUAL, "--cpus", "1", "--rmap", "single")[0]["walkers"][1]

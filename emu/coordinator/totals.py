@@ -18,11 +18,11 @@ from emu.workload import WALKER_KINDS
 
 @dataclass
 class LockTotals:
-    """A lock class over all CPUs: one record, and one for each call site (LOCK_STAT_DTYPE)."""
+    """A lock class over all CPUs: a LOCK_STAT_DTYPE for each mode and for each call site."""
 
     name: str
     file: str | None
-    total: NDArray[np.void]
+    modes: dict[str, NDArray[np.void]]
     sites: dict[str, NDArray[np.void]] = field(default_factory=dict)
 
 
@@ -141,14 +141,19 @@ def gather_locks(core: _core.Core) -> list[LockTotals]:
     stats = core.lock_stats()
     path_of = functools.cache(core.site_path)
     found = []
-    for class_id in np.flatnonzero(stats["acquired"].any(axis=1)).tolist():
+    for class_id in np.flatnonzero(stats["acquired"].any(axis=(1, 2))).tolist():
         of_class = stats[class_id]
         by_path: dict[str, list[int]] = {}
-        for site in np.flatnonzero(of_class["acquired"]).tolist():
+        for site in np.flatnonzero(of_class["acquired"].any(axis=0)).tolist():
             by_path.setdefault(path_of(site), []).append(site)
         name, file = core.lock_class_name(class_id)
-        by_site = {path: _sum(of_class[sites]) for path, sites in by_path.items()}
-        found.append(LockTotals(name, file, _sum(of_class), by_site))
+        by_site = {path: _sum(of_class[:, sites].ravel()) for path, sites in by_path.items()}
+        by_mode = {
+            mode: _sum(records)
+            for mode, records in zip(_core.LOCK_MODES, of_class, strict=True)
+            if records["acquired"].any()
+        }
+        found.append(LockTotals(name, file, by_mode, by_site))
     return found
 
 

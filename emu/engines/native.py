@@ -11,6 +11,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from emu import _core, coordinator, topology
 from emu import workload as workloads
 from emu.arena import MIB, memory_available
@@ -33,6 +36,7 @@ from emu.results import (
     CellResult,
     Latency,
     Lock,
+    LockTimes,
     Memory,
     Phase,
     Site,
@@ -289,21 +293,37 @@ def _walker(walker: WalkerTotals) -> Walker:
     return Walker(**values)
 
 
+def _lock_times(stat: NDArray[np.void]) -> LockTimes:
+    timed = int(stat["hold_samples"])
+    scale = int(stat["acquired"]) / timed if timed else 0.0
+    return LockTimes(
+        acquired=int(stat["acquired"]),
+        contended=int(stat["contended"]),
+        wait_ns=int(stat["wait_ns"]),
+        hold_ns=round(int(stat["hold_ns"]) * scale),
+        wait_min_ns=int(stat["wait_min_ns"]),
+        wait_max_ns=int(stat["wait_max_ns"]),
+        hold_min_ns=int(stat["hold_min_ns"]),
+        hold_max_ns=int(stat["hold_max_ns"]),
+    )
+
+
 def _lock(lock: LockTotals) -> Lock:
-    total = lock.total
-    timed = int(total["hold_samples"])
-    scale = int(total["acquired"]) / timed if timed else 0.0
+    modes = {mode: _lock_times(stat) for mode, stat in lock.modes.items()}
+    waited = [times for times in modes.values() if times.contended]
+    held = [times for times in modes.values() if times.hold_max_ns]
     return Lock(
         name=lock.name,
         file=lock.file,
-        acquired=int(total["acquired"]),
-        contended=int(total["contended"]),
-        wait_ns=int(total["wait_ns"]),
-        hold_ns=round(int(total["hold_ns"]) * scale),
-        wait_min_ns=int(total["wait_min_ns"]),
-        wait_max_ns=int(total["wait_max_ns"]),
-        hold_min_ns=int(total["hold_min_ns"]),
-        hold_max_ns=int(total["hold_max_ns"]),
+        acquired=sum(times.acquired for times in modes.values()),
+        contended=sum(times.contended for times in modes.values()),
+        wait_ns=sum(times.wait_ns for times in modes.values()),
+        hold_ns=sum(times.hold_ns for times in modes.values()),
+        wait_min_ns=min((times.wait_min_ns for times in waited), default=0),
+        wait_max_ns=max((times.wait_max_ns for times in waited), default=0),
+        hold_min_ns=min((times.hold_min_ns for times in held), default=0),
+        hold_max_ns=max((times.hold_max_ns for times in held), default=0),
+        modes=modes,
         sites=[
             Site(
                 site=path,

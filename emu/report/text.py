@@ -23,7 +23,7 @@ from emu._core import LAT_NAMES
 from emu.errors import InputError, unknown
 from emu.histogram import decode
 from emu.report.table import cell_name
-from emu.results import KIND, ByCpu, CellResult, Latency, Lock, Run
+from emu.results import KIND, ByCpu, CellResult, Latency, Lock, LockTimes, Run
 from emu.words import counted
 
 Cells = Sequence[tuple[int, CellResult]]
@@ -201,7 +201,7 @@ def _per(total: float, count: int) -> float:
 
 
 def _locks(cell: CellResult) -> Iterator[str]:
-    names = [_class(lock) for lock in cell.locks]
+    names = [row for lock in cell.locks for row, _ in _rows(_class(lock), lock)]
     width = max(map(len, ["class name", *names]))
     phase = next((phase.name for phase in cell.phases if phase.counts_ops), "-")
     yield f"phase {phase}, {cell.seconds:.6f} s; times in microseconds, shares of a lock's waiting"
@@ -215,13 +215,14 @@ def _locks(cell: CellResult) -> Iterator[str]:
     for lock in sorted(cell.locks, key=lambda lock: -lock.wait_ns):
         name = _class(lock)
         yield ""
-        yield (
-            f"{name:>{width}}: {lock.contended:>14}"
-            f"{_us(lock.wait_min_ns)}{_us(lock.wait_max_ns)}{_us(lock.wait_ns)}"
-            f"{_us(_per(lock.wait_ns, lock.contended))} {lock.acquired:>14}"
-            f"{_us(lock.hold_min_ns)}{_us(lock.hold_max_ns)}{_us(lock.hold_ns)}"
-            f"{_us(_per(lock.hold_ns, lock.acquired))}"
-        )
+        for row, times in _rows(name, lock):
+            yield (
+                f"{row:>{width}}: {times.contended:>14}"
+                f"{_us(times.wait_min_ns)}{_us(times.wait_max_ns)}{_us(times.wait_ns)}"
+                f"{_us(_per(times.wait_ns, times.contended))} {times.acquired:>14}"
+                f"{_us(times.hold_min_ns)}{_us(times.hold_max_ns)}{_us(times.hold_ns)}"
+                f"{_us(_per(times.hold_ns, times.acquired))}"
+            )
         yield f"{'-' * len(name):>{width}}"
         for site in lock.sites:
             yield (
@@ -229,6 +230,15 @@ def _locks(cell: CellResult) -> Iterator[str]:
                 f"{_us(_per(site.wait_ns, site.contended))} {site.acquired:>14}"
                 f" {_per(site.wait_ns, lock.wait_ns):>7.1%}  {site.site or '-'}"
             )
+
+
+def _rows(name: str, lock: Lock) -> Iterator[tuple[str, LockTimes]]:
+    """Writers and readers apart where a lock had readers, with the suffixes of /proc/lock_stat."""
+    if "read" not in lock.modes:
+        yield name, lock
+        return
+    for mode, times in lock.modes.items():
+        yield f"{name}-{'R' if mode == 'read' else 'W'}", times
 
 
 def _us(ns: float) -> str:

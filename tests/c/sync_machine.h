@@ -40,7 +40,7 @@ struct machine {
 	_Atomic uint32_t not_started; /* CPUs that the others wait for */
 	struct task_struct tasks[MACHINE_CPUS];
 	struct emu_percpu_sync sync[MACHINE_CPUS];
-	struct lock_stat lock_stats[MACHINE_CPUS][MACHINE_CLASSES]; /* these tests have one call site */
+	struct lock_stat lock_stats[MACHINE_CPUS][MACHINE_CLASSES * LOCK_MODES]; /* these tests have one call site */
 };
 
 struct machine_start {
@@ -124,7 +124,8 @@ static inline void machine_init(void)
 		emu_sync_init_cpu(&machine->sync[cpu], cpu);
 		task->cpu = cpu;
 		task->lock_stats = machine_zalloc(sizeof(*task->lock_stats) +
-						  MACHINE_CLASSES * EMU_SITES_MAX * sizeof(task->lock_stats->at[0]));
+						  MACHINE_CLASSES * LOCK_MODES * EMU_SITES_MAX *
+							  sizeof(task->lock_stats->at[0]));
 		task->lock_stats->used = machine->lock_stats[cpu];
 		atomic_store(&task->on_cpu, 1);
 	}
@@ -295,10 +296,10 @@ void emu_line_moved_slow(uint32_t *last)
 
 struct lock_stat *lock_stat_first_use(struct task_struct *task, uint32_t place)
 {
-	uint32_t class_id = place / EMU_SITES_MAX;
+	uint32_t at = place / EMU_SITES_MAX;
 
-	task->lock_stats->at[place] = (uint16_t)class_id;
-	return &task->lock_stats->used[class_id];
+	task->lock_stats->at[place] = (uint16_t)at;
+	return &task->lock_stats->used[at];
 }
 
 void lock_stat_hold_begin(struct task_struct *task, struct lock_stat *stat, const void *lock)

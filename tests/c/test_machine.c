@@ -177,7 +177,7 @@ static void a_small_arena_is_refused(void)
 static void inner(void)
 {
 	EMU_CALL_SITE();
-	lock_stat_acquired(lock_class("x", NULL), "");
+	lock_stat_acquired(lock_class("x", NULL), LOCK_WRITE, "");
 }
 
 static void outer(void)
@@ -187,13 +187,13 @@ static void outer(void)
 	inner();
 }
 
-/* Acquisitions of a class at a site of emu_lock_stats(). */
+/* Acquisitions of a class for writing at a site of emu_lock_stats(). */
 static uint64_t acquired_at(const struct lock_stat *stats, uint32_t class_id, const char *wanted)
 {
 	char path[64];
 
 	for (uint32_t site = 0; site < EMU_SITES_MAX; site++) {
-		const struct lock_stat *stat = &stats[class_id * EMU_SITES_MAX + site];
+		const struct lock_stat *stat = &stats[class_id * LOCK_MODES * EMU_SITES_MAX + site];
 
 		if (!stat->acquired)
 			continue;
@@ -217,21 +217,24 @@ static void sites_are_paths(void)
 	ASSERT(!emu_cpu_attach(2), "%s", emu_error());
 	inner();
 	outer();
-	lock_stat_acquired(x, "");
+	lock_stat_acquired(x, LOCK_WRITE, "");
 	/* Of all CPUs, the least and the greatest; a CPU without waits has no say. */
-	lock_stat_contended(x, 7);
-	lock_stat_contended(x, 5);
+	lock_stat_contended(x, LOCK_WRITE, 7);
+	lock_stat_contended(x, LOCK_WRITE, 5);
 	ASSERT(!emu_cpu_attach(1), "%s", emu_error());
-	lock_stat_acquired(x, "");
-	lock_stat_contended(x, 6);
+	lock_stat_acquired(x, LOCK_WRITE, "");
+	lock_stat_contended(x, LOCK_WRITE, 6);
+	lock_stat_acquired(x, LOCK_READ, "");
+	lock_stat_contended(x, LOCK_READ, 99);
 	ASSERT(!emu_cpu_attach(0), "%s", emu_error());
-	lock_stat_acquired(x, "");
+	lock_stat_acquired(x, LOCK_WRITE, "");
 	stats = emu_lock_stats();
 	ASSERT(stats, "%s", emu_error());
-	at_root = &stats[x * EMU_SITES_MAX];
+	at_root = &stats[x * LOCK_MODES * EMU_SITES_MAX];
 	ASSERT(at_root->contended == 3 && at_root->wait_ns == 18 && at_root->wait_min_ns == 5 && at_root->wait_max_ns == 7,
 	       "%llu waits of %llu to %llu ns", (unsigned long long)at_root->contended,
 	       (unsigned long long)at_root->wait_min_ns, (unsigned long long)at_root->wait_max_ns);
+	ASSERT(at_root[EMU_SITES_MAX].acquired == 1 && at_root[EMU_SITES_MAX].wait_max_ns == 99, "the reader");
 	ASSERT(acquired_at(stats, x, "outer>inner") == 4 && acquired_at(stats, x, "inner") == 2 &&
 		       acquired_at(stats, x, "") == 3 && current->site == 0, "paths");
 	munmap(base, ARENA_BYTES);
@@ -245,8 +248,8 @@ static void statistics_begin_anew(void)
 	const struct lock_stat *stats;
 
 	outer();
-	lock_stat_contended(x, 5);
-	lock_stat_acquired(x, "");
+	lock_stat_contended(x, LOCK_WRITE, 5);
+	lock_stat_acquired(x, LOCK_WRITE, "");
 	emu_lock_waits(wait_ns, x);
 	ASSERT(!wait_ns[x], "not asked for");
 	emu_lock_waits(wait_ns, x + 1);

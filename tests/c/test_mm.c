@@ -327,7 +327,7 @@ static void stress(const char *design, const char *params, bool penalty, uint64_
 	ASSERT(refuses_walks || calls_per_cpu < 1000 || atomic_load(&shared->unmapped), "walks have unmapped nothing");
 	stats = emu_lock_stats();
 	ASSERT(stats, "%s", emu_error());
-	for (uint32_t i = 0; i < emu_nr_lock_classes() * EMU_SITES_MAX; i++)
+	for (uint32_t i = 0; i < emu_nr_lock_classes() * LOCK_MODES * EMU_SITES_MAX; i++)
 		acquired += stats[i].acquired;
 	ASSERT(acquired > (uint64_t)CPUS * calls_per_cpu / 2, "only %llu acquisitions", (unsigned long long)acquired);
 	munmap(arena_base, ARENA_BYTES);

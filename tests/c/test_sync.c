@@ -68,12 +68,12 @@ static void fresh(void)
 	alarm(WATCHDOG_SECONDS);
 }
 
-static struct lock_stat stat_sum(uint32_t class_id)
+static struct lock_stat stat_of(uint32_t class_id, enum lock_mode mode)
 {
 	struct lock_stat sum = { 0 };
 
 	for (uint32_t cpu = 0; cpu < MACHINE_CPUS; cpu++) {
-		const struct lock_stat *stat = &machine->lock_stats[cpu][class_id];
+		const struct lock_stat *stat = &machine->lock_stats[cpu][class_id * LOCK_MODES + mode];
 
 		sum.acquired += stat->acquired;
 		sum.contended += stat->contended;
@@ -81,6 +81,18 @@ static struct lock_stat stat_sum(uint32_t class_id)
 		sum.hold_ns += stat->hold_ns;
 		sum.hold_samples += stat->hold_samples;
 	}
+	return sum;
+}
+
+static struct lock_stat stat_sum(uint32_t class_id)
+{
+	struct lock_stat sum = stat_of(class_id, LOCK_WRITE), readers = stat_of(class_id, LOCK_READ);
+
+	sum.acquired += readers.acquired;
+	sum.contended += readers.contended;
+	sum.wait_ns += readers.wait_ns;
+	sum.hold_ns += readers.hold_ns;
+	sum.hold_samples += readers.hold_samples;
 	return sum;
 }
 
@@ -468,6 +480,8 @@ static void rwsem_states(void)
 	machine_run(1, states_cpu, NULL);
 	assert_settled();
 	ASSERT(stat_sum(CLASS_SEM).contended == 0, "contended on one CPU");
+	/* A writer who goes on as a reader has taken the lock once. */
+	ASSERT(stat_of(CLASS_SEM, LOCK_WRITE).acquired == 2 && stat_of(CLASS_SEM, LOCK_READ).acquired == 2, "modes");
 }
 
 /*
@@ -561,6 +575,8 @@ static void queued_readers_come_in_together(void)
 		machine_run(4, reader_batch_cpu, arg);
 		ASSERT(shared->seen == 2, "the writer between them came before %u readers", 2 - shared->seen);
 		assert_settled();
+		ASSERT(stat_of(CLASS_SEM, LOCK_WRITE).contended == 1 && stat_of(CLASS_SEM, LOCK_READ).contended == 2,
+		       "modes");
 	}
 }
 

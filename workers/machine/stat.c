@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Of a CPU's statistics: a place for each call site, and entries for about half of them. */
+/* Of a CPU's statistics: a place for each mode and call site, and entries for about a quarter of them. */
 #define BYTES_A_CLASS 5120u
 
 uint32_t lock_class(const char *name, const char *file)
@@ -40,10 +40,15 @@ uint64_t emu_lock_stats_bytes(uint32_t max_classes)
 	return (uint64_t)max_classes * BYTES_A_CLASS;
 }
 
+static uint32_t nr_places(uint32_t max_classes)
+{
+	return max_classes * LOCK_MODES * EMU_SITES_MAX;
+}
+
 static uint64_t bytes_of_places(uint32_t max_classes)
 {
 	return emu_whole_lines(offsetof(struct lock_stat_table, at) +
-			       (uint64_t)max_classes * EMU_SITES_MAX * sizeof(uint16_t));
+			       (uint64_t)nr_places(max_classes) * sizeof(uint16_t));
 }
 
 /* How many entries a table has, but for that of no place. */
@@ -88,7 +93,7 @@ static int64_t nr_used(const struct lock_stat_table *table)
 	if (nr > nr_entries(emu_arena->max_classes))
 		return -1;
 	for (uint32_t at = 1; at <= nr; at++)
-		if (table->used[at].place >= emu_arena->max_classes * EMU_SITES_MAX)
+		if (table->used[at].place >= nr_places(emu_arena->max_classes))
 			return -1;
 	return nr;
 }
@@ -99,7 +104,7 @@ void emu_lock_stats_clear(struct task_struct *task)
 	int64_t nr = nr_used(table);
 
 	if (nr < 0) {
-		memset(table->at, 0, (uint64_t)emu_arena->max_classes * EMU_SITES_MAX * sizeof(*table->at));
+		memset(table->at, 0, (uint64_t)nr_places(emu_arena->max_classes) * sizeof(*table->at));
 		nr = nr_entries(emu_arena->max_classes);
 	} else {
 		for (int64_t at = 1; at <= nr; at++)
@@ -113,7 +118,7 @@ void emu_lock_stats_clear(struct task_struct *task)
 __attribute__((weak)) EMU_NOINLINE void lock_stat_hold_begin(struct task_struct *task, struct lock_stat *stat,
 							     const void *lock)
 {
-	uint32_t class_id = stat->place / EMU_SITES_MAX;
+	uint32_t class_id = lock_stat_class(stat);
 
 	emu_machine_lock_seen(lock, class_id);
 	for (uint32_t i = 0; i < EMU_HOLDS; i++) {
@@ -130,7 +135,7 @@ __attribute__((weak)) EMU_NOINLINE void lock_stat_hold_end(struct task_struct *t
 	for (uint32_t i = 0; i < EMU_HOLDS; i++) {
 		if (task->holds[i].lock == lock) {
 			struct lock_stat *stat = task->holds[i].stat;
-			uint32_t class_id = stat->place / EMU_SITES_MAX;
+			uint32_t class_id = lock_stat_class(stat);
 
 			emu_machine_held(lock, class_id, stat->place % EMU_SITES_MAX, task->holds[i].since_ns);
 			lock_stat_time(emu_clock_ns() - task->holds[i].since_ns, ++stat->hold_samples, &stat->hold_ns,
@@ -219,7 +224,7 @@ int emu_cpu_site_path(uint32_t cpu, uint32_t site, char *buf, size_t size)
 }
 
 /* Of all CPUs together: what emu_lock_stats() found last. */
-static struct lock_stat *all_stats; /* [max_classes][EMU_SITES_MAX] */
+static struct lock_stat *all_stats; /* [max_classes][LOCK_MODES][EMU_SITES_MAX] */
 static struct emu_site all_sites[EMU_SITES_MAX];
 
 static void add_lock_stat(const struct lock_stat *stat, uint32_t site)
@@ -266,7 +271,7 @@ static int add_lock_stats(uint32_t nr)
 struct lock_stat *emu_lock_stats(void)
 {
 	free(all_stats);
-	all_stats = calloc((uint64_t)emu_arena->max_classes * EMU_SITES_MAX, sizeof(*all_stats));
+	all_stats = calloc(nr_places(emu_arena->max_classes), sizeof(*all_stats));
 	memset(all_sites, 0, sizeof(all_sites));
 	if (!all_stats) {
 		emu_set_error(-ENOMEM, "no memory for the statistics of %u lock classes", emu_arena->max_classes);
@@ -291,7 +296,7 @@ void emu_lock_waits(uint64_t *wait_ns, uint32_t nr_classes)
 		int64_t nr_stats = emu_is_counter(cpu) ? nr_used(table) : 0;
 
 		for (int64_t at = 1; at <= nr_stats; at++)
-			if (table->used[at].place / EMU_SITES_MAX < nr_classes)
-				wait_ns[table->used[at].place / EMU_SITES_MAX] += table->used[at].wait_ns;
+			if (lock_stat_class(&table->used[at]) < nr_classes)
+				wait_ns[lock_stat_class(&table->used[at])] += table->used[at].wait_ns;
 	}
 }

@@ -46,7 +46,7 @@ EMU_NOINLINE void percpu_down_read_slow(struct percpu_rwsem *sem)
 	atomic_fetch_add_explicit(count, 1, memory_order_relaxed);
 	up_read(&sem->queue);
 	if (sem->class_id)
-		lock_stat_contended(sem->class_id, emu_clock_ns() - start_ns);
+		lock_stat_contended(sem->class_id, LOCK_READ, emu_clock_ns() - start_ns);
 }
 
 void percpu_down_write(struct percpu_rwsem *sem)
@@ -71,8 +71,8 @@ void percpu_down_write(struct percpu_rwsem *sem)
 	if (!sem->class_id)
 		return;
 	if (waited)
-		lock_stat_contended(sem->class_id, emu_clock_ns() - start_ns);
-	lock_stat_acquired(sem->class_id, sem);
+		lock_stat_contended(sem->class_id, LOCK_WRITE, emu_clock_ns() - start_ns);
+	lock_stat_acquired(sem->class_id, LOCK_WRITE, sem);
 }
 
 bool percpu_down_write_trylock(struct percpu_rwsem *sem)
@@ -92,7 +92,7 @@ bool percpu_down_write_trylock(struct percpu_rwsem *sem)
 		return false;
 	}
 	if (sem->class_id)
-		lock_stat_acquired(sem->class_id, sem);
+		lock_stat_acquired(sem->class_id, LOCK_WRITE, sem);
 	return true;
 }
 

@@ -80,5 +80,5 @@ void spin_lock_slowpath(struct qspinlock *lock, uint32_t val)
 	if (!spin_lock_pending(lock, val))
 		spin_lock_queued(lock);
 	if (lock->class_id)
-		lock_stat_contended(lock->class_id, emu_clock_ns() - start_ns);
+		lock_stat_contended(lock->class_id, LOCK_WRITE, emu_clock_ns() - start_ns);
 }

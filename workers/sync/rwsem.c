@@ -409,7 +409,7 @@ EMU_NOINLINE void rwsem_down_read_slow(struct rw_semaphore *sem, uint64_t count)
 			rwsem_wake_type(sem, RWSEM_WAKE_READ_OWNED);
 	}
 	if (sem->class_id)
-		lock_stat_contended(sem->class_id, emu_clock_ns() - start_ns);
+		lock_stat_contended(sem->class_id, LOCK_READ, emu_clock_ns() - start_ns);
 }
 
 EMU_NOINLINE void rwsem_down_write_slow(struct rw_semaphore *sem)
@@ -420,5 +420,5 @@ EMU_NOINLINE void rwsem_down_write_slow(struct rw_semaphore *sem)
 	if (sem->no_spin || !rwsem_optimistic_spin(sem))
 		rwsem_queue_write(sem);
 	if (sem->class_id)
-		lock_stat_contended(sem->class_id, emu_clock_ns() - start_ns);
+		lock_stat_contended(sem->class_id, LOCK_WRITE, emu_clock_ns() - start_ns);
 }

@@ -243,8 +243,8 @@ EMU_EXPORT int emu_lock_class_name(uint32_t class_id, const char **name, const c
 /* The path "a>b>c" of a CPU's call site; "" for the root. Returns its length or -errno. */
 EMU_EXPORT int emu_cpu_site_path(uint32_t cpu, uint32_t site, char *buf, size_t size);
 /*
- * The lock statistics of all CPUs together, [emu_nr_lock_classes()][EMU_SITES_MAX], with call sites of their own; valid
- * until the next call. No CPU may run. NULL: emu_error() says what is damaged.
+ * The lock statistics of all CPUs together, [emu_nr_lock_classes()][LOCK_MODES][EMU_SITES_MAX], with call sites of
+ * their own; valid until the next call. No CPU may run. NULL: emu_error() says what is damaged.
  */
 EMU_EXPORT struct lock_stat *emu_lock_stats(void);
 EMU_EXPORT int emu_site_path(uint32_t site, char *buf, size_t size);

@@ -52,7 +52,7 @@ static inline void percpu_down_read(struct percpu_rwsem *sem)
 	if (unlikely(atomic_load_explicit(&sem->hold, memory_order_seq_cst)))
 		percpu_down_read_slow(sem);
 	if (sem->class_id)
-		lock_stat_acquired(sem->class_id, sem);
+		lock_stat_acquired(sem->class_id, LOCK_READ, sem);
 }
 
 static inline void percpu_up_read(struct percpu_rwsem *sem)

@@ -41,7 +41,7 @@ static inline bool spin_trylock(struct qspinlock *lock)
 		return false;
 	}
 	if (lock->class_id)
-		lock_stat_acquired(lock->class_id, lock);
+		lock_stat_acquired(lock->class_id, LOCK_WRITE, lock);
 	return true;
 }
 
@@ -54,7 +54,7 @@ static EMU_ALWAYS_INLINE void spin_lock(struct qspinlock *lock)
 							      memory_order_acquire, memory_order_relaxed)))
 		spin_lock_slowpath(lock, val);
 	if (lock->class_id)
-		lock_stat_acquired(lock->class_id, lock);
+		lock_stat_acquired(lock->class_id, LOCK_WRITE, lock);
 }
 
 static inline void spin_unlock(struct qspinlock *lock)

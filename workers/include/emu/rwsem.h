@@ -75,7 +75,7 @@ static inline void rwsem_write_acquired(struct rw_semaphore *sem)
 {
 	emu_line_moved(&sem->last_node);
 	if (sem->class_id)
-		lock_stat_acquired(sem->class_id, sem);
+		lock_stat_acquired(sem->class_id, LOCK_WRITE, sem);
 }
 
 static inline bool down_write_trylock(struct rw_semaphore *sem)
@@ -134,7 +134,7 @@ static inline bool down_read_trylock(struct rw_semaphore *sem)
 			return false;
 	rwsem_set_owner(sem, (uintptr_t)current | RWSEM_READER_OWNED);
 	if (sem->class_id)
-		lock_stat_acquired(sem->class_id, sem);
+		lock_stat_acquired(sem->class_id, LOCK_READ, sem);
 	return true;
 }
 
@@ -148,7 +148,7 @@ static EMU_ALWAYS_INLINE void down_read(struct rw_semaphore *sem)
 	else
 		rwsem_set_owner(sem, (uintptr_t)current | RWSEM_READER_OWNED);
 	if (sem->class_id)
-		lock_stat_acquired(sem->class_id, sem);
+		lock_stat_acquired(sem->class_id, LOCK_READ, sem);
 }
 
 static inline void up_read(struct rw_semaphore *sem)

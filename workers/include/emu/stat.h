@@ -3,7 +3,7 @@
  * stat.h - lock statistics by call site, as /proc/lock_stat has them, and latency histograms.
  *
  * Every lock belongs to a class (a name and, for a file's locks, the file). Every acquisition is counted in the table
- * of the CPU that makes it, at [class][call site]; no line is shared. Waiting is timed always (it is on the slow path
+ * of the CPU that makes it, at [class][mode][call site]; no line is shared. Waiting is timed always (it is on the slow path
  * anyway). Holding is timed for one acquisition in EMU_HOLD_SAMPLE (machine.h), because on a real machine two clock
  * reads cost as much as the uncontended lock; hold_samples says how many. A reader scales by acquired / hold_samples.
  *
@@ -17,20 +17,23 @@
 
 #define EMU_SITES_MAX 128u
 
+/* How a lock is taken. Who takes one that knows no readers is a writer. */
+enum lock_mode { LOCK_WRITE, LOCK_READ, LOCK_MODES };
+
 struct lock_stat {
 	uint64_t acquired;
 	uint64_t contended;
 	uint64_t wait_ns, wait_min_ns, wait_max_ns;
 	uint64_t hold_ns, hold_min_ns, hold_max_ns; /* of the hold_samples timed ones */
 	uint32_t hold_samples;
-	uint32_t place; /* class * EMU_SITES_MAX + site */
+	uint32_t place; /* (class * LOCK_MODES + mode) * EMU_SITES_MAX + site */
 };
 
 /* A process's. Few places are ever used, so what is counted there is kept close together. */
 struct lock_stat_table {
 	struct lock_stat *used; /* [nr_used + 1]; entry 0 is no place's */
 	_Atomic uint32_t nr_used;
-	uint16_t at[]; /* [class * EMU_SITES_MAX + site]: its entry in used; 0: none yet */
+	uint16_t at[]; /* [place]: its entry in used; 0: none yet */
 };
 
 /*
@@ -45,15 +48,20 @@ EMU_EXPORT uint32_t lock_class(const char *name, const char *file);
 #define EMU_CLASS_EXTENTS 3u   /* of a page table, for changes: designs with vmas_in_tables */
 #define EMU_CLASS_FREE_AREA 4u /* of free addresses */
 
+static inline uint32_t lock_stat_class(const struct lock_stat *stat)
+{
+	return stat->place / (LOCK_MODES * EMU_SITES_MAX);
+}
+
 /* A new entry, for a place that has none in this phase. */
 EMU_EXPORT struct lock_stat *lock_stat_first_use(struct task_struct *task, uint32_t place);
 EMU_EXPORT void lock_stat_hold_begin(struct task_struct *task, struct lock_stat *stat, const void *lock);
 EMU_EXPORT void lock_stat_hold_end(struct task_struct *task, const void *lock);
 
-static inline struct lock_stat *lock_stat_here(struct task_struct *task, uint32_t class_id)
+static inline struct lock_stat *lock_stat_here(struct task_struct *task, uint32_t class_id, enum lock_mode mode)
 {
 	struct lock_stat_table *table = task->lock_stats;
-	uint32_t place = class_id * EMU_SITES_MAX + task->site;
+	uint32_t place = (class_id * LOCK_MODES + mode) * EMU_SITES_MAX + task->site;
 
 	if (unlikely(!table->at[place]))
 		return lock_stat_first_use(task, place);
@@ -69,19 +77,19 @@ static inline void lock_stat_time(uint64_t ns, uint64_t nr, uint64_t *sum, uint6
 }
 
 /* Each lock calls these on every path: got it / got it after waiting, before that / about to release it. */
-static inline void lock_stat_acquired(uint32_t class_id, const void *lock)
+static inline void lock_stat_acquired(uint32_t class_id, enum lock_mode mode, const void *lock)
 {
 	struct task_struct *task = current;
-	struct lock_stat *stat = lock_stat_here(task, class_id);
+	struct lock_stat *stat = lock_stat_here(task, class_id, mode);
 
 	stat->acquired++;
 	if (unlikely(++task->hold_tick % EMU_HOLD_SAMPLE == 0))
 		lock_stat_hold_begin(task, stat, lock);
 }
 
-static inline void lock_stat_contended(uint32_t class_id, uint64_t wait_ns)
+static inline void lock_stat_contended(uint32_t class_id, enum lock_mode mode, uint64_t wait_ns)
 {
-	struct lock_stat *stat = lock_stat_here(current, class_id);
+	struct lock_stat *stat = lock_stat_here(current, class_id, mode);
 
 	emu_waited_for(class_id);
 	stat->contended++;

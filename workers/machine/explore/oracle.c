@@ -174,7 +174,7 @@ void lock_stat_hold_begin(struct task_struct *task, struct lock_stat *stat, cons
 	struct xcpu *me = x.me;
 	struct held held = {
 		.lock = lock,
-		.class_id = stat->place / EMU_SITES_MAX,
+		.class_id = lock_stat_class(stat),
 		.try_lock = in_try_walk[me->cpu],
 		.pc = me->depth ? me->shadow[(me->depth - 1) % SHADOW_DEPTH] : 0,
 	};
