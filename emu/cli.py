@@ -549,6 +549,9 @@ def validate(
     duration: Annotated[
         str, typer.Option(metavar="40ms", help="Measured time of a cell, virtual.")
     ] = validation.DURATION,
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="Seed: what chance does to the figures.")
+    ] = 1,
     uncertainty: Annotated[
         int,
         typer.Option(
@@ -578,6 +581,7 @@ def validate(
             row or (),
             file=file,
             duration=duration,
+            seed=seed,
             uncertainty=uncertainty,
             progress=say,
             stop=stop,

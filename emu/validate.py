@@ -184,6 +184,7 @@ def validate(
     run_cells: RunCells,
     *,
     duration: str = DURATION,
+    seed: int = 1,
     uncertainty: int = 0,
     progress: Callable[[Point], None] | None = None,
 ) -> Validation:
@@ -210,6 +211,7 @@ def validate(
                 "rmap": designs,
                 "mm": [row.mm],
                 "duration": duration,
+                "seed": seed,
             }
             if uncertainty and row.measure == "ratio":
                 options["uncertainty"] = uncertainty
@@ -242,6 +244,7 @@ def run_all(
     *,
     file: Path | None = None,
     duration: str = DURATION,
+    seed: int = 1,
     uncertainty: int = 0,
     progress: Callable[[Point], None] | None = None,
     stop: StopFlag | None = None,
@@ -264,6 +267,7 @@ def run_all(
         published.calibration,
         run_cells,
         duration=duration,
+        seed=seed,
         uncertainty=uncertainty,
         progress=progress,
     )

@@ -123,7 +123,7 @@ def test_rows_become_points_and_what_cannot_run_is_said() -> None:
         return a_run(*cells)
 
     calibrations = [Calibration("p", ["many:2"], "h")]
-    found = validate.validate(rows, calibrations, run_cells, duration="7ms", uncertainty=5)
+    found = validate.validate(rows, calibrations, run_cells, duration="7ms", seed=3, uncertainty=5)
     assert [(p.row, p.cpus, p.workload, p.ratio, p.calibrated_on) for p in found.points] == [
         ("many", 1, "execl", 1.5, False),
         ("many", 2, "execl", 0.5, True),
@@ -134,7 +134,7 @@ def test_rows_become_points_and_what_cannot_run_is_said() -> None:
     assert found.points[3].note == "no workload nosuch"
     assert found.points[4].note == "a failed: why"
     assert [options["rmap"] for options in asked] == [["b"], ["b"], ["b"], ["a", "b"]]
-    assert {options["duration"] for options in asked} == {"7ms"}
+    assert {(options["duration"], options["seed"]) for options in asked} == {("7ms", 3)}
     assert [options.get("uncertainty") for options in asked] == [None, None, None, 5]
 
 
@@ -210,9 +210,12 @@ def test_the_command_gives_a_table_and_json() -> None:
     assert point["published"] == [9500.0]
     assert point["ratio"] == pytest.approx(point["emulated"] / 9500)
     assert 0.5 < point["ratio"] < 2
-    wrong = emu("validate", "--row", "nosuch")
-    assert wrong.returncode == 2
-    assert len(wrong.stderr.strip().splitlines()) == 1
+    other = emu(*arguments, "--seed", "2", "--json", "-", timeout_s=120)
+    assert json.loads(other.stdout)["points"][0]["emulated"] != point["emulated"]
+    for wrong in (("--row", "nosuch"), ("--row", "static-exec-1", "--seed", "-1")):
+        refused = emu("validate", *wrong)
+        assert refused.returncode == 2
+        assert len(refused.stderr.strip().splitlines()) == 1
 
 
 def test_results_of_one_s_own_in_the_form_of_the_document(tmp_path: Path) -> None:
