@@ -82,6 +82,8 @@ STACK_NAMES = (
 
 SITES_MAX = 128
 LOCK_MODES = ("write", "read")
+"""Names of ``enum lock_mode``, in its order."""
+
 HIST_COUNTS = 4096
 HIST_MAX_NS = 2**38 - 1
 

@@ -136,7 +136,7 @@ def acquisitions(core: _core.Core) -> Counter[str]:
     """By lock class, since statistics began."""
     sums: Counter[str] = Counter()
     for lock in coordinator.totals.gather_locks(core):
-        sums[lock.name] += sum(int(stat["acquired"]) for stat in lock.modes.values())
+        sums[lock.name] += int(lock.total["acquired"])
     return sums
 
 

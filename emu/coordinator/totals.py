@@ -25,6 +25,11 @@ class LockTotals:
     modes: dict[str, NDArray[np.void]]
     sites: dict[str, NDArray[np.void]] = field(default_factory=dict)
 
+    @property
+    def total(self) -> NDArray[np.void]:
+        """However the lock was taken."""
+        return _sum(np.stack([*self.modes.values()]))
+
 
 @dataclass
 class WalkerTotals:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -310,19 +311,13 @@ def _lock_times(stat: NDArray[np.void]) -> LockTimes:
 
 def _lock(lock: LockTotals) -> Lock:
     modes = {mode: _lock_times(stat) for mode, stat in lock.modes.items()}
-    waited = [times for times in modes.values() if times.contended]
-    held = [times for times in modes.values() if times.hold_max_ns]
+    times = msgspec.structs.asdict(_lock_times(lock.total))
+    # Each mode's is scaled up by its own samples.
+    times["hold_ns"] = sum(each.hold_ns for each in modes.values())
     return Lock(
         name=lock.name,
         file=lock.file,
-        acquired=sum(times.acquired for times in modes.values()),
-        contended=sum(times.contended for times in modes.values()),
-        wait_ns=sum(times.wait_ns for times in modes.values()),
-        hold_ns=sum(times.hold_ns for times in modes.values()),
-        wait_min_ns=min((times.wait_min_ns for times in waited), default=0),
-        wait_max_ns=max((times.wait_max_ns for times in waited), default=0),
-        hold_min_ns=min((times.hold_min_ns for times in held), default=0),
-        hold_max_ns=max((times.hold_max_ns for times in held), default=0),
+        **times,
         modes=modes,
         sites=[
             Site(

@@ -68,19 +68,21 @@ static void fresh(void)
 	alarm(WATCHDOG_SECONDS);
 }
 
+static void stat_add(struct lock_stat *sum, const struct lock_stat *stat)
+{
+	sum->acquired += stat->acquired;
+	sum->contended += stat->contended;
+	sum->wait_ns += stat->wait_ns;
+	sum->hold_ns += stat->hold_ns;
+	sum->hold_samples += stat->hold_samples;
+}
+
 static struct lock_stat stat_of(uint32_t class_id, enum lock_mode mode)
 {
 	struct lock_stat sum = { 0 };
 
-	for (uint32_t cpu = 0; cpu < MACHINE_CPUS; cpu++) {
-		const struct lock_stat *stat = &machine->lock_stats[cpu][class_id * LOCK_MODES + mode];
-
-		sum.acquired += stat->acquired;
-		sum.contended += stat->contended;
-		sum.wait_ns += stat->wait_ns;
-		sum.hold_ns += stat->hold_ns;
-		sum.hold_samples += stat->hold_samples;
-	}
+	for (uint32_t cpu = 0; cpu < MACHINE_CPUS; cpu++)
+		stat_add(&sum, &machine->lock_stats[cpu][class_id * LOCK_MODES + mode]);
 	return sum;
 }
 
@@ -88,11 +90,7 @@ static struct lock_stat stat_sum(uint32_t class_id)
 {
 	struct lock_stat sum = stat_of(class_id, LOCK_WRITE), readers = stat_of(class_id, LOCK_READ);
 
-	sum.acquired += readers.acquired;
-	sum.contended += readers.contended;
-	sum.wait_ns += readers.wait_ns;
-	sum.hold_ns += readers.hold_ns;
-	sum.hold_samples += readers.hold_samples;
+	stat_add(&sum, &readers);
 	return sum;
 }
 
