@@ -550,8 +550,11 @@ def validate(
         str, typer.Option(metavar="40ms", help="Measured time of a cell, virtual.")
     ] = validation.DURATION,
     seed: Annotated[
-        int, typer.Option(metavar="N", help="Seed: what chance does to the figures.")
+        int, typer.Option(metavar="N", help="Seed; repeat r runs with N + r.")
     ] = 1,
+    repeats: Annotated[
+        int, typer.Option(metavar="N", help="Repeats; medians are compared.")
+    ] = validation.REPEATS,
     uncertainty: Annotated[
         int,
         typer.Option(
@@ -582,6 +585,7 @@ def validate(
             file=file,
             duration=duration,
             seed=seed,
+            repeats=repeats,
             uncertainty=uncertainty,
             progress=say,
             stop=stop,

@@ -223,14 +223,15 @@ def perfetto(finding: Finding) -> str:
                 "ph": "X",
                 "ts": at,
                 "dur": 1,
-                "pid": 1,
+                "pid": 0,  # of others Perfetto takes a thread 0 to be the one of the process's number
                 "tid": event.cpu,
                 "args": {"order": event.order, "stack": list(event.places), "step": event.step},
             }
         )
     names = sorted({event.cpu for event in finding.events})
     rows += [
-        {"name": "thread_name", "ph": "M", "pid": 1, "tid": cpu, "args": {"name": f"CPU{cpu}"}}
+        {"name": "thread_name", "ph": "M", "pid": 0, "tid": cpu, "args": {"name": f"CPU{cpu}"}}
         for cpu in names
     ]
+    rows.append({"name": "process_name", "ph": "M", "pid": 0, "args": {"name": "failing run"}})
     return json.dumps({"traceEvents": rows})

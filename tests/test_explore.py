@@ -265,7 +265,8 @@ def test_a_finding_says_how_it_came_about(tmp_path: Path) -> None:
     assert finding.critical is not None
     assert any(event.decisions >= finding.critical for event in finding.events)
     rows = json.loads(explore_report.perfetto(finding))["traceEvents"]
-    assert {row["tid"] for row in rows} == {0, 1, 2, 3}
+    assert {row["tid"] for row in rows if row["name"] != "process_name"} == {0, 1, 2, 3}
+    assert {row["pid"] for row in rows} == {0}
 
 
 def test_exit_status_and_replay_on_the_command_line() -> None:

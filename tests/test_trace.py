@@ -42,7 +42,8 @@ def traced(tmp_path: Path, *arguments: str) -> tuple[dict[str, Any], dict[str, A
 
 
 def slices(document: dict[str, Any]) -> list[Event]:
-    return [event for event in document["traceEvents"] if event["ph"] == "X"]
+    events = [event for event in document["traceEvents"] if event["ph"] == "X"]
+    return [event for event in events if event["cat"] != "window"]
 
 
 def check_nesting(events: list[Event]) -> None:
@@ -189,6 +190,9 @@ def test_a_window_has_what_overlaps_it_and_the_run_is_the_same(
         if ns(event["ts"]) < last and ns(event["ts"]) + ns(event["dur"]) >= first
     ]
     assert sorted(map(key, slices(document))) == sorted(map(key, expected))
+    windows = [each for each in document["traceEvents"] if each.get("cat") == "window"]
+    assert [(each["ts"], each["dur"], each["pid"]) for each in windows] == [(300, 200, 3)]
+    assert not [each for each in whole[0]["traceEvents"] if each.get("cat") == "window"]
     del cell["host"], whole[1]["host"]
     assert cell == whole[1]
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -103,8 +104,9 @@ def test_the_ratio(published: list[float], bound: str, emulated: float, ratio: f
         published=published,
         bound=bound,
     )
-    validate.compare(point, emulated)
+    validate.compare(point, [99.0, emulated, 0.0])
     assert (point.emulated, point.ratio) == (emulated, ratio)
+    assert point.repeats == [99.0, emulated, 0.0]
 
 
 def test_rows_become_points_and_what_cannot_run_is_said() -> None:
@@ -117,13 +119,18 @@ def test_rows_become_points_and_what_cannot_run_is_said() -> None:
 
     def run_cells(options: Mapping[str, object]) -> Run:
         asked.append(options)
-        cells = [a_cell("a", 50), a_cell("b", 75)]
+        cells = []
+        for repeat, ops in enumerate((75, 1, 99)):
+            cells += [a_cell("a", 50), a_cell("b", ops)]
+            cells[-2].repeat = cells[-1].repeat = repeat
         if "a" in options["rmap"]:  # type: ignore[operator]
             cells[0].status, cells[0].error = "failed", "why"
         return a_run(*cells)
 
     calibrations = [Calibration("p", ["many:2"], "h")]
-    found = validate.validate(rows, calibrations, run_cells, duration="7ms", seed=3, uncertainty=5)
+    found = validate.validate(
+        rows, calibrations, run_cells, duration="7ms", seed=3, repeats=3, uncertainty=5
+    )
     assert [(p.row, p.cpus, p.workload, p.ratio, p.calibrated_on) for p in found.points] == [
         ("many", 1, "execl", 1.5, False),
         ("many", 2, "execl", 0.5, True),
@@ -134,7 +141,9 @@ def test_rows_become_points_and_what_cannot_run_is_said() -> None:
     assert found.points[3].note == "no workload nosuch"
     assert found.points[4].note == "a failed: why"
     assert [options["rmap"] for options in asked] == [["b"], ["b"], ["b"], ["a", "b"]]
-    assert {(options["duration"], options["seed"]) for options in asked} == {("7ms", 3)}
+    given = {(each["duration"], each["seed"], each["repeats"]) for each in asked}
+    assert given == {("7ms", 3, 3)}
+    assert found.points[0].repeats == [150.0, 2.0, 198.0]
     assert [options.get("uncertainty") for options in asked] == [None, None, None, 5]
 
 
@@ -146,7 +155,7 @@ def test_what_was_done_before_an_interrupt_is_kept() -> None:
             raise Interrupted
         return a_run(a_cell("b", 75))
 
-    found = validate.validate(rows, [], run_cells)
+    found = validate.validate(rows, [], run_cells, repeats=1)
     assert found.interrupted
     assert [(p.cpus, p.ratio) for p in found.points] == [(1, 1.5)]
 
@@ -208,11 +217,16 @@ def test_the_command_gives_a_table_and_json() -> None:
     done = emu(*arguments, "--json", "-", timeout_s=120)
     (point,) = json.loads(done.stdout)["points"]
     assert point["published"] == [9500.0]
+    assert len(set(point["repeats"])) == validate.REPEATS
+    assert point["emulated"] == statistics.median(point["repeats"])
+    spread = (max(point["repeats"]) - min(point["repeats"])) / 2 / point["emulated"]
+    assert f"{spread:.1%}" in shown.stdout
     assert point["ratio"] == pytest.approx(point["emulated"] / 9500)
     assert 0.5 < point["ratio"] < 2
-    other = emu(*arguments, "--seed", "2", "--json", "-", timeout_s=120)
-    assert json.loads(other.stdout)["points"][0]["emulated"] != point["emulated"]
-    for wrong in (("--row", "nosuch"), ("--row", "static-exec-1", "--seed", "-1")):
+    other = emu(*arguments, "--seed", "2", "--repeats", "1", "--json", "-", timeout_s=120)
+    assert json.loads(other.stdout)["points"][0]["repeats"] == [point["repeats"][1]]
+    row = ("--row", "static-exec-1")
+    for wrong in (("--row", "nosuch"), (*row, "--seed", "-1"), (*row, "--repeats", "0")):
         refused = emu("validate", *wrong)
         assert refused.returncode == 2
         assert len(refused.stderr.strip().splitlines()) == 1

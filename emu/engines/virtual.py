@@ -332,7 +332,7 @@ class VirtualJob:
                 self._result.time_stack, self._result.by_cpu = phase.time_stack, by_cpu
         self._result.host.accesses = ran.accesses
         if self._window and ran.trace:
-            trace.write(ran.trace, self._plan.node_of_cpu, self._name, self._window.file)
+            trace.write(ran.trace, self._plan.node_of_cpu, self._name, self._window)
             if not ran.trace.slices:
                 self.notice = (
                     f"--trace {self._window.file}: nothing is in the window; the phase took "

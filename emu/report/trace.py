@@ -76,17 +76,21 @@ def make_window(file: str | Path, window: str | None) -> Window:
     return Window(path, first, length)
 
 
-def write(trace: Trace, node_of_cpu: list[int], title: str, file: Path) -> None:
-    """Write the trace. Raises InputError, EmuError when that cannot be done."""
+def write(trace: Trace, node_of_cpu: list[int], title: str, window: Window) -> None:
+    """Write the trace of a window. Raises InputError, EmuError when that cannot be done."""
     other = {"cell": title, "clock": "ns of virtual time since the start of the phase"}
     if trace.full_ns is not None:
         other["incomplete"] = f"the room for slices ended at {trace.full_ns} ns"
     document = {
-        "traceEvents": [*_names(node_of_cpu), *_events(trace.slices, node_of_cpu)],
+        "traceEvents": [
+            *_names(node_of_cpu),
+            *_window(window, trace.slices, max(node_of_cpu) + 1),
+            *_events(trace.slices, node_of_cpu),
+        ],
         "displayTimeUnit": "ns",
         "otherData": other,
     }
-    write_output(file, msgspec.json.encode(document))
+    write_output(window.file, msgspec.json.encode(document))
 
 
 def _names(node_of_cpu: list[int]) -> Iterator[dict[str, Any]]:
@@ -96,6 +100,23 @@ def _names(node_of_cpu: list[int]) -> Iterator[dict[str, Any]]:
     for cpu, node in enumerate(node_of_cpu):
         yield _meta("thread_name", node, cpu, {"name": f"CPU {cpu}"})
         yield _meta("thread_sort_index", node, cpu, {"sort_index": cpu})
+
+
+def _window(window: Window, slices: Iterable[Slice], group: int) -> Iterator[dict[str, Any]]:
+    """A track that shows where the window ends, if slices that begin in it reach beyond that."""
+    if all(each.end_ns <= window.first_ns + window.length_ns for each in slices):
+        return
+    yield _meta("process_name", group, None, {"name": "window"})
+    yield {
+        "ph": "X",
+        "name": "what begins after this is not in the trace",
+        "cat": "window",
+        "ts": window.first_ns / 1000,
+        "dur": window.length_ns / 1000,
+        "pid": group,
+        "tid": 0,
+        "args": {},
+    }
 
 
 def _meta(name: str, pid: int, tid: int | None, args: dict[str, Any]) -> dict[str, Any]:
