@@ -29,7 +29,7 @@ from emu.terminal import LOOK, WholeTable
 DURATION = "40ms"
 """Of a cell, in virtual time: each of 384 CPUs that share one lock ends an exec or two in it."""
 REPEATS = 5
-"""Of a cell, with other seeds: one alone is up to 2 % away from the median of many."""
+"""Of a cell, with other seeds: a ratio with one alone is up to 4 % away from their median."""
 _GHZ = 2.4
 """Of latency_cycles."""
 
