@@ -480,8 +480,28 @@ def test_plots_can_be_changed(browser: Browser, real: Path) -> None:
     browser.run(f'{figure}.querySelector("summary").click()')
     rows = browser.run(f'{figure}.querySelectorAll("tbody tr").length')
     assert rows == 2
+    assert re.fullmatch(r"\d+\.\d\d%", browser.run(f'{figure}.querySelector("td").textContent'))
     browser.run('document.getElementById("theme").click()')
     assert browser.run("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 28)"
+
+
+def test_latencies_are_said_with_their_units(browser: Browser, real: Path) -> None:
+    browser.look_as(1400, "light")
+    browser.open(real / "report.html")
+    figure = 'document.getElementById("latency-0").closest("figure")'
+    browser.run(f'{figure}.querySelector("summary").click()')
+    cells = "(row) => [...row.cells].map((cell) => cell.innerText)"
+    shown = browser.run(f'[...{figure}.querySelectorAll("tbody tr")].map({cells})')
+    assert shown[0][0] == "0%"
+    percents = [float(row[0].removesuffix("%")) for row in shown]
+    assert percents == sorted(percents) and 90 <= percents[-1] < 100
+    said = [cell for row in shown for cell in row[1:] if cell != "-"]
+    assert len(said) > 20
+    assert all(re.fullmatch(r"[\d.]+ (ns|µs|ms)", cell) for cell in said)
+    # The same percentiles for all designs, up to where the first curve ends.
+    assert not any("-" in row for row in shown[:12])
+    of_point = 'document.getElementById("latency-0").data[0].customdata[0]'
+    assert re.fullmatch(r"0%: [\d.]+ (ns|µs|ms)", browser.run(of_point))
 
 
 def test_a_plot_is_saved_as_svg(browser: Browser, real: Path, tmp_path: Path) -> None:

@@ -305,8 +305,9 @@ def percentile_curve(cells: Sequence[CellResult], op: str) -> tuple[list[float],
     total = int(counts.sum()) + overflow
     if not total:
         return [], []
-    steps = int(math.log10(total) * _POINTS_PER_DECADE) + 1
-    inverse = np.unique(np.append(np.logspace(0, math.log10(total), steps), float(total)))
+    # The same for all curves, but for where each ends.
+    steps = np.arange(math.ceil(math.log10(total) * _POINTS_PER_DECADE))
+    inverse = np.append(10 ** (steps / _POINTS_PER_DECADE), float(total))
     ranks = np.maximum(1, np.ceil((1 - 1 / inverse) * total - 1e-9))
     buckets = np.searchsorted(np.cumsum(counts), ranks)
     inside = buckets < len(counts)
@@ -336,6 +337,7 @@ def latency(sweep: Sweep) -> Figure:
             layout = {
                 "xaxis": {
                     "title": {"text": "percentile"},
+                    "says": "percentile",
                     "type": "log",
                     "tickvals": [10**nine for nine in nines],
                     "ticktext": [percentile_name(nine) for nine in nines],
@@ -355,7 +357,7 @@ def percentile_name(nines: int) -> str:
 
 def time_axis(title: str, values_ns: Sequence[float]) -> dict[str, Any]:
     """A logarithmic axis of times, its ticks in the units that people say."""
-    return _log_axis(title, values_ns, ("ns", "µs", "ms", "s"), " ")
+    return _log_axis(title, values_ns, ("ns", "µs", "ms", "s"), " ") | {"says": "time"}
 
 
 def _log_axis(
@@ -420,7 +422,12 @@ def _stacked(
             traces.append(_bar(list(shares), rest, "others", _GREY))
         layout = {
             "barmode": "stack",
-            "xaxis": {"title": {"text": axis}, "tickformat": ".0%", "rangemode": "tozero"},
+            "xaxis": {
+                "title": {"text": axis},
+                "says": "share",
+                "tickformat": ".0%",
+                "rangemode": "tozero",
+            },
             "yaxis": {"autorange": "reversed", "type": "category"},
             "tall": 100 + 40 * len(shares),
         }

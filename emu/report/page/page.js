@@ -43,7 +43,7 @@
     const style = getComputedStyle(root);
     const light = { text: "#000000", grid: "#e4e7eb", line: "#8a8f98", panel: "#ffffff" };
     const colour = (name) => (paper ? light[name] : style.getPropertyValue(`--${name}`).trim());
-    const axis = (given) => ({
+    const axis = ({ says, ...given }) => ({
       ...given,
       title: given.title && { ...given.title, standoff: 8 },
       automargin: true,
@@ -70,12 +70,45 @@
     };
   }
 
+  // What a figure says that an axis is of, as people say it.
+  const SAYS = {
+    time: (ns) => {
+      const [unit, size] = [["s", 1e9], ["ms", 1e6], ["\u00b5s", 1e3]].find(([, n]) => ns >= n)
+        ?? ["ns", 1];
+      return `${+(ns / size).toPrecision(4)} ${unit}`;
+    },
+    share: (part) => `${(100 * part).toFixed(2)}%`,
+    percentile: (inverse) => {
+      const digits = Math.max(1, Math.floor(Math.log10(inverse) + 1e-9));
+      return `${+(100 * (1 - 1 / inverse)).toFixed(digits)}%`;
+    },
+  };
+
+  function said(axis, value) {
+    if (typeof value !== "number") return value;
+    const say = SAYS[axis?.says];
+    const digits = Math.abs(value) < 100 ? 3 : 0;
+    return say ? say(value) : value.toLocaleString("en", { maximumFractionDigits: digits });
+  }
+
+  // By the tick that is there, if one is.
+  function ticked(axis, at) {
+    const tick = (axis.tickvals || []).indexOf(at);
+    return tick < 0 ? said(axis, at) : axis.ticktext[tick];
+  }
+
   function draw(plot, variant) {
     shown.set(plot, variant);
     const layout = laidOut(variant);
     plot.style.height = `${layout.height}px`;
+    const { xaxis, yaxis } = variant.layout;
+    const pointed = (trace) => ({
+      customdata: trace.y.map((y, n) => `${ticked(xaxis, trace.x[n])}: ${said(yaxis, y)}`),
+      hovertemplate: "%{customdata}<extra>%{fullData.name}</extra>",
+    });
     const traces = variant.traces.map((trace) => ({
       ...structuredClone(trace),
+      ...(yaxis.says === "time" ? pointed(trace) : {}),
       visible: !plot.away?.has(trace.name),
     }));
     return Plotly.react(plot, traces, layout, {
@@ -149,17 +182,15 @@
       first.z[0].forEach((_, from) => head.append(element("th", from, { scope: "col" })));
       first.z.forEach((row, to) => {
         const line = body.insertRow();
-        line.append(element("th", to, { scope: "row" }), ...row.map((n) => element("td", n)));
+        const cells = row.map((lines) => element("td", said(null, lines)));
+        line.append(element("th", to, { scope: "row" }), ...cells);
       });
       return table;
     }
     const across = first.orientation === "h" ? "y" : "x";
     const value = across === "y" ? "x" : "y";
     const axis = variant.layout[`${across}axis`];
-    const label = (at) => {
-      const tick = (axis.tickvals || []).indexOf(at);
-      return tick < 0 ? at : axis.ticktext[tick];
-    };
+    const values = variant.layout[`${value}axis`];
     const columns = [...new Set(variant.traces.flatMap((trace) => trace[across]))];
     if (across === "x") columns.sort((a, b) => a - b);
     head.append(element("th", across === "x" ? axis.title.text : "", { scope: "col" }));
@@ -168,10 +199,10 @@
     }
     for (const at of columns) {
       const line = body.insertRow();
-      line.append(element("th", decoded(label(at)), { scope: "row" }));
+      line.append(element("th", decoded(ticked(axis, at)), { scope: "row" }));
       for (const trace of variant.traces) {
         const found = trace[value][trace[across].indexOf(at)];
-        line.append(element("td", found === undefined || found === null ? "-" : found));
+        line.append(element("td", found === undefined || found === null ? "-" : said(values, found)));
       }
     }
     return table;
