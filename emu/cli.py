@@ -549,9 +549,7 @@ def validate(
     duration: Annotated[
         str, typer.Option(metavar="40ms", help="Measured time of a cell, virtual.")
     ] = validation.DURATION,
-    seed: Annotated[
-        int, typer.Option(metavar="N", help="Seed; repeat r runs with N + r.")
-    ] = 1,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed; repeat r runs with N + r.")] = 1,
     repeats: Annotated[
         int, typer.Option(metavar="N", help="Repeats; medians are compared.")
     ] = validation.REPEATS,

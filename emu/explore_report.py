@@ -223,7 +223,8 @@ def perfetto(finding: Finding) -> str:
                 "ph": "X",
                 "ts": at,
                 "dur": 1,
-                "pid": 0,  # of others Perfetto takes a thread 0 to be the one of the process's number
+                # Of another process Perfetto takes thread 0 to be the one of the process's number.
+                "pid": 0,
                 "tid": event.cpu,
                 "args": {"order": event.order, "stack": list(event.places), "step": event.step},
             }
