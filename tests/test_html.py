@@ -24,6 +24,7 @@ from emu.results import (
     CellResult,
     DesignUncertainty,
     Latency,
+    Memory,
     Run,
     Uncertainty,
     Walker,
@@ -190,6 +191,16 @@ def test_transfers_are_by_node_pair_per_repeat() -> None:
     found = by_choice(figures.transfers(sweep(*cells)))
     assert found["outer-inner:shards=2,by=cpu", "2"].traces[0]["z"] == [[7, 2], [2, 0]]
     assert figures.transfers(sweep(made_cell(node_transfers=[]))).variants == []
+    # Without a largest value of its own the scale would go below 0 where nothing moved.
+    (quiet,) = figures.transfers(sweep(made_cell(node_transfers=[[0]]))).variants
+    assert (quiet.traces[0]["zmin"], quiet.traces[0]["zmax"]) == (0, 1)
+
+
+def test_memory_is_left_out_where_there_are_no_files() -> None:
+    assert figures.memory(sweep(made_cell(memory=Memory()))).variants == []
+    taken = Memory(rmap_bytes_per_file=128)
+    (variant,) = figures.memory(sweep(made_cell(memory=taken))).variants
+    assert [trace["x"] for trace in variant.traces] == [[128], [0], [0], [0]]
 
 
 def test_transfers_of_a_damaged_file_are_drawn_as_they_are() -> None:

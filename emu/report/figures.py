@@ -425,7 +425,7 @@ def _stacked(
             "xaxis": {
                 "title": {"text": axis},
                 "says": "share",
-                "tickformat": ".0%",
+                "tickformat": ".3~%",
                 "rangemode": "tozero",
             },
             "yaxis": {"autorange": "reversed", "type": "category"},
@@ -516,6 +516,7 @@ def transfers(sweep: Sweep) -> Figure:
                 "z": [[_short(value) for value in row] for row in counts.tolist()],
                 "colorscale": "Viridis",
                 "zmin": 0,
+                "zmax": max(1.0, float(counts.max())),
                 "xgap": 1,
                 "ygap": 1,
                 "colorbar": {"thickness": 12},
@@ -605,7 +606,9 @@ def memory(sweep: Sweep) -> Figure:
         "tall": 100 + 64 * len(designs),
     }
     about = f"Bytes of the index, of the file that takes most, with {counted(most, 'CPU')}."
-    return Figure("memory", "Memory", about, [Variant(traces, layout)])
+    # Micro workloads have no files.
+    some = any(value for trace in traces for value in trace["x"])
+    return Figure("memory", "Memory", about, [Variant(traces, layout)] if some else [])
 
 
 FIGURES: tuple[Callable[[Sweep], Figure | None], ...] = (
