@@ -22,6 +22,7 @@ from typing import Any
 import simpy
 
 ROUNDS = 3
+DESIGNS = ("single", "numa-trees", "numa-locks")
 
 # What is compared: figure, with what, and the aim for the ratio (or for ns, when with nothing).
 RATIOS: list[tuple[str, str | None, float | None]] = [
@@ -34,11 +35,10 @@ RATIOS: list[tuple[str, str | None, float | None]] = [
     ("remove_insert_hot_6000", None, 80.0),
     ("remove_insert_hot_100000", "remove_insert_hot_10", None),
     ("remove_insert_cold_6000", "remove_insert_hot_6000", None),
-    ("execl_4096_numa-locks_exec", "execl_384_numa-locks_exec", 1.6),
+    *((f"execl_4096_{design}_exec", f"execl_384_{design}_exec", 1.6) for design in DESIGNS),
 ]
 
 ACTORS, LOCKS, SECTIONS, HOLD_US, THINK_US = 384, (1, 12, 384), 200, 1, 5
-DESIGNS = ("single", "numa-trees", "numa-locks")
 
 
 def simpy_section_ns(locks: int) -> float:

@@ -121,8 +121,9 @@ int main(int argc, char **argv)
 	for (uint32_t i = 0; i < ARRAY_SIZE(designs); i++)
 		if (wanted("execl_%u_%s", 384, designs[i]))
 			execl_on(&hygon, 384, designs[i], ns);
-	if (wanted("execl_%u_%s", 4096, "numa-locks"))
-		execl_on(&large, 4096, "numa-locks", ns / 4);
+	for (uint32_t i = 0; i < ARRAY_SIZE(designs); i++)
+		if (wanted("execl_%u_%s", 4096, designs[i]))
+			execl_on(&large, 4096, designs[i], ns / 4);
 
 	sections.hold_ns = 1000;
 	sections.think_ns = 5000;
