@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from emu import calibrate, experiment, topology, workload
+from emu import calibrate, experiment, stats, topology, workload
 from emu.errors import EmuError
 from emu.words import counted
 
@@ -87,7 +87,7 @@ def run(
         Row(
             cpus=n,
             real_per_s=rates[n],
-            real_spread=float(np.ptp(real[n])) / 2 / rates[n],
+            real_spread=stats.spread(real[n]) or 0.0,
             emulated_per_s={engine: emulated[engine][n] for engine in ENGINES},
             ratio={engine: emulated[engine][n] / rates[n] for engine in ENGINES},
         )

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from emu import _core
 from emu.explore import Event, Finding, Result
+from emu.report.trace import meta
 from emu.terminal import LOOK
 from emu.words import counted
 
@@ -229,10 +230,9 @@ def perfetto(finding: Finding) -> str:
                 "args": {"order": event.order, "stack": list(event.places), "step": event.step},
             }
         )
-    names = sorted({event.cpu for event in finding.events})
     rows += [
-        {"name": "thread_name", "ph": "M", "pid": 0, "tid": cpu, "args": {"name": f"CPU{cpu}"}}
-        for cpu in names
+        meta("thread_name", 0, cpu, {"name": f"CPU{cpu}"})
+        for cpu in sorted({event.cpu for event in finding.events})
     ]
-    rows.append({"name": "process_name", "ph": "M", "pid": 0, "args": {"name": "failing run"}})
+    rows.append(meta("process_name", 0, None, {"name": "failing run"}))
     return json.dumps({"traceEvents": rows})

@@ -72,6 +72,12 @@ def deviation(sample: Sequence[float]) -> float | None:
     return statistics.stdev(sample) / abs(statistics.fmean(sample))
 
 
+def spread(sample: Sequence[float]) -> float | None:
+    """Half of the range over the median; None for a single repeat or a median of 0."""
+    middle = statistics.median(sample) if len(sample) > 1 else 0.0
+    return (max(sample) - min(sample)) / 2 / middle if middle else None
+
+
 def _estimate(samples: tuple[Sequence[float], ...], statistic: Any) -> Estimate:
     data = [np.asarray(sample, float) for sample in samples]
     value = float(statistic(*data, axis=-1))

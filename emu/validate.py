@@ -18,7 +18,7 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
-from emu import experiment, workload
+from emu import experiment, stats, workload
 from emu.coordinator import Interrupted, StopFlag
 from emu.errors import InputError, unknown
 from emu.files import parse_toml
@@ -294,6 +294,7 @@ def print_validation(found: Validation, console: Console) -> None:
     for point in found.points:
         limit = ">= " if point.bound else ""
         published = " - ".join(_number(value) for value in point.published)
+        spread = stats.spread(point.repeats)
         notes = [point.note] if point.note else []
         if point.calibrated_on:
             notes.append("calibrated on")
@@ -303,7 +304,7 @@ def print_validation(found: Validation, console: Console) -> None:
             str(point.cpus),
             f"{limit}{published}",
             "-" if point.emulated is None else _number(point.emulated),
-            _spread(point),
+            f"{spread:.1%}" if spread else "",
             "-" if point.ratio is None else f"{point.ratio:.2f}",
             "; ".join(notes),
         )
@@ -317,13 +318,6 @@ def print_validation(found: Validation, console: Console) -> None:
             Text(f"  {each.parameter}: on {', '.join(each.on)}. {each.how}"), soft_wrap=True
         )
     print_uncertainty(found.uncertainty, console)
-
-
-def _spread(point: Point) -> str:
-    """Half of the range of the repeats over their median; nothing where they are equal, or one."""
-    if not point.emulated or len(set(point.repeats)) < 2:
-        return ""
-    return f"{(max(point.repeats) - min(point.repeats)) / 2 / point.emulated:.1%}"
 
 
 def _number(value: float) -> str:

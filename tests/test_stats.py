@@ -71,6 +71,13 @@ def test_a_speed_up_is_the_ratio_of_medians() -> None:
     assert stats.speed_up([0.0], [1.0]).value != stats.speed_up([0.0], [1.0]).value  # nan
 
 
+def test_spread() -> None:
+    assert stats.spread([1.0]) is None
+    assert stats.spread([0.0, 0.0]) is None
+    assert stats.spread([9.0, 10.0, 14.0]) == 0.25
+    assert stats.spread([3.0, 3.0]) == 0
+
+
 def test_deviation() -> None:
     assert stats.deviation([1.0]) is None
     assert stats.deviation([9.0, 11.0]) == pytest.approx(statistics.stdev([9, 11]) / 10)

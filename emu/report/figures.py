@@ -233,7 +233,8 @@ def scaling(sweep: Sweep) -> Figure:
             f"{sweep.unit}/s",
             [cell.ops_per_s for cell in sweep.cells],
             ("", "k", "M", "G"),
-        ),
+        )
+        | {"hoverformat": ".4s"},
     }
     about = f"Median {sweep.unit}s per second over numbers of CPUs; both axes are logarithmic."
     return Figure("scaling", "Throughput", about + _bars(sweep), [Variant(traces, layout)])
@@ -381,7 +382,6 @@ def _log_axis(
         "tickvals": [at for at, _ in ticks],
         "ticktext": [text.strip() for _, text in ticks],
         "range": [low, high],
-        "hoverformat": ".4s",
     }
 
 

@@ -16,7 +16,7 @@ from rich.text import Text
 from emu.host import disturbances_of_run
 from emu.report.designs import Designs
 from emu.results import KIND, CellResult, Run, Uncertainty
-from emu.stats import unstable
+from emu.stats import spread, unstable
 from emu.terminal import LOOK, WholeTable, plain_console
 from emu.words import counted
 
@@ -54,10 +54,7 @@ class _Row:
 
     @property
     def spread(self) -> float | None:
-        """Half of the range over the median; None for a single repeat."""
-        if len(self.cells) < 2 or not self.median:
-            return None
-        return (max(self.rates) - min(self.rates)) / 2 / self.median
+        return spread(self.rates)
 
 
 def print_run(run: Run, console: Console) -> None:

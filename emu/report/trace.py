@@ -95,31 +95,25 @@ def write(trace: Trace, node_of_cpu: list[int], title: str, window: Window) -> N
 
 def _names(node_of_cpu: list[int]) -> Iterator[dict[str, Any]]:
     for node in sorted(set(node_of_cpu)):
-        yield _meta("process_name", node, None, {"name": f"node {node}"})
-        yield _meta("process_sort_index", node, None, {"sort_index": node})
+        yield meta("process_name", node, None, {"name": f"node {node}"})
+        yield meta("process_sort_index", node, None, {"sort_index": node})
     for cpu, node in enumerate(node_of_cpu):
-        yield _meta("thread_name", node, cpu, {"name": f"CPU {cpu}"})
-        yield _meta("thread_sort_index", node, cpu, {"sort_index": cpu})
+        yield meta("thread_name", node, cpu, {"name": f"CPU {cpu}"})
+        yield meta("thread_sort_index", node, cpu, {"sort_index": cpu})
 
 
 def _window(window: Window, slices: Iterable[Slice], group: int) -> Iterator[dict[str, Any]]:
     """A track that shows where the window ends, if slices that begin in it reach beyond that."""
-    if all(each.end_ns <= window.first_ns + window.length_ns for each in slices):
+    first_ns, end_ns = window.first_ns, window.first_ns + window.length_ns
+    if all(each.end_ns <= end_ns for each in slices):
         return
-    yield _meta("process_name", group, None, {"name": "window"})
-    yield {
-        "ph": "X",
-        "name": "what begins after this is not in the trace",
-        "cat": "window",
-        "ts": window.first_ns / 1000,
-        "dur": window.length_ns / 1000,
-        "pid": group,
-        "tid": 0,
-        "args": {},
-    }
+    yield meta("process_name", group, None, {"name": "window"})
+    name = "what begins after this is not in the trace"
+    yield _complete(Slice(0, first_ns, end_ns, "window", name, {}), first_ns, end_ns, group)
 
 
-def _meta(name: str, pid: int, tid: int | None, args: dict[str, Any]) -> dict[str, Any]:
+def meta(name: str, pid: int, tid: int | None, args: dict[str, Any]) -> dict[str, Any]:
+    """What names a process, or a thread of it."""
     event = {"ph": "M", "name": name, "pid": pid, "args": args}
     return event if tid is None else event | {"tid": tid}
 
@@ -130,16 +124,21 @@ def _events(slices: Iterable[Slice], node_of_cpu: list[int]) -> Iterator[dict[st
         tracks[each.task].append(each)
     for cpu, track in sorted(tracks.items()):
         for each, start_ns, end_ns in nested(track):
-            yield {
-                "ph": "X",
-                "name": each.name,
-                "cat": each.kind,
-                "ts": start_ns / 1000,
-                "dur": (end_ns - start_ns) / 1000,
-                "pid": node_of_cpu[cpu],
-                "tid": cpu,
-                "args": each.args,
-            }
+            yield _complete(each, start_ns, end_ns, node_of_cpu[cpu])
+
+
+def _complete(drawn: Slice, start_ns: int, end_ns: int, group: int) -> dict[str, Any]:
+    """Of a slice, or of a part of one, on the track of its task."""
+    return {
+        "ph": "X",
+        "name": drawn.name,
+        "cat": drawn.kind,
+        "ts": start_ns / 1000,
+        "dur": (end_ns - start_ns) / 1000,
+        "pid": group,
+        "tid": drawn.task,
+        "args": drawn.args,
+    }
 
 
 def nested(track: list[Slice]) -> Iterator[tuple[Slice, int, int]]:
